@@ -1,4 +1,6 @@
-"""The one exception a user is meant to see."""
+"""The exceptions that end a run with one line and no traceback."""
+
+import signal
 
 
 class UserError(Exception):
@@ -6,3 +8,15 @@ class UserError(Exception):
 
     The command line prints the text and leaves with status 2; library callers catch it as any exception.
     """
+
+
+class RunFailedError(Exception):
+    """A run that went wrong by itself (a loss that is not finite); the command line leaves with status 1."""
+
+
+class StoppedError(Exception):
+    """A run that was told to stop and has saved its state; the command line leaves with 128 + the signal."""
+
+    def __init__(self, number: int):
+        super().__init__(f"stopped by {signal.Signals(number).name}; the same command goes on from here")
+        self.number = number

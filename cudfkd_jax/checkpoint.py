@@ -1,0 +1,105 @@
+"""Run states on disk: Orbax, atomically, with a checksum of every file.
+
+A checkpoint is the folder `<name>` that Orbax wrote together with `<name>.sha256.json`, the digest of each of
+its files, which is renamed into place last. Without a manifest that agrees the checkpoint counts as not written
+and Orbax never opens it, because Orbax itself restores a flipped byte without a word.
+"""
+
+import hashlib
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import TypeVar
+
+import jax
+import orbax.checkpoint as ocp
+
+from cudfkd_jax.errors import UserError
+from cudfkd_jax.files import write_json
+
+Tree = TypeVar("Tree")
+
+_NAME = re.compile(r"\d{9}")  # a step; Orbax appends to it while it writes
+
+
+def save(folder: Path, step: int, state: object, *, keep: int) -> None:
+    """Writes `state` as the checkpoint of `step` and removes all but the newest `keep`.
+
+    Args:
+        folder: of the checkpoints; made if needed.
+        step: names the checkpoint; one that is there already is left as it is.
+        state: a pytree of arrays and typed random keys.
+        keep: at least 1.
+    """
+    path = folder.absolute() / f"{step:09d}"
+    if is_intact(path):
+        return
+    shutil.rmtree(path, ignore_errors=True)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(path, state)
+    write_json(_manifest(path), _digests(path))
+    _prune(folder, keep)
+
+
+def restore_newest(folder: Path, like: Tree) -> tuple[Tree | None, list[Path]]:
+    """The newest intact checkpoint, and the newer ones that are damaged.
+
+    Args:
+        folder: of the checkpoints; may be missing.
+        like: a tree of arrays or `jax.ShapeDtypeStruct` with the structure that was saved.
+
+    Returns:
+        The state, None where there is no checkpoint at all, and the damaged checkpoints that were passed over.
+
+    Raises:
+        UserError: there are checkpoints and none is intact.
+    """
+    damaged: list[Path] = []
+    for path in reversed(checkpoints(folder)):
+        if is_intact(path):
+            abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+            with ocp.StandardCheckpointer() as checkpointer:
+                return checkpointer.restore(path.absolute(), abstract), damaged
+        damaged.append(path)
+    if damaged:
+        raise UserError(f"every checkpoint in {folder} is damaged; move the folder away to start again")
+    return None, []
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints that were written to their end, oldest first, whether or not they are still intact."""
+    manifests = sorted(folder.glob("*.sha256.json"))
+    return [path.with_name(path.name.removesuffix(".sha256.json")) for path in manifests]
+
+
+def is_intact(path: Path) -> bool:
+    """Whether a checkpoint was written to its end and every file still has its digest."""
+    try:
+        return json.loads(_manifest(path).read_text()) == _digests(path)
+    except (OSError, ValueError):
+        return False
+
+
+def _prune(folder: Path, keep: int) -> None:
+    kept = {path.name for path in checkpoints(folder)[-keep:]}
+    for manifest in folder.glob("*.sha256.json"):
+        if manifest.name.removesuffix(".sha256.json") not in kept:
+            manifest.unlink()
+    for path in folder.iterdir():  # Orbax's folders and what an interrupted save left of them
+        if path.is_dir() and _NAME.match(path.name) and path.name not in kept:
+            shutil.rmtree(path)
+
+
+def _manifest(path: Path) -> Path:
+    return path.with_name(path.name + ".sha256.json")
+
+
+def _digests(path: Path) -> dict[str, str]:
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    return {str(file.relative_to(path)): _sha256(file) for file in files}
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

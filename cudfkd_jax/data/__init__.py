@@ -1,0 +1,64 @@
+"""Labelled images for training teachers and for measuring; distillation itself trains on none.
+
+A source is one small module with a `load(request)`; `load` below picks it by name and checks the outcome.
+"""
+
+from collections.abc import Sequence
+
+from cudfkd_jax.data import archive, digits, folder, npz, tfds
+from cudfkd_jax.data.base import (
+    Dataset,
+    Loader,
+    Request,
+    Split,
+    check_image_shape,
+    check_num_classes,
+    one_line,
+)
+from cudfkd_jax.errors import UserError
+
+__all__ = ["SOURCES", "Dataset", "Split", "load"]
+
+SOURCES: dict[str, Loader] = {
+    "digits": digits.load,
+    "tfds": tfds.load,
+    "archive": archive.load,
+    "folder": folder.load,
+    "npz": npz.load,
+}
+
+
+def load(
+    source: str,
+    *,
+    name: str,
+    directory: str,
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    splits: Sequence[str],
+) -> Dataset:
+    """Reads the asked splits, and no other, from a source.
+
+    Args:
+      source: a key of SOURCES.
+      name: the data set's name, such as 'cifar10'; picks it within 'tfds' and 'archive'.
+      directory: where the data lie (a file for 'npz'); '' for 'digits', or for TFDS's own place.
+      image_shape: (H, W, C) the images must have; 'digits' are resized to it.
+      num_classes: number of classes the data must have.
+      splits: 'train' and/or 'test'.
+
+    Raises:
+      UserError: unknown source, missing, damaged or hostile files, data unlike image_shape or num_classes.
+    """
+    if source not in SOURCES:
+        raise UserError(f"unknown data.source {source!r}: choose one of {', '.join(SOURCES)}")
+    request = Request(source, name, directory, image_shape, num_classes, tuple(splits))
+    where = directory or name
+    try:
+        dataset = SOURCES[source](request)
+    except OSError as error:
+        raise UserError(f"cannot read the {source} data in {where}: {one_line(error)}") from error
+    check_num_classes(dataset.num_classes, request, where)
+    for split in dataset.splits.values():
+        check_image_shape(split.images.shape[1:], request, where)
+    return dataset

@@ -1,0 +1,82 @@
+"""An .npz file with x_train, y_train, x_test and y_test; object arrays are refused, nothing is unpickled."""
+
+import math
+import zipfile
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from cudfkd_jax.data.base import Dataset, Request, make_split, one_line
+from cudfkd_jax.errors import UserError
+
+_MAX_DEFLATE_RATIO = 1032  # deflate packs at most 258 bytes into 2 bits
+
+
+def load(request: Request) -> Dataset:
+    """Reads x_<split>, uint8 [N, H, W, C] or [N, H, W], and y_<split>, integers [N] or [N, 1].
+
+    `request.directory` is the file, or a folder that holds `<name>.npz`. The file has no class names.
+
+    Raises:
+      UserError: no .npz file, keys missing, or arrays of other types or shapes.
+    """
+    path = request.path()
+    if path.is_dir():
+        path = path / f"{request.name}.npz"
+    if not zipfile.is_zipfile(path):
+        raise UserError(f"{path} is not an .npz file: set --config.data.dir to one with x_train, y_train, ...")
+    splits = {}
+    with zipfile.ZipFile(path) as archive:
+        for split in request.splits:
+            images = _read(archive, path, f"x_{split}")
+            labels = _read(archive, path, f"y_{split}")
+            if images.ndim == 3:
+                images = images[..., None]
+            if labels.ndim == 2 and labels.shape[1] == 1:
+                labels = labels[:, 0]
+            splits[split] = make_split(images, labels, request.num_classes, f"{path} ({split})")
+    shapes = [split.images.shape[1:] for split in splits.values()]
+    return Dataset(request.num_classes, (), shapes[0], splits)
+
+
+def _read(archive: zipfile.ZipFile, path: Path, key: str) -> np.ndarray:
+    """Reads one array whose declared size is that of the data that are really there."""
+    try:
+        member = archive.getinfo(f"{key}.npy")
+    except KeyError:
+        found = ", ".join(sorted(name.removesuffix(".npy") for name in archive.namelist()))
+        raise UserError(
+            f"{path} has no array {key!r}, only: {found or 'nothing'}; "
+            "it needs x_train, y_train, x_test and y_test"
+        ) from None
+    try:
+        with archive.open(member) as file:
+            shape, dtype = _read_header(file)
+            header = file.tell()
+            if dtype.hasobject:
+                raise UserError(f"{path}: {key} holds Python objects, which are not read: save numbers")
+            declared = header + math.prod(shape) * dtype.itemsize
+            possible = min(member.file_size, _MAX_DEFLATE_RATIO * path.stat().st_size)
+            if declared > possible:
+                raise UserError(
+                    f"{path}: {key} declares {dtype} {list(shape)}, more than the file can hold: "
+                    "it is damaged, save it again"
+                )
+            file.seek(0)
+            return np.lib.format.read_array(file, allow_pickle=False)
+    except UserError:
+        raise
+    # zipfile and NumPy answer damage with errors of many types.
+    except Exception as error:
+        raise UserError(f"{path}: cannot read {key}: {one_line(error)}; save the file again") from error
+
+
+def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and dtype that an .npy stream declares; leaves the stream after the header."""
+    version = np.lib.format.read_magic(file)
+    if version == (1, 0):
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    else:
+        shape, _, dtype = np.lib.format.read_array_header_2_0(file)
+    return shape, dtype

@@ -1,0 +1,78 @@
+"""Pickled arrays without the danger of pickle: its code is never NumPy's nor anybody else's.
+
+A pickle may name any callable and have it called. This reader knows three names, those by which an array is
+rebuilt, and gives plain stand-ins for them; NumPy's own would trust sizes and object pointers in the file.
+"""
+
+import io
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cudfkd_jax.data.base import one_line
+from cudfkd_jax.errors import UserError
+
+_NUMBERS = re.compile("b1|[iuf][1248]")
+
+
+class _DType:
+    """Stands for `numpy.dtype(code, align, copy)`; numbers only."""
+
+    def __init__(self, code: str, *_: object):
+        if not _NUMBERS.fullmatch(code):
+            raise pickle.UnpicklingError(f"an array of type {code!r}")
+        self.dtype = np.dtype(code)
+
+    def __setstate__(self, state: tuple) -> None:
+        self.dtype = self.dtype.newbyteorder(state[1])
+
+
+class _Array:
+    """Stands for the empty array that `_reconstruct(ndarray, (0,), b'b')` returns before its state is set."""
+
+    def __init__(self, *_: object):
+        self.value = np.empty(0, np.uint8)
+
+    def __setstate__(self, state: tuple) -> None:
+        _, shape, dtype, fortran_order, raw = state
+        if isinstance(raw, str):  # Python 2 wrote bytes and text alike
+            raw = raw.encode("latin-1")
+        self.value = np.frombuffer(raw, dtype.dtype).reshape(shape, order="F" if fortran_order else "C")
+
+
+_STAND_INS = {
+    ("numpy", "dtype"): _DType,
+    ("numpy", "ndarray"): None,  # only ever an argument
+    ("numpy.core.multiarray", "_reconstruct"): _Array,
+    ("numpy._core.multiarray", "_reconstruct"): _Array,  # its name since NumPy 2
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _STAND_INS:
+            raise pickle.UnpicklingError(f"the name {module}.{name}")
+        return _STAND_INS[module, name]
+
+
+def load_arrays(path: Path) -> dict[str, Any]:
+    """Reads a pickled dictionary of arrays, lists, strings and numbers, written by Python 2 or 3.
+
+    Raises:
+      UserError: the file is damaged, or holds anything else, of which nothing was run.
+      OSError: it cannot be read.
+    """
+    data = path.read_bytes()
+    try:
+        content = _Unpickler(io.BytesIO(data), encoding="latin-1").load()
+        items = dict(content)
+    # The opcodes of a damaged or hostile file fail in many ways.
+    except Exception as error:
+        raise UserError(
+            f"{path} is damaged or holds more than arrays, lists, strings and numbers ({one_line(error)}): "
+            "nothing in it was run; fetch the official archive again"
+        ) from error
+    return {key: value.value if isinstance(value, _Array) else value for key, value in items.items()}

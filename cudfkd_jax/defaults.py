@@ -1,0 +1,142 @@
+"""Every setting of a run with its default, which is the paper's CIFAR-10 ResNet-34 → ResNet-18.
+
+Files under `configs/` change a few of them; `--config.section.key=value` changes one. `build.py` is the only
+reader, and refuses values out of range.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from cudfkd_jax.errors import UserError
+
+
+def get_config() -> ConfigDict:
+    """The whole default configuration."""
+    config = ConfigDict()
+    config.seed = 0  # of everything random but the digits' split
+    config.method = "cudfkd"
+    config.devices = 0  # local devices to use; 0: all
+    config.loop = "auto"  # "python", "scan" (one compiled call an epoch) or "auto": python on the CPU
+    config.compute_dtype = "float32"  # of convolutions and matrix products; or "bfloat16"
+
+    data = config.data = ConfigDict()
+    data.name = "cifar10"
+    data.source = "tfds"  # "digits", "tfds", "archive", "folder", "npz"
+    data.dir = ""  # where the source looks; "": its own default
+    data.image_shape = (32, 32, 3)
+    data.num_classes = 10
+    data.mean = (0.4914, 0.4822, 0.4465)  # per channel, of images in [0, 1]
+    data.std = (0.2023, 0.1994, 0.2010)
+    data.padding = 4  # of random crops when training with data; 0: none
+    data.flip = True  # mirrored images when training with data
+
+    teacher = config.teacher = ConfigDict()
+    teacher.arch = "resnet34"
+    teacher.checkpoint = ""  # a trained network or the workdir of another run; "": train one
+    teacher.update(_supervised(epochs=200))
+
+    student = config.student = ConfigDict()
+    student.arch = "resnet18"
+
+    scratch = config.scratch = ConfigDict()  # the student trained on the data (--stage=scratch)
+    scratch.update(_supervised(epochs=200))
+
+    kd = config.kd = ConfigDict()  # ordinary distillation with data (--stage=kd)
+    kd.update(_supervised(epochs=200))
+    kd.temperature = 4.0
+    kd.weight = 0.9  # of the distillation term; the rest is cross entropy
+
+    generator = config.generator = ConfigDict()
+    generator.latent_dim = 512  # nz
+    generator.width = 64  # ngf
+    generator.stages = 2  # up-samplings by 2
+    generator.learning_rate = 1e-3  # Adam
+    generator.beta1 = 0.9
+    generator.beta2 = 0.99
+
+    distill = config.distill = ConfigDict()
+    distill.epochs = 250
+    distill.rounds_per_epoch = 40
+    distill.synthesis_steps = 1  # a round
+    distill.student_steps = 10  # a round
+    distill.batch_size = 512  # of both kinds of step, over all devices
+    distill.loss = "l1"  # D of Eq. 6: "kl", "l1", "js", "jsdiv" (the released code's clamped JS)
+    distill.temperature = 20.0  # T
+    distill.learning_rate = 0.1  # SGD, cosine to 0, constant within an epoch
+    distill.momentum = 0.9
+    distill.weight_decay = 1e-4
+
+    curriculum = config.curriculum = ConfigDict()
+    curriculum.strategy = "log"  # v*: "log", "soft", "hard", "none"
+    curriculum.granularity = "sample"  # one v* an image, or one a "batch"
+    curriculum.lambda_0 = 2.0
+    curriculum.lambda_slope = 1e-4  # a student step
+    # Far above every loss, v* is near 1 for easy and hard alike and the curriculum is gone ("overreweighting",
+    # §V-E). The paper gives no limit; 5 is this project's choice. 0: no limit.
+    curriculum.lambda_max = 5.0
+    curriculum.ramp = "linear"  # α_adv(t): "linear", "released", "eq17" (the printed Eq. 17) or "constant"
+    curriculum.alpha = 0.5  # slope of α_adv, an epoch
+    curriculum.adv = 0.0  # α_adv at the start
+    curriculum.k_begin = 0.25  # the ramp's begin and end, as parts of all epochs
+    curriculum.k_end = 0.75
+    curriculum.none_keeps_ramp = True  # False: strategy "none" also holds α_adv at its start
+
+    synthesis = config.synthesis = ConfigDict()
+    synthesis.adversarial_loss = "kl"  # D of Eq. 4: "kl", "js", "jsdiv"
+    synthesis.adversarial_temperature = 3.0
+    synthesis.bn_weight = 1.0  # α_bn of Eq. 5
+    synthesis.class_weight = 1.0  # α_oh of Eq. 5
+    synthesis.balance_weight = 20.0
+
+    evaluation = config.evaluation = ConfigDict()
+    evaluation.every_epochs = 1
+    evaluation.batch_size = 512
+    evaluation.stability_from = 80  # first epoch of the mean and variance of Acc@1 (Table V)
+
+    checkpoint = config.checkpoint = ConfigDict()
+    checkpoint.every_seconds = 60.0  # at least, and at the end of an epoch; 0: every epoch
+    checkpoint.keep = 2
+
+    log = config.log = ConfigDict()
+    log.tensorboard = True
+    log.samples_every_epochs = 10  # a picture of synthetic images; 0: none
+    return config
+
+
+def released(config: ConfigDict) -> None:
+    """Makes a configuration behave as the authors' released code where that differs from the paper."""
+    config.curriculum.granularity = "batch"
+    config.curriculum.lambda_max = 0.0
+    config.curriculum.ramp = "released"
+    config.curriculum.none_keeps_ramp = False
+    for section, key in ((config.distill, "loss"), (config.synthesis, "adversarial_loss")):
+        if section[key] == "js":
+            section[key] = "jsdiv"
+
+
+def parse_arguments(text: str, known: Iterable[str]) -> dict[str, str]:
+    """Splits what stands after the colon of `--config=file.py:a=b,flag`; a bare word gets the value "".
+
+    Raises:
+        UserError: an argument is not in `known`.
+    """
+    known = tuple(known)
+    arguments = {}
+    for part in filter(None, text.split(",")):
+        key, _, value = part.partition("=")
+        if key not in known:
+            raise UserError(f"unknown argument {key!r} after the colon of --config; valid: {', '.join(known)}")
+        arguments[key] = value
+    return arguments
+
+
+def _supervised(epochs: int) -> dict[str, Any]:
+    return {
+        "epochs": epochs,
+        "batch_size": 128,
+        "learning_rate": 0.1,  # SGD with Nesterov momentum 0.9, cosine to 0 after the warm-up
+        "warmup_epochs": 0.0,
+        "weight_decay": 5e-4,
+    }

@@ -1,0 +1,217 @@
+"""The losses of CuDFKD: divergences of teacher and student (Eq. 4 and 6) and the terms of Eq. 5.
+
+Equations are those of Li et al., "How to Teach: Learning Data-Free Knowledge Distillation From Curriculum".
+Logits are `[B, C]`; what is defined a sample comes back as `[B]`, so that the caller weights, masks and
+averages. Logits below float32 (bfloat16) are computed in float32; float32 and float64 keep their dtype.
+Divergences are in nats.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+# (teacher_logits [B, C], student_logits [B, C], temperature) -> [B]
+Divergence = Callable[[Array, Array, float], Array]
+
+
+class BatchStatistics(Protocol):
+    """What one BatchNorm layer sees and what it remembers; every field is `[channels]`."""
+
+    @property
+    def mean(self) -> Array:
+        """Mean of the batch at the layer's input."""
+
+    @property
+    def var(self) -> Array:
+        """Biased variance of the batch at the layer's input."""
+
+    @property
+    def running_mean(self) -> Array:
+        """Running mean from the teacher's training."""
+
+    @property
+    def running_var(self) -> Array:
+        """Running variance from the teacher's training."""
+
+
+def kl_divergence(teacher_logits: Array, student_logits: Array, temperature: float) -> Array:
+    """T²·KL(softmax(z_t/T) ‖ softmax(z_s/T)), the student's loss of Eq. 6 (Hinton et al., 2015).
+
+    Args:
+        teacher_logits: `[B, C]`.
+        student_logits: `[B, C]`.
+        temperature: T > 0.
+
+    Returns:
+        `[B]`, non-negative up to rounding, summed over the classes.
+    """
+    log_t = _log_softmax(teacher_logits, temperature)
+    log_s = _log_softmax(student_logits, temperature)
+    return temperature**2 * jnp.sum(jnp.exp(log_t) * (log_t - log_s), axis=-1)
+
+
+def l1_distance(teacher_logits: Array, student_logits: Array) -> Array:
+    """Mean over the classes of |z_t − z_s|: the released code's student loss for most pairs.
+
+    Args:
+        teacher_logits: `[B, C]`.
+        student_logits: `[B, C]`.
+
+    Returns:
+        `[B]`, non-negative.
+    """
+    return jnp.mean(jnp.abs(_at_least_float32(teacher_logits) - _at_least_float32(student_logits)), axis=-1)
+
+
+def js_divergence(teacher_logits: Array, student_logits: Array, temperature: float) -> Array:
+    """T²·(½KL(P ‖ M) + ½KL(Q ‖ M)), P and Q the softmax of logits over T, M = (P + Q)/2 (Eq. 4's JS).
+
+    Args:
+        teacher_logits: `[B, C]`.
+        student_logits: `[B, C]`.
+        temperature: T > 0.
+
+    Returns:
+        `[B]` in [0, T²·ln 2], symmetric in its two arguments.
+    """
+    log_t = _log_softmax(teacher_logits, temperature)
+    log_s = _log_softmax(student_logits, temperature)
+    return temperature**2 * jensen_shannon(log_t, log_s)
+
+
+def jensen_shannon(log_p: Array, log_q: Array) -> Array:
+    """½KL(P ‖ M) + ½KL(Q ‖ M) of two distributions given by their logarithms, M = (P + Q)/2.
+
+    Args:
+        log_p: finite log-probabilities `[..., C]`.
+        log_q: the same for the other distribution.
+
+    Returns:
+        `[...]` in [0, ln 2]; exactly 0 for equal arguments, with small relative error near it, as the
+        square root in Eq. 16 needs.
+    """
+    # With x = ½ ln(p/q), a class adds m·(x tanh x − ln cosh x): every term is >= 0, none cancels another.
+    x = 0.5 * (log_p - log_q)
+    size = jnp.abs(x)
+    near = size < 1
+    x_near = jnp.where(near, x, 0)
+    tanh = jnp.tanh(x_near)
+    small = x_near * tanh + 0.5 * jnp.log1p(-tanh * tanh)  # ln cosh x = −½ ln(1 − tanh² x)
+    decay = jnp.exp(-2 * size)
+    large = math.log(2) - jnp.log1p(decay) - 2 * size * decay / (1 + decay)
+    m = 0.5 * (jnp.exp(log_p) + jnp.exp(log_q))
+    return jnp.sum(m * jnp.where(near, small, large), axis=-1)
+
+
+def js_divergence_released(teacher_logits: Array, student_logits: Array, temperature: float) -> Array:
+    """½KL(M ‖ P) + ½KL(M ‖ Q) with P, Q and M clamped to [0.01, 0.99]: the released code's `jsdiv`.
+
+    M is the mean of P and Q before they are clamped; the clamped vectors no longer sum to 1, and there is
+    no T². For reproducing the released code only: `js_divergence` is the divergence.
+
+    Args:
+        teacher_logits: `[B, C]`.
+        student_logits: `[B, C]`.
+        temperature: T > 0.
+
+    Returns:
+        `[B]`, symmetric in its two arguments; may be negative.
+    """
+    p = jnp.exp(_log_softmax(teacher_logits, temperature))
+    q = jnp.exp(_log_softmax(student_logits, temperature))
+    m = 0.5 * (p + q)
+    p, q, m = (jnp.clip(x, 0.01, 0.99) for x in (p, q, m))
+    return jnp.sum(m * (jnp.log(m) - 0.5 * (jnp.log(p) + jnp.log(q))), axis=-1)
+
+
+def masked_adversarial(
+    teacher_logits: Array,
+    student_logits: Array,
+    temperature: float = 3.0,
+    divergence: Divergence = kl_divergence,
+) -> Array:
+    """D(f_t, f_s) of Eq. 4 where teacher and student agree on the class, else 0 (as the released code).
+
+    The generator maximises it, so the caller subtracts it. Gradients flow through both networks; the mask
+    carries none. The mean is meant to be over the whole batch, the zeros included.
+
+    Args:
+        teacher_logits: `[B, C]`.
+        student_logits: `[B, C]`.
+        temperature: T > 0.
+        divergence: the D of Eq. 4.
+
+    Returns:
+        `[B]`.
+    """
+    agree = jnp.argmax(teacher_logits, axis=-1) == jnp.argmax(student_logits, axis=-1)
+    return jnp.where(agree, divergence(teacher_logits, student_logits, temperature), 0)
+
+
+def confident_class_loss(teacher_logits: Array) -> Array:
+    """CE of the teacher's logits to their own arg max: L_oh of Eq. 5 (there printed with the student's).
+
+    Args:
+        teacher_logits: `[B, C]`.
+
+    Returns:
+        `[B]` in [0, ln C]; the arg max carries no gradient.
+    """
+    return cross_entropy(teacher_logits, jnp.argmax(teacher_logits, axis=-1))
+
+
+def class_balance_loss(mean_probabilities: Array) -> Array:
+    """Σ_c p̄_c·ln(p̄_c + 1e-8), the negative entropy of the mean prediction: least when classes are balanced.
+
+    Args:
+        mean_probabilities: `[C]`, the teacher's probabilities averaged over the whole batch, which on several
+            devices is the batch of all of them.
+
+    Returns:
+        `[]` in [−ln C, 0], up to the 1e-8 that keeps an absent class out of ln 0.
+    """
+    p = _at_least_float32(mean_probabilities)
+    return jnp.sum(p * jnp.log(p + 1e-8))
+
+
+def bn_alignment(layers: Iterable[BatchStatistics]) -> Array:
+    """L_bn of Eq. 5: Σ over layers of ‖μ − μ_bn‖₂ + ‖σ² − σ²_bn‖₂ (Yin et al., 2020, DeepInversion).
+
+    Args:
+        layers: statistics at the input of each BatchNorm layer of the teacher.
+
+    Returns:
+        `[]`, non-negative; the gradient is 0, not NaN, where a norm is 0.
+    """
+    norms = (_norm(layer.mean, layer.running_mean) + _norm(layer.var, layer.running_var) for layer in layers)
+    return sum(norms, start=jnp.asarray(0.0))
+
+
+def cross_entropy(logits: Array, labels: Array) -> Array:
+    """−ln softmax(logits)[label].
+
+    Args:
+        logits: `[B, C]`.
+        labels: `[B]` integers in [0, C).
+
+    Returns:
+        `[B]`, non-negative.
+    """
+    return optax.softmax_cross_entropy_with_integer_labels(_at_least_float32(logits), labels)
+
+
+def _norm(a: Array, b: Array) -> Array:
+    return optax.safe_norm(_at_least_float32(a) - _at_least_float32(b), min_norm=0.0)
+
+
+def _log_softmax(logits: Array, temperature: float) -> Array:
+    return jax.nn.log_softmax(_at_least_float32(logits) / temperature, axis=-1)
+
+
+def _at_least_float32(x: Array) -> Array:
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -1,0 +1,3 @@
+"""Distillation methods behind one contract (`base.Method`)."""
+
+METHODS = ("cudfkd",)

@@ -1,0 +1,65 @@
+"""The networks by name. Classifiers are called as `module(x, train)`: normalised [B, H, W, C] -> logits."""
+
+import difflib
+import math
+import re
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+from jax.typing import DTypeLike
+
+from cudfkd_jax.errors import UserError
+from cudfkd_jax.models.generator import Generator
+from cudfkd_jax.models.resnet import BasicBlock, Bottleneck, ResNet
+from cudfkd_jax.models.vgg import VGG
+from cudfkd_jax.models.wrn import WideResNet
+
+__all__ = ["MODELS", "Generator", "build_classifier", "count_parameters"]
+
+# Each takes num_classes and dtype.
+MODELS: Mapping[str, Callable[..., nn.Module]] = {
+    "resnet18": partial(ResNet, (2, 2, 2, 2), BasicBlock),
+    "resnet34": partial(ResNet, (3, 4, 6, 3), BasicBlock),
+    "resnet50": partial(ResNet, (3, 4, 6, 3), Bottleneck),
+    "vgg8": partial(VGG, ((64,), (128,), (256,), (512,), (512,))),
+    "vgg11": partial(VGG, ((64,), (128,), (256, 256), (512, 512), (512, 512))),
+    "vgg13": partial(VGG, ((64, 64), (128, 128), (256, 256), (512, 512), (512, 512))),
+    "wrn16_1": partial(WideResNet, 16, 1),
+    "wrn16_2": partial(WideResNet, 16, 2),
+    "wrn40_1": partial(WideResNet, 40, 1),
+    "wrn40_2": partial(WideResNet, 40, 2),
+}
+
+
+def build_classifier(arch: str, num_classes: int, dtype: DTypeLike | None = None) -> nn.Module:
+    """The classifier called `arch`.
+
+    Args:
+      arch: a key of MODELS, or wrnD_W for any depth D = 6n + 4 >= 10 and width W >= 1.
+      num_classes: length of the logits.
+      dtype: dtype of convolutions and linear layers; None takes that of inputs and parameters. Parameters,
+        BatchNorm statistics and logits stay float32 (float64 with float64 variables).
+
+    Raises:
+      UserError: on an unknown or illegal name; the valid ones are listed, the nearest first.
+    """
+    if arch in MODELS:
+        return MODELS[arch](num_classes=num_classes, dtype=dtype)
+    wide = re.fullmatch(r"wrn([1-9][0-9]*)_([1-9][0-9]*)", arch)
+    if wide:
+        depth, width = int(wide[1]), int(wide[2])
+        if depth >= 10 and (depth - 4) % 6 == 0:
+            return WideResNet(depth, width, num_classes, dtype)
+    nearest = difflib.get_close_matches(arch, MODELS, n=1, cutoff=0.0)
+    names = ", ".join(dict.fromkeys([*nearest, *MODELS]))
+    raise UserError(
+        f"unknown model {arch!r}: choose one of {names}, or wrnD_W with depth D = 6n + 4 and width W"
+    )
+
+
+def count_parameters(params: Any) -> int:
+    """The number of scalars in a tree of arrays (or of their shapes, from `jax.eval_shape`)."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))

@@ -1,0 +1,80 @@
+"""What the networks share: PyTorch's padding and BatchNorm constants, initialisers, pooling, output dtype.
+
+Submodules carry PyTorch's dotted names: a parameter's path joined by dots is its PyTorch name, leaf aside.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.nn import initializers
+from jax.typing import DTypeLike
+
+# N(0, sqrt(2 / (k*k*out))): the convolutions of WRN and VGG (He et al., 2015, fan-out form).
+he_normal = initializers.variance_scaling(2.0, "fan_out", "normal")
+# U(-1/sqrt(fan_in), 1/sqrt(fan_in)): PyTorch's default weights, kaiming_uniform with a = sqrt(5).
+torch_uniform = initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+def torch_uniform_bias(fan_in: int) -> initializers.Initializer:
+    """PyTorch's default bias, U(-1/sqrt(fan_in), 1/sqrt(fan_in)), where each unit has `fan_in` inputs."""
+    bound = fan_in**-0.5
+
+    def init(key, shape, dtype=jnp.float32, out_sharding=None):
+        del out_sharding
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+def conv(
+    features: int,
+    size: int,
+    *,
+    name: str,
+    kernel_init: initializers.Initializer,
+    dtype: DTypeLike | None,
+    stride: int = 1,
+    use_bias: bool = False,
+) -> nn.Conv:
+    """A square convolution with PyTorch's symmetric padding size // 2 (XLA's SAME differs at stride 2)."""
+    return nn.Conv(
+        features,
+        (size, size),
+        strides=stride,
+        padding=size // 2,
+        use_bias=use_bias,
+        kernel_init=kernel_init,
+        dtype=dtype,
+        name=name,
+    )
+
+
+def batch_norm(
+    train: bool,
+    *,
+    name: str,
+    dtype: DTypeLike | None,
+    scale_init: initializers.Initializer = initializers.ones,
+) -> nn.BatchNorm:
+    """BatchNorm over all axes but the last, with PyTorch's momentum 0.1 (0.9 here) and epsilon.
+
+    Statistics are float32 or wider whatever `dtype`; in training they are the batch's, biased variance.
+    """
+    return nn.BatchNorm(
+        use_running_average=not train,
+        momentum=0.9,
+        epsilon=1e-5,
+        scale_init=scale_init,
+        dtype=dtype,
+        name=name,
+    )
+
+
+def global_average_pool(x: jax.Array) -> jax.Array:
+    """Mean over height and width: [B, H, W, C] -> [B, C]."""
+    return jnp.mean(x, axis=(1, 2))
+
+
+def at_least_float32(x: jax.Array) -> jax.Array:
+    """Widens float16 and bfloat16 to float32; float32 and float64 pass through."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -1,0 +1,98 @@
+"""Devices: the only module that knows pmap, axis names and replication.
+
+A step function takes an `Axis` and never asks how many devices there are. Everything it draws (latents,
+augmentations) it draws for the whole batch from one key and cuts with `Axis.shard`, and every mean over the
+batch goes through `Axis.mean`; so N devices compute the update that one computes.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+Tree = TypeVar("Tree")
+
+_AXIS_NAME = "devices"
+
+
+@dataclasses.dataclass(frozen=True)
+class Axis:
+    """The devices a batch is spread over; the identity on one device (`name` None, `size` 1)."""
+
+    name: str | None = None
+    size: int = 1
+
+    def mean(self, tree: Tree) -> Tree:
+        """Mean over the devices of every leaf; the same value on each of them."""
+        return tree if self.name is None else jax.lax.pmean(tree, self.name)
+
+    def shard(self, batch: jax.Array) -> jax.Array:
+        """This device's rows `[B / size, ...]` of a whole batch `[B, ...]` that every device holds."""
+        if self.name is None:
+            return batch
+        rows = batch.shape[0] // self.size
+        return jax.lax.dynamic_slice_in_dim(batch, jax.lax.axis_index(self.name) * rows, rows)
+
+
+SINGLE = Axis()
+
+
+@dataclasses.dataclass(frozen=True)
+class Devices:
+    """The local devices a run uses, and how a step function is compiled for them."""
+
+    devices: tuple[jax.Device, ...]
+
+    @property
+    def axis(self) -> Axis:
+        count = len(self.devices)
+        return SINGLE if count == 1 else Axis(_AXIS_NAME, count)
+
+    def compile(self, step: Callable[..., Any], *, donate_state: bool = True) -> Callable[..., Any]:
+        """Compiles `step(*replicated, axis=...)`: `jax.jit` on one device, `jax.pmap` on several.
+
+        Args:
+            step: a pure function of replicated trees; it may return replicated or sharded ones.
+            donate_state: the first argument's buffers are given up to the result.
+        """
+        donate = (0,) if donate_state else ()
+        step = functools.partial(step, axis=self.axis)
+        if self.axis.name is None:
+            return jax.jit(step, donate_argnums=donate)
+        return jax.pmap(step, axis_name=_AXIS_NAME, devices=self.devices, donate_argnums=donate)
+
+    def replicate(self, tree: Tree) -> Tree:
+        """A copy of the tree on every device, in the layout that compiled steps take."""
+        if self.axis.name is None:
+            return jax.device_put(tree, self.devices[0])
+        return self._put(jax.tree.map(lambda x: jnp.stack([x] * len(self.devices)), tree))
+
+    def unreplicate(self, tree: Tree) -> Tree:
+        """One copy of a replicated tree."""
+        return tree if self.axis.name is None else jax.tree.map(lambda x: x[0], tree)
+
+    def split(self, batch: np.ndarray) -> jax.Array:
+        """A host batch `[B, ...]` cut over the devices; `B` is a multiple of their number."""
+        if self.axis.name is None:
+            return jax.device_put(batch, self.devices[0])
+        return self._put(batch.reshape(len(self.devices), -1, *batch.shape[1:]))
+
+    def join(self, batch: jax.Array) -> np.ndarray:
+        """The whole batch `[B, ...]` on the host from what a step returned for each device's part."""
+        host = np.asarray(batch)
+        return host if self.axis.name is None else host.reshape(-1, *host.shape[2:])
+
+    def _put(self, stacked: Any) -> Any:
+        sharding = NamedSharding(Mesh(np.asarray(self.devices), (_AXIS_NAME,)), PartitionSpec(_AXIS_NAME))
+        return jax.device_put(stacked, sharding)
+
+
+def local_devices(count: int = 0) -> Devices:
+    """The first `count` local devices, all of them where it is 0."""
+    available: Sequence[jax.Device] = jax.local_devices()
+    return Devices(tuple(available[: count or None]))

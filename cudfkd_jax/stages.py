@@ -1,0 +1,197 @@
+"""The stages of a run, their order and their folders.
+
+    teacher/   the trained teacher            scratch/, kd/   the student trained on data, for comparison
+    the top    the data-free run: everything else
+
+Everything that can be wrong with a configuration, a teacher or the data is found before a folder is touched.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from cudfkd_jax import build, defaults, distill, train, weights, workdir
+from cudfkd_jax.data import Dataset
+from cudfkd_jax.errors import UserError
+from cudfkd_jax.evaluate import evaluate, make_predict
+from cudfkd_jax.summary import SUMMARY, describe, evaluation_table
+from cudfkd_jax.weights import Net, Trained
+
+STAGES = ("all", "teacher", "scratch", "kd", "distill", "evaluate")
+
+
+def run(config: ConfigDict, stage: str, folder: Path, say: Callable[[str], None] = print) -> None:
+    """Runs a stage, or goes on with it, or says that it is done.
+
+    Args:
+        config: of the run.
+        stage: one of `STAGES` but "evaluate".
+        folder: the run's workdir.
+        say: told what a user should read.
+
+    Raises:
+        UserError: before anything is compiled or written.
+    """
+    build.check(config)
+    workdir.check_writable(folder)
+    if stage == "teacher" and config.teacher.checkpoint:
+        raise UserError(
+            f"teacher.checkpoint={config.teacher.checkpoint} is given, so there is no teacher to train; "
+            "leave it out, or choose another --stage"
+        )
+    teacher = find_teacher(config, folder)
+    parts = ["teacher", "distill"] if stage == "all" else [stage]
+    if stage == "all" and teacher:
+        parts.remove("teacher")
+    if teacher is None and stage in ("kd", "distill"):
+        raise UserError(
+            f"--stage={stage} needs a teacher and {folder} has none; run --stage=teacher first "
+            "or give --config.teacher.checkpoint"
+        )
+    for part in parts:
+        if teacher or part != "distill":
+            workdir.check_config(_folder(folder, part), _settings(config, part, teacher))
+    parts = [part for part in parts if not _say_finished(_folder(folder, part), say)]
+    if not parts:
+        return
+    dataset = build.dataset(config, ("test",) if parts == ["distill"] else ("train", "test"))
+    _check_shapes(config, parts, dataset, teacher)
+    with workdir.lock(folder):
+        for part in parts:
+            teacher = _run_part(config, part, folder, dataset, teacher)
+            _say_finished(_folder(folder, part), say)
+
+
+def evaluate_run(config: ConfigDict, folder: Path, say: Callable[[str], None] = print) -> dict[str, Any]:
+    """Measures the networks of a run on the test images and changes nothing.
+
+    Args:
+        config: the run's own; see `saved_config`.
+        folder: the run's workdir.
+
+    Returns:
+        The test metrics by network: "teacher", "student", "student_best", as far as they are there.
+    """
+    build.check(config)
+    teacher = find_teacher(config, folder)
+    nets = {"teacher": teacher} if teacher else {}
+    for name in (distill.STUDENT, distill.STUDENT_BEST):
+        if (folder / name).exists():
+            nets[name] = weights.load_net(folder / name)
+    if not nets:
+        raise UserError(f"--workdir={folder} holds no trained network yet; run --stage=all first")
+    test = build.dataset(config, ("test",)).splits["test"]
+    devices = build.devices(config)
+    logits = {
+        name: make_predict(build.classifier(config, net.net), devices, config.evaluation.batch_size)(
+            devices.replicate(net.variables), test.images
+        )
+        for name, net in nets.items()
+    }
+    measured = {name: evaluate(value, test.labels, logits.get("teacher")) for name, value in logits.items()}
+    say(evaluation_table(nets, measured))
+    return measured
+
+
+def saved_config(folder: Path) -> ConfigDict:
+    """The configuration that a run in this workdir was started with.
+
+    Raises:
+        UserError: there is no run, or its configuration cannot be read.
+    """
+    path = folder / workdir.CONFIG
+    config = defaults.get_config()
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))["config"]
+        config.update_from_flattened_dict(
+            {key: tuple(value) if isinstance(value, list) else value for key, value in saved.items()}
+        )
+    except OSError as error:
+        raise UserError(
+            f"--workdir={folder} holds no run ({path.name} is missing); name a run's folder"
+        ) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is damaged or of another version; restore it") from error
+    return config
+
+
+def find_teacher(config: ConfigDict, folder: Path) -> Trained | None:
+    """The teacher that `teacher.checkpoint` names, or the one trained in this workdir.
+
+    Raises:
+        UserError: the checkpoint cannot be read, or is not a teacher for this configuration.
+    """
+    if config.teacher.checkpoint:
+        path = Path(config.teacher.checkpoint)
+        places = (path, path / "teacher" / train.NET, path / train.NET)
+        where = next((place for place in places if (place / weights.DESCRIPTION).exists()), None)
+        if where is None:
+            raise UserError(
+                f"teacher.checkpoint={path} is neither a trained network (a folder with {weights.DESCRIPTION}) "
+                "nor the workdir of a run with a teacher; check the path"
+            )
+    else:
+        where = folder / "teacher" / train.NET
+        if not (where.parent / SUMMARY).exists():
+            return None
+        workdir.check_config(where.parent, _settings(config, "teacher", None))
+    teacher = weights.load_net(where)
+    build.check_teacher(config, teacher.net, where)
+    weights.check_weights(teacher.variables, _abstract_variables(config, teacher.net), where)
+    return teacher
+
+
+def _run_part(
+    config: ConfigDict, part: str, folder: Path, dataset: Dataset, teacher: Trained | None
+) -> Trained | None:
+    part_folder, settings = _folder(folder, part), _settings(config, part, teacher)
+    workdir.check_config(part_folder, settings)
+    workdir.write_config(part_folder, settings, build.flatten(config))
+    if part == "distill":
+        assert teacher is not None
+        distill.distill(config, part_folder, teacher, dataset.splits["test"])
+        return teacher
+    train.train(config, part, part_folder, dataset, teacher)
+    return weights.load_net(part_folder / train.NET) if part == "teacher" else teacher
+
+
+def _check_shapes(config: ConfigDict, parts: list[str], dataset: Dataset, teacher: Trained | None) -> None:
+    for part in parts:
+        if part != "distill":
+            train.check_shapes(config, part, dataset, teacher)
+        elif teacher:
+            distill.check_shapes(config, teacher.net, teacher.variables)
+        else:
+            net = build.described(config, config.teacher.arch)
+            distill.check_shapes(config, net, _abstract_variables(config, net))
+
+
+def _abstract_variables(config: ConfigDict, net: Net) -> Any:
+    network = build.classifier(config, net)
+    return jax.eval_shape(lambda: network.init(jax.random.key(0), net.image_shape))
+
+
+def _settings(config: ConfigDict, part: str, teacher: Trained | None) -> dict[str, Any]:
+    settings = build.result_settings(config, part)
+    if part in ("kd", "distill"):
+        assert teacher is not None
+        settings["teacher weights (sha256)"] = teacher.sha256
+    return settings
+
+
+def _folder(folder: Path, part: str) -> Path:
+    return folder if part == "distill" else folder / part
+
+
+def _say_finished(folder: Path, say: Callable[[str], None]) -> bool:
+    """Whether a stage has been finished in its folder; if so its outcome is told."""
+    try:
+        summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+    except OSError:
+        return False
+    say(f"{describe(summary)}\nfinished: {folder}")
+    return True

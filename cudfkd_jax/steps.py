@@ -1,0 +1,165 @@
+"""The run state and the pure step functions.
+
+Both steps map a `RunState` to the next one, with explicit arguments, on one device or under a mapping (`axis`).
+A step whose metrics or gradient are not finite leaves the state as it was and marks it failed, and every step
+after it leaves it so: whoever drives the steps may look at the mark as rarely as it likes.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from cudfkd_jax.capture import Classifier, Variables
+from cudfkd_jax.methods.base import Method, Metrics
+from cudfkd_jax.parallel import SINGLE, Axis
+from cudfkd_jax.train_state import TrainState, gradient_norm
+
+# What a draw is for; folded into the root key, so that no two draws share bits.
+STUDENT_INIT, METHOD_INIT, SYNTHESIS, STUDENT, PREVIEW, ORDER, AUGMENTATION = range(7)
+
+
+class Tally(struct.PyTreeNode):
+    """Metrics of one kind of step over the running epoch."""
+
+    count: jax.Array  # int32, steps summed
+    total: Metrics  # sums over these steps
+    last: Metrics  # of the newest step, also where that one failed
+
+    @classmethod
+    def zeros(cls, metrics: Any) -> "Tally":
+        """An empty tally for metrics of these shapes and dtypes."""
+        total, last = (jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), metrics) for _ in range(2))
+        return cls(jnp.zeros((), jnp.int32), total, last)
+
+    def add(self, metrics: Metrics) -> "Tally":
+        return Tally(self.count + 1, jax.tree.map(jnp.add, self.total, metrics), metrics)
+
+    def reset(self) -> "Tally":
+        return self.replace(count=jnp.zeros_like(self.count), total=jax.tree.map(jnp.zeros_like, self.total))
+
+
+class RunState(struct.PyTreeNode):
+    """Everything a run needs to go on.
+
+    Attributes:
+        step: int32, student steps taken.
+        synthesis_step: int32, synthesis steps taken.
+        key: the root key; every draw uses a key folded from it, a purpose and a counter.
+        student: the network that is trained.
+        aux: the method's own state, opaque.
+        synthesis, training: tallies of the running epoch.
+        failed: bool, the newest step was not finite and has been undone.
+    """
+
+    step: jax.Array
+    synthesis_step: jax.Array
+    key: jax.Array
+    student: TrainState
+    aux: Any
+    synthesis: Tally
+    training: Tally
+    failed: jax.Array
+
+    def start_epoch(self) -> "RunState":
+        return self.replace(synthesis=self.synthesis.reset(), training=self.training.reset())
+
+
+class Problem(NamedTuple):
+    """What does not change while a student is distilled."""
+
+    method: Method
+    teacher: Classifier
+    student: Classifier
+    optimiser: optax.GradientTransformation  # the student's
+    learning_rate: optax.Schedule  # what `optimiser` follows, to report it
+
+
+def purpose_key(key: jax.Array, purpose: int, counter: jax.Array | int = 0) -> jax.Array:
+    """The key of one draw: the root key folded with what the draw is for and with a counter."""
+    return jax.random.fold_in(jax.random.fold_in(key, purpose), counter)
+
+
+def init_state(
+    key: jax.Array, teacher_variables: Variables, *, problem: Problem, image_shape: tuple[int, int, int]
+) -> RunState:
+    """The state before the first step; `jax.eval_shape` of it traces both steps and so checks every shape."""
+    student = TrainState.create(
+        problem.student.init(purpose_key(key, STUDENT_INIT), image_shape), problem.optimiser
+    )
+    zero = jnp.zeros((), jnp.int32)
+    state = RunState(
+        step=zero,
+        synthesis_step=zero,
+        key=key,
+        student=student,
+        aux=problem.method.init(purpose_key(key, METHOD_INIT)),
+        synthesis=Tally.zeros({}),
+        training=Tally.zeros({}),
+        failed=jnp.zeros((), bool),
+    )
+    _, synthesis = jax.eval_shape(lambda s, t: _synthesise(s, t, problem, SINGLE), state, teacher_variables)
+    _, training = jax.eval_shape(lambda s, t: _train(s, t, problem, SINGLE), state, teacher_variables)
+    return state.replace(synthesis=Tally.zeros(synthesis), training=Tally.zeros(training))
+
+
+def synthesis_step(state: RunState, teacher_variables: Variables, *, problem: Problem, axis: Axis) -> RunState:
+    """One step of the method's synthesis; teacher and student are frozen, in evaluation mode."""
+    aux, metrics = _synthesise(state, teacher_variables, problem, axis)
+    updated = state.replace(
+        aux=aux, synthesis_step=state.synthesis_step + 1, synthesis=state.synthesis.add(metrics)
+    )
+    return keep_if_finite(state, updated, metrics, "synthesis")
+
+
+def student_step(state: RunState, teacher_variables: Variables, *, problem: Problem, axis: Axis) -> RunState:
+    """One SGD step of the student (train mode) on images of the frozen method; teacher in evaluation mode."""
+    student, metrics = _train(state, teacher_variables, problem, axis)
+    updated = state.replace(student=student, step=state.step + 1, training=state.training.add(metrics))
+    return keep_if_finite(state, updated, metrics, "training")
+
+
+def keep_if_finite(state: RunState, updated: RunState, metrics: Metrics, tally: str) -> RunState:
+    """`updated` where every metric is finite; else `state`, marked failed, with these metrics as its last."""
+    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(m)) for m in jax.tree.leaves(metrics)]))
+    good = finite & ~state.failed
+    kept: RunState = jax.tree.map(functools.partial(jnp.where, good), updated, state)
+    first_bad = ~finite & ~state.failed
+    before: Tally = getattr(kept, tally)
+    last = jax.tree.map(functools.partial(jnp.where, first_bad), metrics, before.last)
+    return kept.replace(failed=state.failed | ~finite, **{tally: before.replace(last=last)})
+
+
+def _synthesise(
+    state: RunState, teacher_variables: Variables, problem: Problem, axis: Axis
+) -> tuple[Any, Metrics]:
+    return problem.method.synthesise(
+        state.aux,
+        functools.partial(problem.teacher, teacher_variables, axis=axis),
+        functools.partial(problem.student, state.student.variables, axis=axis),
+        purpose_key(state.key, SYNTHESIS, state.synthesis_step),
+        state.step,
+        axis,
+    )
+
+
+def _train(
+    state: RunState, teacher_variables: Variables, problem: Problem, axis: Axis
+) -> tuple[TrainState, Metrics]:
+    images = problem.method.sample(state.aux, purpose_key(state.key, STUDENT, state.step), axis)
+    teacher_outputs = problem.teacher(teacher_variables, images, axis=axis)
+
+    def objective(params):
+        variables = {"params": params, "batch_stats": state.student.batch_stats}
+        outputs = problem.student(variables, images, train=True, axis=axis)
+        loss, metrics = problem.method.student_loss(outputs, teacher_outputs, state.step, axis)
+        return loss, (outputs.batch_stats, metrics)
+
+    gradients, (batch_stats, metrics) = jax.grad(objective, has_aux=True)(state.student.params)
+    gradients = axis.mean(gradients)
+    metrics["student_gradient_norm"] = gradient_norm(gradients)
+    metrics["learning_rate"] = problem.learning_rate(state.step)
+    return state.student.update(gradients, batch_stats, problem.optimiser), metrics

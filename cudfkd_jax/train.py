@@ -1,0 +1,99 @@
+"""The stages that use data: a teacher, the student from scratch, and ordinary distillation."""
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from cudfkd_jax import build, supervised, trainer
+from cudfkd_jax.data import Dataset
+from cudfkd_jax.evaluate import make_evaluate, make_predict
+from cudfkd_jax.files import write_json
+from cudfkd_jax.loops import Epoch, make_epoch_function
+from cudfkd_jax.models import count_parameters
+from cudfkd_jax.summary import SUMMARY, TEST_METRICS, common_summary
+from cudfkd_jax.supervised import SupervisedProblem
+from cudfkd_jax.weights import Trained, save_net
+
+NET = "net"
+
+
+def check_shapes(config: ConfigDict, section: str, dataset: Dataset, teacher: Trained | None) -> None:
+    """Traces the step without compiling or computing anything."""
+    problem, _ = _problem(config, section, dataset, teacher)
+    init = functools.partial(supervised.init_state, problem=problem)
+    images, labels = dataset.splits["train"]
+    jax.eval_shape(init, build.root_key(config), images, labels, *_used_by(problem, teacher))
+
+
+def train(
+    config: ConfigDict, section: str, folder: Path, dataset: Dataset, teacher: Trained | None
+) -> dict[str, Any]:
+    """Trains a network on data in `folder`, from where an earlier call stopped.
+
+    Args:
+        config: checked by `build.check`.
+        section: "teacher", "scratch" (the student on labels alone) or "kd" (with a teacher's help).
+        folder: receives `metrics.jsonl`, `checkpoints/`, `net/` and, when all is done, `summary.json`.
+        dataset: both splits.
+        teacher: needed for "kd"; where given, agreement and loyalty are measured against it.
+
+    Returns:
+        The summary.
+    """
+    devices = build.devices(config)
+    problem, epoch = _problem(config, section, dataset, teacher)
+    images, labels = dataset.splits["train"]
+    test = dataset.splits["test"]
+    batch_size = config.evaluation.batch_size
+    teacher_logits = None
+    if teacher:
+        predict = make_predict(build.classifier(config, teacher.net), devices, batch_size)
+        teacher_logits = predict(devices.replicate(teacher.variables), test.images)
+    used = _used_by(problem, teacher)
+    net = build.described(config, _arch(config, section))
+    stage = trainer.Stage(
+        name=section,
+        folder=folder,
+        epochs=config[section].epochs,
+        steps_per_epoch=epoch.steps,
+        images_per_step=config[section].batch_size,
+        init=lambda: supervised.init_state(build.root_key(config), images, labels, *used, problem=problem),
+        run_epoch=make_epoch_function(
+            config.loop, epoch, devices, functools.partial(supervised.supervised_step, problem=problem)
+        ),
+        frozen=devices.replicate((images, labels, *used)),
+        evaluate=make_evaluate(problem.network, devices, batch_size, test, teacher_logits),
+        after_epoch=lambda state, history: None,
+        devices=devices,
+    )
+    state, history = trainer.run(stage, build.upkeep(config))
+    metrics = {name: history[-1][name] for name in TEST_METRICS if name in history[-1]}
+    summary = {
+        "stage": section,
+        **common_summary(config, history, devices),
+        "network": {"arch": net.arch, "parameters": count_parameters(state.student.params), **metrics},
+    }
+    save_net(folder / NET, dataclasses.replace(net, metrics=metrics), jax.device_get(state.student.variables))
+    write_json(folder / SUMMARY, summary)
+    return summary
+
+
+def _problem(
+    config: ConfigDict, section: str, dataset: Dataset, teacher: Trained | None
+) -> tuple[SupervisedProblem, Epoch]:
+    epoch = build.supervised_epoch(config, section, len(dataset.splits["train"].labels))
+    network = build.classifier(config, build.described(config, _arch(config, section)))
+    helper = build.classifier(config, teacher.net) if teacher and section == "kd" else None
+    return build.supervised_problem(config, section, network, epoch, helper), epoch
+
+
+def _used_by(problem: SupervisedProblem, teacher: Trained | None) -> tuple[Any, ...]:
+    return (teacher.variables,) if teacher and problem.distillation else ()
+
+
+def _arch(config: ConfigDict, section: str) -> str:
+    return config.teacher.arch if section == "teacher" else config.student.arch

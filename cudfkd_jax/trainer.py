@@ -1,0 +1,199 @@
+"""How a stage is run: resume, epochs, evaluation, records, checkpoints, signals.
+
+The same for a distilled student and for a supervised network; a stage says what its steps, its evaluation and
+its products are.
+"""
+
+import dataclasses
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+import jax
+import numpy as np
+
+from cudfkd_jax import checkpoint, records
+from cudfkd_jax.errors import RunFailedError, StoppedError
+from cudfkd_jax.loops import EpochFunction
+from cudfkd_jax.parallel import Devices
+from cudfkd_jax.progress import Progress
+from cudfkd_jax.records import Record
+from cudfkd_jax.steps import RunState, Tally
+
+METRICS = "metrics.jsonl"
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One training of one network.
+
+    Attributes:
+        name: shown to the user.
+        folder: of its files: `checkpoints/`, `metrics.jsonl`, `tensorboard/`.
+        epochs, steps_per_epoch: its length.
+        images_per_step: that the trained network sees, over all devices.
+        init: makes the state before the first step; jit-compiled, and traced for the shapes of a checkpoint.
+        run_epoch: see `loops.make_epoch_function`.
+        frozen: replicated arguments of `run_epoch` after the state.
+        evaluate: test metrics of a state (one copy of it), `{}` where there is nothing to measure.
+        after_epoch: `(state, records)`, called with one copy of the state and all records so far, before the
+            checkpoint of the epoch is written; it must overwrite what it wrote for the same epoch before.
+        devices: what everything above is compiled for.
+    """
+
+    name: str
+    folder: Path
+    epochs: int
+    steps_per_epoch: int
+    images_per_step: int
+    init: Callable[[], RunState]
+    run_epoch: EpochFunction
+    frozen: tuple[Any, ...]
+    evaluate: Callable[[RunState], dict[str, float]]
+    after_epoch: Callable[[RunState, list[Record]], None]
+    devices: Devices
+
+
+@dataclasses.dataclass(frozen=True)
+class Upkeep:
+    """What does not change results.
+
+    Attributes:
+        evaluate_every: epochs; the last one is always evaluated.
+        checkpoint_seconds: at least so long between two checkpoints; the last epoch is always saved.
+        keep: checkpoints.
+        tensorboard: whether to write events.
+    """
+
+    evaluate_every: int
+    checkpoint_seconds: float
+    keep: int
+    tensorboard: bool
+
+
+def run(stage: Stage, upkeep: Upkeep) -> tuple[RunState, list[Record]]:
+    """Runs a stage to its end, from its newest checkpoint where it has one.
+
+    Returns:
+        One copy of the last state, and a record an epoch.
+
+    Raises:
+        StoppedError: Ctrl-C or SIGTERM; the state is saved.
+        RunFailedError: a metric turned NaN or infinite; the state before that step is saved.
+        UserError: the checkpoints or the records cannot be used.
+    """
+    checkpoints = stage.folder / "checkpoints"
+    state, damaged = checkpoint.restore_newest(checkpoints, jax.eval_shape(stage.init))
+    state = jax.jit(stage.init)() if state is None else state
+    first_step = int(state.step)
+    history = records.cut_back(stage.folder / METRICS, first_step // stage.steps_per_epoch)
+    if len(history) == stage.epochs:
+        return state, history
+
+    def save(state: RunState) -> None:
+        checkpoint.save(checkpoints, int(state.step), state, keep=upkeep.keep)
+
+    state = stage.devices.replicate(state)
+    saved_at = time.monotonic()
+    with (
+        Signals() as signals,
+        Progress(
+            stage.name,
+            epochs=stage.epochs,
+            steps_per_epoch=stage.steps_per_epoch,
+            first_step=first_step,
+            tensorboard=stage.folder / "tensorboard" if upkeep.tensorboard else None,
+        ) as progress,
+    ):
+        for path in damaged:
+            progress.say(f"{path} is damaged and passed over")
+        if first_step:
+            progress.say(f"{stage.name}: going on from step {first_step}")
+        while len(history) < stage.epochs:
+            epoch = len(history) + 1
+            before = (epoch - 1) * stage.steps_per_epoch
+
+            def on_step(steps_in_epoch: int, before: int = before) -> bool:
+                progress.step(before + steps_in_epoch)
+                return signals.received is not None
+
+            steps, start = int(stage.devices.unreplicate(state.step)), time.monotonic()
+            state = stage.run_epoch(state, *stage.frozen, progress=on_step)
+            one = stage.devices.unreplicate(state)
+            steps = int(one.step) - steps
+            seconds = time.monotonic() - start
+            if one.failed:
+                save(one.replace(failed=np.zeros((), bool)))
+                raise RunFailedError(_failure(stage.name, one))
+            if int(one.step) < epoch * stage.steps_per_epoch:
+                save(one)
+                raise StoppedError(signals.received or signal.SIGTERM)
+
+            start = time.monotonic()
+            record: Record = {
+                "epoch": epoch,
+                "step": int(one.step),
+                **_means(one.synthesis),
+                **_means(one.training),
+            }
+            if epoch % upkeep.evaluate_every == 0 or epoch == stage.epochs:
+                record |= stage.evaluate(one)
+            record |= {
+                "seconds": seconds,
+                "evaluation_seconds": time.monotonic() - start,
+                "images_per_s": steps * stage.images_per_step / seconds,
+            }
+            history.append(record)
+            records.append(stage.folder / METRICS, record)
+            progress.epoch(record)
+            stage.after_epoch(one, history)
+            state = state.start_epoch()
+            last = epoch == stage.epochs
+            if last or signals.received or time.monotonic() - saved_at >= upkeep.checkpoint_seconds:
+                save(stage.devices.unreplicate(state))
+                saved_at = time.monotonic()
+            if signals.received and not last:
+                raise StoppedError(signals.received)
+    return stage.devices.unreplicate(state), history
+
+
+class Signals:
+    """While entered, the first SIGINT or SIGTERM is only noted; a second SIGINT interrupts at once."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> "Signals":
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.received == signal.SIGINT == number:
+            raise KeyboardInterrupt
+        self.received = number
+
+
+def _means(tally: Tally) -> dict[str, float]:
+    count = max(int(tally.count), 1)
+    return {name: float(total) / count for name, total in jax.device_get(tally.total).items()}
+
+
+def _failure(name: str, state: RunState) -> str:
+    kinds = {"synthesis": (state.synthesis, state.synthesis_step), "student": (state.training, state.step)}
+    for kind, (tally, counter) in kinds.items():
+        values = {key: float(value) for key, value in jax.device_get(tally.last).items()}
+        if not np.isfinite(list(values.values())).all():
+            terms = ", ".join(f"{key} {value:.4g}" for key, value in values.items())
+            return f"{name}: {kind} step {int(counter)} is not finite ({terms}); the state before it is saved"
+    raise AssertionError("a state is marked failed and all its terms are finite")

@@ -1,0 +1,98 @@
+"""Trained networks on disk: `weights.msgpack` (Flax) and `net.json`, which says what network that is.
+
+Both are the same bytes whenever the weights and their description are the same, and loading runs no code.
+"""
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import serialization, traverse_util
+
+from cudfkd_jax.errors import UserError
+from cudfkd_jax.files import write_bytes, write_json
+
+WEIGHTS, DESCRIPTION = "weights.msgpack", "net.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Net:
+    """A description of a trained classifier.
+
+    Attributes:
+        arch: its name in `cudfkd_jax.models`.
+        num_classes: length of its logits.
+        image_shape: `[H, W, C]` of its inputs.
+        mean, std: per channel, of images in [0, 1]; subtracted from and divided out of its inputs.
+        metrics: what it reached, in the names of `summary.json`.
+    """
+
+    arch: str
+    num_classes: int
+    image_shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    metrics: dict[str, Any]
+
+
+class Trained(NamedTuple):
+    """A trained classifier in memory; the variables are NumPy arrays."""
+
+    net: Net
+    variables: dict[str, Any]
+    sha256: str
+
+
+def save_net(folder: Path, net: Net, variables: Any) -> None:
+    """Writes a network; the description, which holds the digest of the weights, goes last."""
+    content = serialization.msgpack_serialize(jax.tree.map(np.asarray, variables))
+    write_bytes(folder / WEIGHTS, content)
+    digest = hashlib.sha256(content).hexdigest()
+    write_json(folder / DESCRIPTION, {**dataclasses.asdict(net), "sha256": digest})
+
+
+def load_net(folder: Path) -> Trained:
+    """Reads a network that `save_net` wrote.
+
+    Raises:
+        UserError: the folder holds no network, or a damaged one.
+    """
+    try:
+        description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+        content = (folder / WEIGHTS).read_bytes()
+        digest = description.pop("sha256")
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in description.items()}
+        net = Net(**fields)
+    except OSError as error:
+        raise UserError(f"no network in {folder}: {error.strerror} ({error.filename})") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{folder / DESCRIPTION} is damaged; restore it or train the network again") from error
+    if hashlib.sha256(content).hexdigest() != digest:
+        raise UserError(f"{folder / WEIGHTS} is damaged (its SHA-256 differs); restore it or train again")
+    return Trained(net, serialization.msgpack_restore(content), digest)
+
+
+def check_weights(variables: Any, expected: Any, where: Path) -> None:
+    """Compares variables with a tree of `jax.ShapeDtypeStruct`.
+
+    Raises:
+        UserError: a weight is missing, unexpected or of another shape; the first few are named.
+    """
+    found, wanted = (
+        {"/".join(path): tuple(leaf.shape) for path, leaf in traverse_util.flatten_dict(tree).items()}
+        for tree in (variables, expected)
+    )
+    differences = [
+        f"{name} is {found.get(name, 'missing')} and should be {wanted.get(name, 'absent')}"
+        for name in sorted(found.keys() | wanted.keys())
+        if found.get(name) != wanted.get(name)
+    ]
+    if differences:
+        raise UserError(
+            f"the weights in {where} are of another network: {len(differences)} differ, "
+            f"first {'; '.join(differences[:3])}"
+        )

@@ -1,0 +1,88 @@
+"""The folder of a run: one owner at a time, one configuration for good."""
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from cudfkd_jax.errors import UserError
+from cudfkd_jax.files import write_json
+
+CONFIG = "config.json"
+_LOCK = ".lock"
+
+
+def check_writable(workdir: Path) -> None:
+    """Refuses, without touching the disk, a folder that could not be made or written to.
+
+    Raises:
+        UserError: a part of the path is a file, or writing is not permitted.
+    """
+    existing = next(path for path in (workdir.absolute(), *workdir.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise UserError(f"--workdir={workdir}: {existing} is a file; name a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"--workdir={workdir}: {existing} is not writable; name a folder you may write to")
+
+
+@contextlib.contextmanager
+def lock(workdir: Path) -> Iterator[None]:
+    """Holds the folder for this process; the lock goes with the process, however that ends.
+
+    Raises:
+        UserError: another live process holds it.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(workdir / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            holder = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
+            raise UserError(
+                f"--workdir={workdir} is in use by a running process (pid {holder}); "
+                "wait for it, stop it or name another folder"
+            ) from error
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def check_config(folder: Path, config: dict[str, Any]) -> None:
+    """Refuses to go on in a folder that holds a run with other settings.
+
+    Args:
+        folder: of the stage.
+        config: the settings that change the stage's results, flat, by dotted name.
+
+    Raises:
+        UserError: settings differ; they are listed with both values.
+    """
+    path = folder / CONFIG
+    if not path.exists():
+        return
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))["results"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged; move {folder} away to start again") from error
+    wanted = json.loads(json.dumps(config))
+    differing = [
+        f"{key} is {held.get(key)!r} there and {wanted.get(key)!r} here"
+        for key in sorted(held.keys() | wanted.keys())
+        if held.get(key) != wanted.get(key)
+    ]
+    if differing:
+        raise UserError(
+            f"{folder} holds a run of another configuration: {'; '.join(differing)}; "
+            "name another --workdir or give the same settings"
+        )
+
+
+def write_config(folder: Path, config: dict[str, Any], whole: dict[str, Any]) -> None:
+    """Writes the settings: `results`, those that `check_config` compares, and `config`, all of them."""
+    write_json(folder / CONFIG, {"results": config, "config": whole})
