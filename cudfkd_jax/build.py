@@ -55,8 +55,8 @@ _CHOICES: dict[str, Sequence[str]] = {
     "loop": loops.LOOPS,
     "compute_dtype": ("float32", "bfloat16"),
     "data.source": tuple(data.SOURCES),
-    "distill.loss": ("l1", *cudfkd.DIVERGENCES),
-    "synthesis.adversarial_loss": tuple(cudfkd.DIVERGENCES),
+    "distill.loss": cudfkd.STUDENT_LOSSES,
+    "synthesis.adversarial_loss": cudfkd.DIVERGENCES,
     "curriculum.strategy": curriculum.STRATEGIES,
     "curriculum.granularity": cudfkd.GRANULARITIES,
     "curriculum.ramp": curriculum.ALPHA_SCHEDULES,
@@ -67,7 +67,17 @@ _RESULT_KEYS = {
     "scratch": ("seed", "compute_dtype", "data", "student", "scratch"),
     "kd": ("seed", "compute_dtype", "data", "student", "kd"),
     "distill": (
-        *("seed", "compute_dtype", "data", "method", "student", "generator", "distill", "curriculum"),
+        *(
+            "seed",
+            "compute_dtype",
+            "data",
+            "method",
+            "released_js",
+            "student",
+            "generator",
+            "distill",
+            "curriculum",
+        ),
         *("synthesis", "evaluation"),
     ),
 }
@@ -221,7 +231,7 @@ def method(config: ConfigDict) -> Method:
         batch_size=d.batch_size,
         terms=cudfkd.synthesis_terms(
             alpha_adv=_alpha_adv(config),
-            adversarial_divergence=s.adversarial_loss,
+            adversarial_divergence=cudfkd.divergence(s.adversarial_loss, released_js=config.released_js),
             adversarial_temperature=s.adversarial_temperature,
             bn_weight=s.bn_weight,
             class_weight=s.class_weight,
@@ -229,7 +239,7 @@ def method(config: ConfigDict) -> Method:
             temperature=d.temperature,
         ),
         student_loss=cudfkd.self_paced_student_loss(
-            divergence=cudfkd.student_divergence(d.loss, d.temperature),
+            sample_loss=cudfkd.student_divergence(d.loss, d.temperature, released_js=config.released_js),
             strategy=c.strategy,
             granularity=c.granularity,
             lambda_t=curriculum.lambda_schedule(c.lambda_0, c.lambda_slope, c.lambda_max or None),

@@ -4,7 +4,6 @@ Files under `configs/` change a few of them; `--config.section.key=value` change
 reader, and refuses values out of range.
 """
 
-from collections.abc import Iterable
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -19,6 +18,7 @@ def get_config() -> ConfigDict:
     config.method = "cudfkd"
     config.devices = 0  # local devices to use; 0: all
     config.loop = "auto"  # "python", "scan" (one compiled call an epoch) or "auto": python on the CPU
+    config.released_js = False  # "js" is the exact divergence; True: the released code's, clamped to [0.01, 0.99]
     config.compute_dtype = "float32"  # of convolutions and matrix products; or "bfloat16"
 
     data = config.data = ConfigDict()
@@ -62,7 +62,7 @@ def get_config() -> ConfigDict:
     distill.synthesis_steps = 1  # a round
     distill.student_steps = 10  # a round
     distill.batch_size = 512  # of both kinds of step, over all devices
-    distill.loss = "l1"  # D of Eq. 6: "kl", "l1", "js", "jsdiv" (the released code's clamped JS)
+    distill.loss = "l1"  # D of Eq. 6: "kl", "l1" or "js"
     distill.temperature = 20.0  # T
     distill.learning_rate = 0.1  # SGD, cosine to 0, constant within an epoch
     distill.momentum = 0.9
@@ -84,7 +84,7 @@ def get_config() -> ConfigDict:
     curriculum.none_keeps_ramp = True  # False: strategy "none" also holds α_adv at its start
 
     synthesis = config.synthesis = ConfigDict()
-    synthesis.adversarial_loss = "kl"  # D of Eq. 4: "kl", "js", "jsdiv"
+    synthesis.adversarial_loss = "kl"  # D of Eq. 4: "kl" or "js"
     synthesis.adversarial_temperature = 3.0
     synthesis.bn_weight = 1.0  # α_bn of Eq. 5
     synthesis.class_weight = 1.0  # α_oh of Eq. 5
@@ -105,31 +105,48 @@ def get_config() -> ConfigDict:
     return config
 
 
-def released(config: ConfigDict) -> None:
+ARGUMENTS = ("teacher", "student", "method", "released", "runlocal")
+
+
+def parse_arguments(text: str) -> dict[str, str]:
+    """Splits what stands after the colon of `--config=file.py:teacher=a,released`; a bare word gets "".
+
+    Raises:
+        UserError: an argument is not in `ARGUMENTS`.
+    """
+    arguments = {}
+    for part in filter(None, text.split(",")):
+        key, _, value = part.partition("=")
+        if key not in ARGUMENTS:
+            raise UserError(f"unknown argument {key!r} after the colon of --config; valid: {', '.join(ARGUMENTS)}")
+        arguments[key] = value
+    return arguments
+
+
+def with_arguments(teacher: str, student: str, arguments: dict[str, str]) -> ConfigDict:
+    """The default configuration for a pair of networks, each unless the arguments name another."""
+    config = get_config()
+    config.teacher.arch = arguments.get("teacher", teacher)
+    config.student.arch = arguments.get("student", student)
+    config.method = arguments.get("method", config.method)
+    if "released" in arguments:
+        _released(config)
+    return config
+
+
+def train_for(config: ConfigDict, **settings: Any) -> None:
+    """Gives these settings to each training with data: teacher, scratch and kd."""
+    for section in (config.teacher, config.scratch, config.kd):
+        section.update(settings)
+
+
+def _released(config: ConfigDict) -> None:
     """Makes a configuration behave as the authors' released code where that differs from the paper."""
     config.curriculum.granularity = "batch"
     config.curriculum.lambda_max = 0.0
     config.curriculum.ramp = "released"
     config.curriculum.none_keeps_ramp = False
-    for section, key in ((config.distill, "loss"), (config.synthesis, "adversarial_loss")):
-        if section[key] == "js":
-            section[key] = "jsdiv"
-
-
-def parse_arguments(text: str, known: Iterable[str]) -> dict[str, str]:
-    """Splits what stands after the colon of `--config=file.py:a=b,flag`; a bare word gets the value "".
-
-    Raises:
-        UserError: an argument is not in `known`.
-    """
-    known = tuple(known)
-    arguments = {}
-    for part in filter(None, text.split(",")):
-        key, _, value = part.partition("=")
-        if key not in known:
-            raise UserError(f"unknown argument {key!r} after the colon of --config; valid: {', '.join(known)}")
-        arguments[key] = value
-    return arguments
+    config.released_js = True
 
 
 def _supervised(epochs: int) -> dict[str, Any]:

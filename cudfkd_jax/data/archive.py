@@ -5,7 +5,9 @@ https://www.cs.toronto.edu/~kriz/cifar.html. torchvision unpacks the same folder
 """
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -149,8 +151,8 @@ def _read_split(layout: _Pickled | _Binary, folder: Path, split: str, num_classe
     return Split(np.concatenate(images), np.concatenate(labels))
 
 
-def _guard(read, path: Path):
-    """Calls `read(path)`, and says of a file that lacks what it should hold that it does."""
+def _guard(read: Callable[[Path], Any], path: Path) -> Any:
+    """Calls `read(path)`; a file that is missing or lacks what it should hold becomes a UserError."""
     try:
         return read(path)
     except FileNotFoundError:

@@ -27,7 +27,10 @@ def cached_images(
       uint8 array of that shape.
     """
     try:
-        path = _cache_directory() / f"{hashlib.sha256(identity.encode()).hexdigest()[:32]}.npz"
+        path = (
+            _cache_directory()
+            / f"{hashlib.sha256(identity.encode(errors='surrogateescape')).hexdigest()[:32]}.npz"
+        )
     except RuntimeError:  # no home directory
         return build()
     images = _read(path, version, shape)

@@ -35,7 +35,7 @@ def load(request: Request) -> Dataset:
       UserError: no images, fewer than two classes, class folders that differ between the splits, an image
         that cannot be read or has another size than request.image_shape.
     """
-    root = request.path()
+    root = request.path().resolve()
     classes = _class_names(root)
     if len(classes) < 2:
         raise UserError(f"{root} has {len(classes)} class folders, two at least are needed: {_LAYOUT}")
@@ -51,7 +51,7 @@ def _load_split(request: Request, root: Path, split: str, classes: list[str]) ->
     if not files:
         raise UserError(f"no images in {folder}: {_LAYOUT}")
 
-    identity = f"{folder.resolve()}\0{request.image_shape[-1]}"
+    identity = f"{folder}\0{request.image_shape[-1]}"
     version = hashlib.sha256()
     for file in files:
         version.update(f"{file.path}\0{file.size}\0{file.mtime_ns}\n".encode(errors="surrogateescape"))
@@ -86,7 +86,7 @@ def _class_names(root: Path) -> list[str]:
     if not _is_annotated(folder):
         return _subfolders(folder)
     if (root / "wnids.txt").is_file():
-        return sorted((root / "wnids.txt").read_text().split())
+        return sorted((root / "wnids.txt").read_text(errors="replace").split())
     return sorted({name for _, name in _annotations(folder)})
 
 
@@ -122,7 +122,7 @@ def _list_annotated(folder: Path, classes: list[str]) -> Iterator[_Image]:
 
 def _annotations(folder: Path) -> Iterator[tuple[str, str]]:
     """Pairs of file name and class."""
-    for line in (folder / _ANNOTATIONS).read_text().splitlines():
+    for line in (folder / _ANNOTATIONS).read_text(errors="replace").splitlines():
         fields = line.split("\t")
         if len(fields) < 2:
             raise UserError(f"{folder / _ANNOTATIONS}: expected 'file<TAB>class<TAB>...', found {line[:80]!r}")

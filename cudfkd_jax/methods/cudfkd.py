@@ -26,27 +26,30 @@ from cudfkd_jax.parallel import Axis
 
 GRANULARITIES = ("sample", "batch")
 
-DIVERGENCES = {
-    "kl": losses.kl_divergence,
-    "js": losses.js_divergence,
-    "jsdiv": losses.js_divergence_released,
-}
-
+DIVERGENCES = ("kl", "js")  # of Eq. 4
+STUDENT_LOSSES = ("kl", "l1", "js")  # of Eq. 6
 
 SampleLoss = Callable[[jax.Array, jax.Array], jax.Array]  # (teacher logits, student logits) -> [B]
 
 
-def student_divergence(name: str, temperature: float) -> SampleLoss:
-    """The student's D of Eq. 6: "l1" on logits, which takes no temperature, or one of `DIVERGENCES`."""
+def divergence(name: str, *, released_js: bool) -> losses.Divergence:
+    """D of Eq. 4 by its name, one of `DIVERGENCES`; `released_js` takes the released code's clamped JS."""
+    js = losses.js_divergence_released if released_js else losses.js_divergence
+    return {"kl": losses.kl_divergence, "js": js}[name]
+
+
+def student_divergence(name: str, temperature: float, *, released_js: bool) -> SampleLoss:
+    """D of Eq. 6 by its name, one of `STUDENT_LOSSES`; "l1" is on logits and takes no temperature."""
     if name == "l1":
         return losses.l1_distance
-    return lambda teacher, student: DIVERGENCES[name](teacher, student, temperature)
+    chosen = divergence(name, released_js=released_js)
+    return lambda teacher, student: chosen(teacher, student, temperature)
 
 
 def synthesis_terms(
     *,
     alpha_adv: optax.Schedule | None,
-    adversarial_divergence: str,
+    adversarial_divergence: losses.Divergence,
     adversarial_temperature: float,
     bn_weight: float,
     class_weight: float,
@@ -57,7 +60,7 @@ def synthesis_terms(
 
     Args:
         alpha_adv: α_adv(t), a schedule of the student step.
-        adversarial_divergence: one of `DIVERGENCES`.
+        adversarial_divergence: D of Eq. 4, taken at `adversarial_temperature`.
         bn_weight: α_bn of Eq. 5.
         class_weight: α_oh of Eq. 5.
         balance_weight: α_bal.
@@ -72,7 +75,7 @@ def synthesis_terms(
                     synthetic.teacher.value,
                     synthetic.student.value,
                     adversarial_temperature,
-                    DIVERGENCES[adversarial_divergence],
+                    adversarial_divergence,
                 )
             )
         )
@@ -99,23 +102,19 @@ def synthesis_terms(
     return tuple(terms)
 
 
-def self_paced_student_loss(
-    *, divergence: SampleLoss, strategy: str, granularity: str, lambda_t: optax.Schedule
-):
+def self_paced_student_loss(*, sample_loss: SampleLoss, strategy: str, granularity: str, lambda_t: optax.Schedule):
     """The student's objective, Eq. 6, as a `Method.student_loss`.
 
     Args:
-        divergence: D, per example `[B]`.
+        sample_loss: D of Eq. 6.
         strategy: which v*, one of `curriculum.STRATEGIES`.
         granularity: "sample" gives every image its own v*; "batch" one v* for all, from the mean loss (the
             released code).
         lambda_t: λ(t), a schedule of the student step.
     """
 
-    def student_loss(
-        student: Outputs, teacher: Outputs, step: jax.Array, axis: Axis
-    ) -> tuple[jax.Array, Metrics]:
-        sample_losses = divergence(teacher.value, student.value)
+    def student_loss(student: Outputs, teacher: Outputs, step: jax.Array, axis: Axis) -> tuple[jax.Array, Metrics]:
+        sample_losses = sample_loss(teacher.value, student.value)
         mean_loss = axis.mean(jnp.mean(sample_losses))
         difficulty = sample_losses if granularity == "sample" else jnp.full_like(sample_losses, mean_loss)
         difficulty = jax.lax.stop_gradient(difficulty)
