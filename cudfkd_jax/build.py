@@ -101,6 +101,8 @@ def check(config: ConfigDict) -> None:
     for key, value in flatten(config).items():
         if isinstance(value, float):
             _require(key, value, math.isfinite(value), "must be a finite number")
+        elif isinstance(value, int):  # counts are int32 in the steps, and a random key is made of 32 bits
+            _require(key, value, value < 2**31, "must be less than 2**31")
     for section in ("teacher", "scratch", "kd"):
         s = config[section]
         _require(
@@ -326,12 +328,20 @@ def _require(key: str, value: Any, holds: bool, rule: str) -> None:
 def _check_image(config: ConfigDict) -> None:
     shape, d = tuple(config.data.image_shape), config.data
     if len(shape) != 3 or not all(isinstance(n, int) and n > 0 for n in shape) or shape[2] not in (1, 3):
-        raise UserError(f"data.image_shape={shape} must be (height, width, channels) with 1 or 3 channels")
+        raise UserError(
+            f"data.image_shape={shape} must be (height, width, channels) with 1 or 3 channels; "
+            "set --config.data.image_shape"
+        )
     for key in ("mean", "std"):
-        if len(d[key]) != shape[2]:
-            raise UserError(f"data.{key}={tuple(d[key])} must have one value for each of {shape[2]} channels")
+        numbers = all(isinstance(value, int | float) and math.isfinite(value) for value in d[key])
+        if len(d[key]) != shape[2] or not numbers:
+            raise UserError(
+                f"data.{key}={tuple(d[key])} must have one number for each of {shape[2]} channels; "
+                f"set --config.data.{key}"
+            )
     _require("data.std", tuple(d.std), all(value > 0 for value in d.std), "must be greater than 0")
     _require("data.num_classes", d.num_classes, d.num_classes > 1, "must be at least 2")
+    _require("generator.stages", config.generator.stages, config.generator.stages <= 10, "must be at most 10")
     factor = 2**config.generator.stages
     if shape[0] % factor or shape[1] % factor:
         raise UserError(

@@ -24,11 +24,12 @@ _NAME = re.compile(r"\d{9}")  # a step; Orbax appends to it while it writes
 
 
 def save(folder: Path, step: int, state: object, *, keep: int) -> None:
-    """Writes `state` as the checkpoint of `step` and removes all but the newest `keep`.
+    """Writes `state` as the checkpoint of `step` and removes all but the newest `keep` up to it.
 
     Args:
         folder: of the checkpoints; made if needed.
-        step: names the checkpoint; one that is there already is left as it is.
+        step: names the checkpoint; an intact one that is there already is left as it is. Later ones are
+            removed: a run that comes to `step` has passed them over as damaged.
         state: a pytree of arrays and typed random keys.
         keep: at least 1.
     """
@@ -39,7 +40,7 @@ def save(folder: Path, step: int, state: object, *, keep: int) -> None:
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(path, state)
     write_json(_manifest(path), _digests(path))
-    _prune(folder, keep)
+    _prune(folder, [other for other in checkpoints(folder) if other.name <= path.name][-keep:])
 
 
 def restore_newest(folder: Path, like: Tree) -> tuple[Tree | None, list[Path]]:
@@ -55,12 +56,24 @@ def restore_newest(folder: Path, like: Tree) -> tuple[Tree | None, list[Path]]:
     Raises:
         UserError: there are checkpoints and none is intact.
     """
+    newest, damaged = find_newest(folder)
+    if newest is None:
+        return None, []
+    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    with ocp.StandardCheckpointer() as checkpointer:
+        return checkpointer.restore(newest.absolute(), abstract), damaged
+
+
+def find_newest(folder: Path) -> tuple[Path | None, list[Path]]:
+    """The newest intact checkpoint, and the newer ones that are damaged; reads but restores nothing.
+
+    Raises:
+        UserError: there are checkpoints and none is intact.
+    """
     damaged: list[Path] = []
     for path in reversed(checkpoints(folder)):
         if is_intact(path):
-            abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-            with ocp.StandardCheckpointer() as checkpointer:
-                return checkpointer.restore(path.absolute(), abstract), damaged
+            return path, damaged
         damaged.append(path)
     if damaged:
         raise UserError(f"every checkpoint in {folder} is damaged; move the folder away to start again")
@@ -81,13 +94,13 @@ def is_intact(path: Path) -> bool:
         return False
 
 
-def _prune(folder: Path, keep: int) -> None:
-    kept = {path.name for path in checkpoints(folder)[-keep:]}
-    for manifest in folder.glob("*.sha256.json"):
-        if manifest.name.removesuffix(".sha256.json") not in kept:
-            manifest.unlink()
+def _prune(folder: Path, keep: list[Path]) -> None:
+    names = {path.name for path in keep}
+    for path in checkpoints(folder):
+        if path.name not in names:
+            _manifest(path).unlink()
     for path in folder.iterdir():  # Orbax's folders and what an interrupted save left of them
-        if path.is_dir() and _NAME.match(path.name) and path.name not in kept:
+        if path.is_dir() and _NAME.match(path.name) and path.name not in names:
             shutil.rmtree(path)
 
 

@@ -1,17 +1,21 @@
 """The command line: `python -m cudfkd_jax.main --config=configs/digits.py --workdir=runs/digits`."""
 
+import argparse
 import difflib
 import hashlib
 import json
 import os
 import re
+import runpy
 import sys
-from collections.abc import Sequence
+import traceback
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from absl import app, flags, logging
-from ml_collections import config_flags
+import jax
+from absl import flags, logging
+from ml_collections import ConfigDict, config_flags
 
 from cudfkd_jax import build, defaults, stages
 from cudfkd_jax.errors import RunFailedError, StoppedError, UserError
@@ -31,114 +35,155 @@ Distils a trained image classifier into a smaller one without its training data 
                       scratch    train the student on the data, for comparison
                       kd         ordinary distillation with the data, for comparison
                       distill    distil without data
-                      evaluate   measure a run's networks on the test images
+                      evaluate   measure a run's networks on the test images; needs only --workdir
   --workdir=FOLDER    the run's files; default runs/<configuration>. The same command goes on where it stopped.
   --debug             show tracebacks
 
 Exit status: 0 done, 1 failed on the way, 2 wrong input, 128 + n stopped by signal n (state saved)."""
 
-flags.DEFINE_string("stage", "all", "what to do")
-flags.DEFINE_string("workdir", None, "the run's files")
-flags.DEFINE_bool("debug", False, "show tracebacks")
-_CONFIG = config_flags.DEFINE_config_file("config", None, "the configuration", lock_config=True)
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false", tuple: "a tuple", str: "a text"}
 
 
 def console() -> NoReturn:
     """Runs the command line and leaves with its exit status."""
-    app.run(_main, flags_parser=_parse)
-    sys.exit(0)
+    sys.exit(main(sys.argv[1:]))
 
 
-def _parse(argv: Sequence[str]) -> list[str]:
-    if {"--help", "-h", "-help", "--helpfull", "--helpshort"} & set(argv):
+def main(arguments: Sequence[str]) -> int:
+    """Does what the arguments say and returns the exit status; errors become one line on stderr."""
+    if {"--help", "-h"} & set(arguments):
         print(_HELP)
-        sys.exit(0)
+        return 0
     try:
-        rest = flags.FLAGS(argv)
-        if _CONFIG.present:
-            _ = _CONFIG.value  # a configuration file that cannot be loaded is only noticed here
-        elif flags.FLAGS.stage != "evaluate":
-            raise UserError("no configuration; give one, e.g. --config=configs/digits.py (--help says more)")
-        if rest[1:]:
-            raise UserError(f"unexpected argument {rest[1]!r}; settings are given as --config.key=value")
-        return rest
-    except UserError as error:
-        _leave(error, 2)
-    except Exception as error:  # absl and ml_collections pass on whatever they met
-        _leave(UserError(_explain(argv, error)), 2)
+        _run(arguments)
+    except (UserError, RunFailedError, StoppedError, OSError, KeyboardInterrupt) as error:
+        if "--debug" in arguments:
+            traceback.print_exception(error)
+        print(f"cudfkd: {_describe(error)}", file=sys.stderr)
+        return _status(error)
+    return 0
 
 
-def _explain(argv: Sequence[str], error: Exception) -> str:
-    """One line for an error of the flags' own parsing."""
-    given = [argument.lstrip("-").partition("=") for argument in argv[1:] if argument.startswith("-")]
-    path = next((value.split(":")[0] for name, _, value in given if name == "config"), "")
-    if path and not Path(path).is_file():
-        return f"no configuration file {path!r}; those of this project are in configs/"
-    known = build.flatten(defaults.get_config())
-    for name, _, _ in given:
-        key = name.removeprefix("config.")
-        if key != name and key not in known:
-            nearest = difflib.get_close_matches(key, known, n=1, cutoff=0)[0]
-            return f"unknown configuration key {key!r}; the nearest is {nearest!r} (all: {defaults.__file__})"
-    text = re.sub(r"\s+", " ", str(error)).strip()
-    return f"{text or type(error).__name__} ({type(error).__name__}); --help shows what can be given"
-
-
-def _main(_: Sequence[str]) -> None:
+def _run(arguments: Sequence[str]) -> None:
     logging.set_verbosity(logging.WARNING)
-    try:
-        _use_compilation_cache()
-        stage = flags.FLAGS.stage
-        build.choose("--stage", stage, stages.STAGES)
-        folder = Path(flags.FLAGS.workdir or _default_workdir())
-        if stage == "evaluate":
-            config = stages.saved_config(folder)
-            if _CONFIG.present:
-                config.update_from_flattened_dict(_overrides())
-            stages.evaluate_run(config, folder)
-        else:
-            stages.run(_CONFIG.value, stage, folder)
-    except UserError as error:
-        _leave(error, 2)
-    except StoppedError as error:
-        _leave(error, 128 + error.number)
-    except KeyboardInterrupt as error:
-        _leave(error, 130)
-    except RunFailedError as error:
-        _leave(error, 1)
-
-
-def _overrides() -> dict[str, Any]:
-    return dict(config_flags.get_override_values(flags.FLAGS["config"]))
-
-
-def _default_workdir() -> str:
-    """runs/<configuration and its arguments>-<hash of the overrides>."""
-    if not _CONFIG.present:
+    options, rest = _options(arguments)
+    build.choose("--stage", options.stage, stages.STAGES)
+    _use_compilation_cache()
+    evaluating = options.stage == "evaluate"
+    workdir = options.workdir
+    if options.config or not evaluating:
+        config = _load(options.config)
+        changes = _override(config, rest)
+        workdir = workdir or _default_workdir(options.config, changes)
+    if not workdir:
         raise UserError("no run; give its folder with --workdir, or the --config that it was started with")
-    path, _, arguments = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")
-    name = "-".join(filter(None, (Path(path).stem, re.sub(r"[^\w=.]+", "-", arguments))))
-    overrides = json.dumps(_overrides(), sort_keys=True, default=str)
-    digest = hashlib.sha256(overrides.encode()).hexdigest()[:8]
-    return f"runs/{name}" + (f"-{digest}" if _overrides() else "")
+    folder = Path(workdir).expanduser()
+    if evaluating:
+        config = stages.saved_config(folder)
+        _override(config, rest)
+        stages.evaluate_run(config, folder)
+    else:
+        stages.run(config, options.stage, folder)
+
+
+def _options(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """The options by name, and the arguments that are none of them."""
+    parser = _Parser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--config")
+    parser.add_argument("--stage", default="all")
+    parser.add_argument("--workdir")
+    parser.add_argument("--debug", action="store_true")
+    return parser.parse_known_args(arguments)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; --help shows what can be given")
+
+
+def _load(file: str | None) -> ConfigDict:
+    """The configuration of a file, `FILE[:ARGUMENTS]`, over the defaults."""
+    if not file:
+        raise UserError("no configuration; give one, e.g. --config=configs/digits.py (--help says more)")
+    path, *arguments = file.split(":", 1)
+    if not Path(path).is_file():
+        raise UserError(f"no configuration file {path!r}; those of this project are in configs/")
+    config = defaults.get_config().lock()
+    try:
+        loaded = runpy.run_path(path)["get_config"](*arguments)
+        if not isinstance(loaded, ConfigDict):
+            raise TypeError(f"get_config() returned {type(loaded).__name__}, not ConfigDict")
+        _check_keys(build.flatten(loaded), config)
+        config.update(loaded)
+    except UserError:
+        raise
+    except Exception as error:  # the file is a program and can raise anything
+        raise UserError(
+            f"--config={path} cannot be loaded: {type(error).__name__}: {error}; mend the file "
+            "(--debug shows where it fails)"
+        ) from error
+    return config
+
+
+def _override(config: ConfigDict, arguments: list[str]) -> dict[str, Any]:
+    """Changes the configuration as `--config.KEY=VALUE` arguments say; returns the changes by key."""
+    given = (re.match(r"--?(?:no)?config\.([^=]*)", argument) for argument in arguments)
+    _check_keys([match[1] for match in given if match], config)
+    values = flags.FlagValues()
+    values.set_gnu_getopt()
+    arguments = ["cudfkd", *arguments]
+    try:
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=arguments)
+        stray = values(arguments)[1:]
+    except flags.Error as error:
+        wrong = re.match(r"flag --config\.([\w.]+)=(.*?): ", str(error), re.DOTALL)
+        if wrong is None:
+            raise UserError(f"{error}; --help shows what can be given") from error
+        key, value = wrong[1], build.get(config, wrong[1])
+        raise UserError(f"--config.{key}={wrong[2]} must be {_KINDS[type(value)]}, such as {value}") from error
+    if stray:
+        raise UserError(f"unexpected argument {stray[0]!r}; settings are given as --config.key=value")
+    return config_flags.get_override_values(values["config"])
+
+
+def _check_keys(keys: Iterable[str], config: ConfigDict) -> None:
+    known = build.flatten(config)
+    for key in keys:
+        if key not in known:
+            nearest = ", ".join(difflib.get_close_matches(key, known, n=3, cutoff=0))
+            raise UserError(
+                f"unknown configuration key {key!r}; the nearest are {nearest} (all: {defaults.__file__})"
+            )
+
+
+def _default_workdir(file: str, changes: dict[str, Any]) -> str:
+    """runs/<configuration and its arguments>-<hash of the changes>."""
+    path, _, given = file.partition(":")
+    name = "-".join(filter(None, (Path(path).stem, re.sub(r"[^\w=.]+", "-", given))))
+    if not changes:
+        return f"runs/{name}"
+    digest = hashlib.sha256(json.dumps(changes, sort_keys=True).encode()).hexdigest()
+    return f"runs/{name}-{digest[:8]}"
 
 
 def _use_compilation_cache() -> None:
-    import jax
-
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cudfkd_jax" / "xla"
         jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
-def _leave(error: BaseException, status: int) -> NoReturn:
-    if flags.FLAGS.is_parsed() and flags.FLAGS.debug:
-        raise error
-    kind = "error: " if status in (1, 2) else ""
-    text = re.sub(r"\s+", " ", str(error)).strip() or "interrupted"
-    print(f"cudfkd: {kind}{text}", file=sys.stderr)
-    sys.exit(status)
+def _describe(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or "interrupted"
+    return text if isinstance(error, (StoppedError, KeyboardInterrupt)) else f"error: {text}"
+
+
+def _status(error: BaseException) -> int:
+    if isinstance(error, StoppedError):
+        return 128 + error.number
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    return 2 if isinstance(error, UserError) else 1
 
 
 if __name__ == "__main__":

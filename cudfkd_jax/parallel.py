@@ -70,29 +70,39 @@ class Devices:
         """A copy of the tree on every device, in the layout that compiled steps take."""
         if self.axis.name is None:
             return jax.device_put(tree, self.devices[0])
-        return self._put(jax.tree.map(lambda x: jnp.stack([x] * len(self.devices)), tree))
+        copy = jax.jit(functools.partial(_copies, count=len(self.devices)), out_shardings=self._sharding())
+        return copy(tree)
 
     def unreplicate(self, tree: Tree) -> Tree:
         """One copy of a replicated tree."""
-        return tree if self.axis.name is None else jax.tree.map(lambda x: x[0], tree)
+        return tree if self.axis.name is None else _first(tree)
 
     def split(self, batch: np.ndarray) -> jax.Array:
         """A host batch `[B, ...]` cut over the devices; `B` is a multiple of their number."""
         if self.axis.name is None:
             return jax.device_put(batch, self.devices[0])
-        return self._put(batch.reshape(len(self.devices), -1, *batch.shape[1:]))
+        return jax.device_put(batch.reshape(len(self.devices), -1, *batch.shape[1:]), self._sharding())
 
     def join(self, batch: jax.Array) -> np.ndarray:
         """The whole batch `[B, ...]` on the host from what a step returned for each device's part."""
         host = np.asarray(batch)
         return host if self.axis.name is None else host.reshape(-1, *host.shape[2:])
 
-    def _put(self, stacked: Any) -> Any:
-        sharding = NamedSharding(Mesh(np.asarray(self.devices), (_AXIS_NAME,)), PartitionSpec(_AXIS_NAME))
-        return jax.device_put(stacked, sharding)
+    def _sharding(self) -> NamedSharding:
+        return NamedSharding(Mesh(np.asarray(self.devices), (_AXIS_NAME,)), PartitionSpec(_AXIS_NAME))
 
 
 def local_devices(count: int = 0) -> Devices:
     """The first `count` local devices, all of them where it is 0."""
     available: Sequence[jax.Device] = jax.local_devices()
     return Devices(tuple(available[: count or None]))
+
+
+# Whole trees at a time: a call a leaf would compile a program a shape.
+def _copies(tree: Tree, count: int) -> Tree:
+    return jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), tree)
+
+
+@jax.jit
+def _first(tree: Tree) -> Tree:
+    return jax.tree.map(lambda x: x[0], tree)

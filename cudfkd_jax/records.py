@@ -20,16 +20,15 @@ def append(path: Path, record: Record) -> None:
 
 
 def read(path: Path) -> list[Record]:
-    """All whole lines; a last line that a crash cut short is left out, a missing file is empty."""
+    """The whole lines up to the first damaged one, as a crash leaves it; a missing file is empty."""
     if not path.exists():
         return []
     records = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            record = json.loads(line)
-        except ValueError:
+            records.append(dict(json.loads(line)))
+        except (ValueError, TypeError):
             break
-        records.append(record)
     return records
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from cudfkd_jax import build, defaults, distill, train, weights, workdir
+from cudfkd_jax import build, checkpoint, defaults, distill, train, weights, workdir
 from cudfkd_jax.data import Dataset
 from cudfkd_jax.errors import UserError
 from cudfkd_jax.evaluate import evaluate, make_predict
@@ -53,11 +53,12 @@ def run(config: ConfigDict, stage: str, folder: Path, say: Callable[[str], None]
             "or give --config.teacher.checkpoint"
         )
     for part in parts:
-        if teacher or part != "distill":
-            workdir.check_config(_folder(folder, part), _settings(config, part, teacher))
+        workdir.check_config(_folder(folder, part), _settings(config, part, teacher))
     parts = [part for part in parts if not _say_finished(_folder(folder, part), say)]
     if not parts:
         return
+    for part in parts:
+        checkpoint.find_newest(_folder(folder, part) / "checkpoints")
     dataset = build.dataset(config, ("test",) if parts == ["distill"] else ("train", "test"))
     _check_shapes(config, parts, dataset, teacher)
     with workdir.lock(folder):
@@ -74,14 +75,17 @@ def evaluate_run(config: ConfigDict, folder: Path, say: Callable[[str], None] = 
         folder: the run's workdir.
 
     Returns:
-        The test metrics by network: "teacher", "student", "student_best", as far as they are there.
+        The test metrics by network: "teacher", "student", "student_best", "scratch" and "kd", as far as they
+        are there.
     """
     build.check(config)
     teacher = find_teacher(config, folder)
     nets = {"teacher": teacher} if teacher else {}
-    for name in (distill.STUDENT, distill.STUDENT_BEST):
-        if (folder / name).exists():
-            nets[name] = weights.load_net(folder / name)
+    for name in (distill.STUDENT, distill.STUDENT_BEST, "scratch", "kd"):
+        where = folder / name / train.NET if name in ("scratch", "kd") else folder / name
+        if where.exists():
+            nets[name] = weights.load_net(where)
+            weights.check_weights(nets[name].variables, _abstract_variables(config, nets[name].net), where)
     if not nets:
         raise UserError(f"--workdir={folder} holds no trained network yet; run --stage=all first")
     test = build.dataset(config, ("test",)).splits["test"]
@@ -103,18 +107,17 @@ def saved_config(folder: Path) -> ConfigDict:
     Raises:
         UserError: there is no run, or its configuration cannot be read.
     """
-    path = folder / workdir.CONFIG
-    config = defaults.get_config()
+    places = (folder, *(folder / part for part in ("teacher", "scratch", "kd")))
+    path = next((p / workdir.CONFIG for p in places if (p / workdir.CONFIG).exists()), None)
+    if path is None:
+        raise UserError(f"--workdir={folder} holds no run (no {workdir.CONFIG}); name a run's folder")
+    config = defaults.get_config().lock()
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))["config"]
         config.update_from_flattened_dict(
             {key: tuple(value) if isinstance(value, list) else value for key, value in saved.items()}
         )
-    except OSError as error:
-        raise UserError(
-            f"--workdir={folder} holds no run ({path.name} is missing); name a run's folder"
-        ) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is damaged or of another version; restore it") from error
     return config
 
@@ -126,9 +129,12 @@ def find_teacher(config: ConfigDict, folder: Path) -> Trained | None:
         UserError: the checkpoint cannot be read, or is not a teacher for this configuration.
     """
     if config.teacher.checkpoint:
-        path = Path(config.teacher.checkpoint)
+        path = Path(config.teacher.checkpoint).expanduser()
         places = (path, path / "teacher" / train.NET, path / train.NET)
-        where = next((place for place in places if (place / weights.DESCRIPTION).exists()), None)
+        try:
+            where = next((place for place in places if (place / weights.DESCRIPTION).exists()), None)
+        except OSError as error:
+            raise UserError(f"teacher.checkpoint={path}: {error.strerror}; check the path") from error
         if where is None:
             raise UserError(
                 f"teacher.checkpoint={path} is neither a trained network (a folder with {weights.DESCRIPTION}) "
@@ -178,8 +184,7 @@ def _abstract_variables(config: ConfigDict, net: Net) -> Any:
 def _settings(config: ConfigDict, part: str, teacher: Trained | None) -> dict[str, Any]:
     settings = build.result_settings(config, part)
     if part in ("kd", "distill"):
-        assert teacher is not None
-        settings["teacher weights (sha256)"] = teacher.sha256
+        settings["teacher weights (sha256)"] = teacher.sha256 if teacher else None
     return settings
 
 
@@ -189,9 +194,12 @@ def _folder(folder: Path, part: str) -> Path:
 
 def _say_finished(folder: Path, say: Callable[[str], None]) -> bool:
     """Whether a stage has been finished in its folder; if so its outcome is told."""
-    try:
-        summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
-    except OSError:
+    path = folder / SUMMARY
+    if not path.exists():
         return False
-    say(f"{describe(summary)}\nfinished: {folder}")
+    try:
+        text = describe(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged; remove it, and the same command writes it again") from error
+    say(f"{text}\nfinished: {folder}")
     return True

@@ -41,4 +41,4 @@ def sgd(
 
 def gradient_norm(gradients: Any) -> jax.Array:
     """Euclidean norm over all leaves; not finite as soon as one of them is not."""
-    return optax.global_norm(gradients)
+    return optax.tree.norm(gradients)

@@ -6,6 +6,7 @@ Both are the same bytes whenever the weights and their description are the same,
 import dataclasses
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,9 +39,16 @@ class Net:
     std: tuple[float, ...]
     metrics: dict[str, Any]
 
+    def __post_init__(self) -> None:
+        numbers = (*self.mean, *self.std)
+        if not len(self.mean) == len(self.std) == self.image_shape[2] or not all(map(math.isfinite, numbers)):
+            raise ValueError(f"mean={self.mean} and std={self.std} must hold {self.image_shape[2]} numbers each")
+        if min(self.std) <= 0:
+            raise ValueError(f"std={self.std} must be greater than 0")
+
 
 class Trained(NamedTuple):
-    """A trained classifier in memory; the variables are NumPy arrays."""
+    """A trained classifier in memory; the variables are nested dictionaries of NumPy arrays."""
 
     net: Net
     variables: dict[str, Any]
@@ -69,21 +77,30 @@ def load_net(folder: Path) -> Trained:
         net = Net(**fields)
     except OSError as error:
         raise UserError(f"no network in {folder}: {error.strerror} ({error.filename})") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise UserError(f"{folder / DESCRIPTION} is damaged; restore it or train the network again") from error
     if hashlib.sha256(content).hexdigest() != digest:
         raise UserError(f"{folder / WEIGHTS} is damaged (its SHA-256 differs); restore it or train again")
-    return Trained(net, serialization.msgpack_restore(content), digest)
+    try:
+        variables = serialization.msgpack_restore(content)
+        if not isinstance(variables, dict) or not _holds_arrays(variables):
+            raise ValueError("not nested dictionaries of arrays")
+    except Exception as error:  # msgpack, Flax and NumPy answer nonsense with errors of many types
+        raise UserError(f"{folder / WEIGHTS} does not hold a network's weights; restore it") from error
+    return Trained(net, variables, digest)
 
 
 def check_weights(variables: Any, expected: Any, where: Path) -> None:
     """Compares variables with a tree of `jax.ShapeDtypeStruct`.
 
     Raises:
-        UserError: a weight is missing, unexpected or of another shape; the first few are named.
+        UserError: a weight is missing, unexpected or of another type or shape; the first few are named.
     """
     found, wanted = (
-        {"/".join(path): tuple(leaf.shape) for path, leaf in traverse_util.flatten_dict(tree).items()}
+        {
+            "/".join(path): f"{leaf.dtype}{list(leaf.shape)}"
+            for path, leaf in traverse_util.flatten_dict(tree).items()
+        }
         for tree in (variables, expected)
     )
     differences = [
@@ -93,6 +110,12 @@ def check_weights(variables: Any, expected: Any, where: Path) -> None:
     ]
     if differences:
         raise UserError(
-            f"the weights in {where} are of another network: {len(differences)} differ, "
-            f"first {'; '.join(differences[:3])}"
+            f"the weights in {where} are not those of the network that its {DESCRIPTION} names: "
+            f"{'; '.join(differences[:3])} ({len(differences)} differ); restore the folder"
         )
+
+
+def _holds_arrays(tree: Any) -> bool:
+    if isinstance(tree, dict):
+        return all(isinstance(name, str) and _holds_arrays(child) for name, child in tree.items())
+    return isinstance(tree, np.ndarray)

@@ -21,7 +21,10 @@ def check_writable(workdir: Path) -> None:
     Raises:
         UserError: a part of the path is a file, or writing is not permitted.
     """
-    existing = next(path for path in (workdir.absolute(), *workdir.absolute().parents) if path.exists())
+    try:
+        existing = next(path for path in (workdir.absolute(), *workdir.absolute().parents) if path.exists())
+    except OSError as error:
+        raise UserError(f"--workdir={workdir}: {error.strerror}; name another folder") from error
     if not existing.is_dir():
         raise UserError(f"--workdir={workdir}: {existing} is a file; name a folder")
     if not os.access(existing, os.W_OK | os.X_OK):
@@ -40,7 +43,7 @@ def lock(workdir: Path) -> Iterator[None]:
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             holder = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
             raise UserError(
                 f"--workdir={workdir} is in use by a running process (pid {holder}); "
@@ -67,10 +70,10 @@ def check_config(folder: Path, config: dict[str, Any]) -> None:
     if not path.exists():
         return
     try:
-        held = json.loads(path.read_text(encoding="utf-8"))["results"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged; move {folder} away to start again") from error
-    wanted = json.loads(json.dumps(config))
+        held = dict(json.loads(path.read_text(encoding="utf-8"))["results"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged; restore it, or move {folder} away to start again") from error
+    wanted = json.loads(json.dumps(config))  # tuples become lists
     differing = [
         f"{key} is {held.get(key)!r} there and {wanted.get(key)!r} here"
         for key in sorted(held.keys() | wanted.keys())

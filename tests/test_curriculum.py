@@ -238,9 +238,7 @@ def test_released_alpha_replays_the_released_loop(epochs, slope, k_begin, k_end,
         expected.append(alpha)
         if int(k_begin * epochs) < epoch < int(k_end * epochs):
             alpha += slope
-    actual = alpha_by_epoch(
-        "released", initial=initial, slope=slope, k_begin=k_begin, k_end=k_end, epochs=epochs
-    )
+    actual = alpha_by_epoch("released", initial=initial, slope=slope, k_begin=k_begin, k_end=k_end, epochs=epochs)
     np.testing.assert_allclose(actual, expected, rtol=1e-5)
 
 
@@ -323,6 +321,4 @@ def test_learning_rate_falls_along_a_cosine_once_an_epoch():
     epochs = np.arange(251)
     expected = 0.05 * (1 + np.cos(np.pi * epochs / 250))
     for offset in (0, 399):
-        np.testing.assert_allclose(
-            schedule(jnp.asarray(epochs * 400 + offset)), expected, rtol=1e-5, atol=1e-8
-        )
+        np.testing.assert_allclose(schedule(jnp.asarray(epochs * 400 + offset)), expected, rtol=1e-5, atol=1e-8)

@@ -124,15 +124,11 @@ def test_divergences_of_extreme_logits_are_finite_with_their_gradients(gap):
         assert all(np.all(np.isfinite(g)) for g in pull(jnp.ones_like(value)))
 
 
-@pytest.mark.parametrize(
-    "divergence", [losses.kl_divergence, losses.js_divergence, losses.js_divergence_released]
-)
+@pytest.mark.parametrize("divergence", [losses.kl_divergence, losses.js_divergence, losses.js_divergence_released])
 def test_gradients_of_the_divergences_by_finite_differences(divergence):
     t, s = random_logits(rows=3, classes=4, scale=1.5)
     with jax.enable_x64(True):
-        check_grads(
-            lambda a, b: divergence(a, b, 3.0), (jnp.asarray(t), jnp.asarray(s)), order=1, modes=("rev",)
-        )
+        check_grads(lambda a, b: divergence(a, b, 3.0), (jnp.asarray(t), jnp.asarray(s)), order=1, modes=("rev",))
 
 
 def test_gradient_of_kl_is_the_difference_of_the_softened_outputs():
@@ -140,9 +136,7 @@ def test_gradient_of_kl_is_the_difference_of_the_softened_outputs():
     t, s = random_logits()
     with jax.enable_x64(True):
         gradient = jax.grad(lambda x: losses.kl_divergence(jnp.asarray(t), x, 5.0).sum())(jnp.asarray(s))
-    np.testing.assert_allclose(
-        gradient, 5 * (special.softmax(s / 5, -1) - special.softmax(t / 5, -1)), rtol=1e-9
-    )
+    np.testing.assert_allclose(gradient, 5 * (special.softmax(s / 5, -1) - special.softmax(t / 5, -1)), rtol=1e-9)
 
 
 def test_gradients_of_the_other_losses_by_finite_differences():

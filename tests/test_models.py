@@ -238,9 +238,7 @@ def test_training_normalises_by_the_batch_and_moves_the_statistics_by_a_tenth():
     variables = random_variables(module, image, np.float32)
     x = np.random.default_rng(1).normal(size=(4, *image)).astype(np.float32)
     _, state = jax.jit(
-        lambda v, x: module.apply(
-            v, x, True, capture_intermediates=True, mutable=["batch_stats", "intermediates"]
-        )
+        lambda v, x: module.apply(v, x, True, capture_intermediates=True, mutable=["batch_stats", "intermediates"])
     )(variables, x)
     bn_input = np.asarray(state["intermediates"]["conv1"]["__call__"][0])
     bn_output = np.asarray(state["intermediates"]["block1.layer.0"]["bn1"]["__call__"][0])
@@ -267,18 +265,14 @@ def test_bfloat16_computation_keeps_float32_state_and_logits(arch):
     )
     assert state["intermediates"][next(iter(variables["params"]))]["__call__"][0].dtype == jnp.bfloat16
     assert logits.dtype == jnp.float32
-    assert {leaf.dtype for leaf in jax.tree.leaves([variables, state["batch_stats"]])} == {
-        jnp.dtype("float32")
-    }
+    assert {leaf.dtype for leaf in jax.tree.leaves([variables, state["batch_stats"]])} == {jnp.dtype("float32")}
 
 
 def init(module, x):
     """The initial parameters, flattened to {dotted name: array}."""
     # The rbg generator compiles in half the time of the default one.
     variables = jax.jit(lambda key: module.init(key, x, False))(jax.random.key(0, impl="rbg"))
-    return {
-        name: np.asarray(v) for name, v in traverse_util.flatten_dict(variables["params"], sep=".").items()
-    }
+    return {name: np.asarray(v) for name, v in traverse_util.flatten_dict(variables["params"], sep=".").items()}
 
 
 def assert_moments(values, mean, std, kurtosis):

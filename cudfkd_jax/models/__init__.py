@@ -55,9 +55,7 @@ def build_classifier(arch: str, num_classes: int, dtype: DTypeLike | None = None
             return WideResNet(depth, width, num_classes, dtype)
     nearest = difflib.get_close_matches(arch, MODELS, n=1, cutoff=0.0)
     names = ", ".join(dict.fromkeys([*nearest, *MODELS]))
-    raise UserError(
-        f"unknown model {arch!r}: choose one of {names}, or wrnD_W with depth D = 6n + 4 and width W"
-    )
+    raise UserError(f"unknown model {arch!r}: choose one of {names}, or wrnD_W with depth D = 6n + 4 and width W")
 
 
 def count_parameters(params: Any) -> int:

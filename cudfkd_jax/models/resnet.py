@@ -87,9 +87,7 @@ class ResNet(nn.Module):
 
 
 def _conv(features: int, size: int, name: str, dtype: DTypeLike | None, stride: int = 1) -> nn.Conv:
-    return layers.conv(
-        features, size, stride=stride, kernel_init=layers.torch_uniform, dtype=dtype, name=name
-    )
+    return layers.conv(features, size, stride=stride, kernel_init=layers.torch_uniform, dtype=dtype, name=name)
 
 
 def _shortcut(x: jax.Array, features: int, stride: int, train: bool, dtype: DTypeLike | None) -> jax.Array:

@@ -1,0 +1,58 @@
+# The commands of README.md. Everything goes into .venv; nothing else on the machine is touched.
+
+VENV := .venv
+BIN := $(VENV)/bin
+
+# The first Python >= 3.11 that runs and can make environments; `make demo PYTHON=/path/to/python` names one.
+PYTHON ?= $(firstword $(foreach python,python3.13 python3.12 python3.11 python3 python,$(shell \
+	$(python) -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(python))))
+
+# The newest CUDA that the NVIDIA driver runs, as an extra of pyproject.toml; `make demo CUDA=` stays on the CPU.
+CUDA ?= $(shell nvidia-smi 2>/dev/null | sed -n 's/.*CUDA[^|]*Version: *\([0-9][0-9]*\).*/\1/p' \
+	| awk '$$1 >= 13 { print "cuda13" } $$1 == 12 { print "cuda12" }')
+
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint bench clean
+
+help: ## show this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do \
+		printf '  make %-8s  %s\n' "$$name" "$$text"; done
+
+install: $(VENV)/.installed ## the environment in .venv, with the tools for development
+
+demo: $(VENV)/.installed-runtime ## a teacher, a student without data, the table: a few minutes on a CPU
+	$(BIN)/python -m cudfkd_jax.main --config=configs/digits.py --workdir=runs/digits
+
+test: $(VENV)/.installed ## all tests
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed ## style, format and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+bench: $(VENV)/.installed-runtime ## milliseconds and images a second of the steps, on this machine
+	$(BIN)/python scripts/benchmark.py --config=configs/digits.py
+
+clean: ## remove the environment and the caches of the tools; runs stay
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find cudfkd_jax configs scripts tests -name __pycache__ -prune -exec rm -rf {} +
+
+# Installed again whenever pyproject.toml changes; pip itself is the last thing that a new environment gets.
+$(VENV)/bin/pip:
+	$(if $(PYTHON),,$(error no Python >= 3.11 that can make environments; install one (Debian, Ubuntu: with its \
+		python3-venv) or name one, e.g. make demo PYTHON=/path/to/python3.12))
+	@echo "making the environment $(VENV) with $(PYTHON)"
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed-runtime: pyproject.toml | $(VENV)/bin/pip
+	@echo "installing into $(VENV)$(CUDA:%= with %) (a minute or two)"
+	@$(PIP) --editable ".$(CUDA:%=[%])"
+	@touch $@
+
+$(VENV)/.installed: pyproject.toml | $(VENV)/bin/pip
+	@echo "installing into $(VENV)$(CUDA:%= with %), with the tools for development (a minute or two)"
+	@$(PIP) --editable ".[dev$(CUDA:%=,%)]"
+	@touch $@ $(VENV)/.installed-runtime

@@ -1,0 +1,34 @@
+"""What tests of whole runs share: a tiny configuration, and one finished run of it."""
+
+import os
+import shutil
+from pathlib import Path
+
+# Compiled programs are kept between tests, their subprocesses and calls of pytest; JAX reads this when imported.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "xla"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+
+import pytest
+import tiny
+
+from cudfkd_jax import stages
+
+
+@pytest.fixture
+def tiny_config():
+    """The ConfigDict of `tiny.py`, free to be changed."""
+    return tiny.get_config()
+
+
+@pytest.fixture(scope="session")
+def finished_run(tmp_path_factory) -> Path:
+    """The workdir of a finished tiny run; copy it (`run_copy`) before changing anything in it."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    stages.run(tiny.get_config(), "all", folder, say=lambda text: None)
+    return folder
+
+
+@pytest.fixture
+def run_copy(finished_run, tmp_path) -> Path:
+    """A copy of the finished run, with the times of its files."""
+    return Path(shutil.copytree(finished_run, tmp_path / "run"))

@@ -1,0 +1,139 @@
+"""N devices compute what one computes: one update from the same state on 1, 2 and 4 forced host devices.
+
+Devices and float64 are chosen before JAX starts, hence in processes of their own.
+"""
+
+import functools
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+COUNTS = (1, 2, 4)
+KINDS = ("synthesis", "student", "kd")
+
+
+@pytest.fixture(scope="module", name="differences")
+def _differences():
+    """By precision, kind of step and tree: the largest difference to one device, of each tensor's maximum."""
+
+    @functools.cache
+    def run(precision: str):
+        environment = os.environ | {
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={max(COUNTS)}",
+            "JAX_ENABLE_X64": str(precision == "float64"),
+            "JAX_PLATFORMS": "cpu",
+        }
+        process = subprocess.run(
+            [sys.executable, __file__, precision], env=environment, capture_output=True, text=True, check=False
+        )
+        assert process.returncode == 0, process.stderr
+        return json.loads(process.stdout.splitlines()[-1])
+
+    return run
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("count", COUNTS[1:])
+def test_float64_updates_are_equal(differences, kind, count):
+    found = differences("float64")[kind][str(count)]
+    assert {"student", "tallies"} <= found.keys()
+    assert max(found.values()) < 1e-9, found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("count", COUNTS[1:])
+def test_float32_statistics_and_metrics_are_close(differences, kind, count):
+    found = differences("float32")[kind][str(count)]
+    assert found["batch_stats"] < 1e-5, found
+    assert found["losses"] < 1e-5, found
+
+
+def _measure(precision: str) -> dict[str, dict[int, dict[str, float]]]:
+    import jax
+    import jax.numpy as jnp
+    import nets
+    import numpy as np
+
+    from cudfkd_jax import build, steps, supervised
+    from cudfkd_jax.parallel import local_devices
+
+    config = nets.config()
+    dtype = jnp.dtype(precision)
+
+    def cast(tree):
+        return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
+
+    key = jax.random.key(0)
+    network = nets.classifier(8)
+    teacher_variables = cast(nets.teacher_variables())
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (40, 8, 8, 3), np.uint8)
+    labels = random.integers(0, 10, 40, np.int32)
+    problem = nets.problem(config)
+    init = functools.partial(
+        steps.init_state, key, teacher_variables, problem=problem, image_shape=nets.IMAGE_SHAPE
+    )
+    epoch = build.supervised_epoch(config, "teacher", len(labels))
+    cases = {
+        kind: (step, problem, init, (teacher_variables,))
+        for kind, step in (("synthesis", steps.synthesis_step), ("student", steps.student_step))
+    }
+    task = build.supervised_problem(config, "kd", network, epoch, network)
+    data = (images, labels, teacher_variables)
+    init = jax.jit(functools.partial(supervised.init_state, key, *data, problem=task))
+    cases["kd"] = (supervised.supervised_step, task, init, data)
+
+    def start(init):
+        """The same state in new buffers, because a step gives up those of the state it is called with."""
+        return cast(init())
+
+    def update(count, step, task, init, frozen):
+        devices = local_devices(count)
+        compiled = devices.compile(functools.partial(step, problem=task))
+        after = compiled(devices.replicate(start(init)), *devices.replicate(frozen))
+        if count > 1:
+            same = jax.tree.map(lambda x: bool((np.asarray(x) == np.asarray(x)[:1]).all()), cast_keys(after))
+            assert all(jax.tree.leaves(same)), "the devices disagree"
+        return jax.device_get(cast_keys(devices.unreplicate(after)))
+
+    def cast_keys(tree):
+        return tree.replace(key=jax.random.key_data(tree.key))
+
+    def compare(one, many):
+        def relative(a, b):
+            a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+            return float(np.max(np.abs(a - b)) / max(np.max(np.abs(a)), 1e-12))
+
+        def worst(part):
+            return max(jax.tree.leaves(jax.tree.map(relative, part(one), part(many))), default=0.0)
+
+        def losses(tree):
+            totals = {**tree.synthesis.total, **tree.training.total}
+            return {name: value for name, value in totals.items() if "gradient" not in name}
+
+        def statistics(tree):
+            return tree.student.batch_stats, getattr(tree.aux, "batch_stats", ())
+
+        return {
+            "student": worst(lambda t: t.student),
+            "method": worst(lambda t: t.aux),
+            "tallies": worst(lambda t: (t.synthesis, t.training)),
+            "batch_stats": worst(statistics),
+            "losses": worst(losses),
+        }
+
+    result = {}
+    for kind, case in cases.items():
+        after = {count: update(count, *case) for count in COUNTS}
+        before = jax.device_get(cast_keys(start(case[2])))
+        moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), before, after[1])
+        assert any(jax.tree.leaves((moved.student, moved.aux))), "the step changed nothing"
+        result[kind] = {count: compare(after[1], after[count]) for count in COUNTS[1:]}
+    return result
+
+
+if __name__ == "__main__":
+    print(json.dumps(_measure(sys.argv[1])))

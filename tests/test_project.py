@@ -1,0 +1,209 @@
+"""The shape of the project: which module may know which, and what is where."""
+
+import ast
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+_ROOT = Path(__file__).parents[1]
+_PACKAGE = _ROOT / "cudfkd_jax"
+_NAME = _PACKAGE.name
+
+# From the command line down to the mathematics. A module imports from lower layers only; the modules of one
+# layer do not know each other. A folder is one entry, and what its modules import from each other is its own
+# affair (without cycles).
+_LAYERS = (
+    {"main"},
+    {"stages"},
+    {"distill", "train"},
+    {"build"},
+    {"trainer", "evaluate", "summary"},
+    {"loops", "supervised", "checkpoint", "progress", "samples", "workdir", "weights"},
+    {"steps", "records", "data"},
+    {"methods"},
+    {"capture", "curriculum", "metrics", "models", "train_state", "defaults"},
+    {"losses", "parallel", "files"},
+    {"errors"},
+)
+
+# Who may know what, and nobody else.
+_KNOWS_THE_CONFIGURATION = {"main", "stages", "distill", "train", "build", "defaults", "summary"}
+_KNOWS_DEVICES = {"parallel"}
+_UNPICKLES = {"data.pickles"}
+
+
+def _module_name(path: Path) -> str:
+    parts = path.relative_to(_PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+_FILES = {_module_name(path): path for path in sorted(_PACKAGE.rglob("*.py")) if path != _PACKAGE / "__init__.py"}
+
+
+@cache
+def _tree(name: str) -> ast.Module:
+    return ast.parse(_FILES[name].read_text(encoding="utf-8"))
+
+
+@cache
+def _imports(name: str) -> frozenset[str]:
+    """Dotted names that a module imports, wherever in it; `from a import b` counts as a and a.b."""
+    found = set()
+    for node in ast.walk(_tree(name)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{name} has a relative import; write cudfkd_jax.…"
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return frozenset(found)
+
+
+@cache
+def _imported_modules(name: str) -> frozenset[str]:
+    """The package's own modules that a module imports; a folder only where something is taken from it."""
+    own = {found.removeprefix(f"{_NAME}.") for found in _imports(name)} & _FILES.keys()
+    return frozenset(module for module in own if not any(other.startswith(f"{module}.") for other in own))
+
+
+def _entry(name: str) -> str:
+    return name.split(".")[0]
+
+
+def _layer(name: str) -> int:
+    return next((i for i, layer in enumerate(_LAYERS) if _entry(name) in layer), -1)
+
+
+def test_layers_name_each_module_once():
+    named = [entry for layer in _LAYERS for entry in layer]
+    assert sorted(named) == sorted({_entry(name) for name in _FILES}), "say in _LAYERS where a new module belongs"
+
+
+@pytest.mark.parametrize("name", _FILES)
+def test_imports_point_down(name):
+    upward = [
+        f"{name} -> {other}"
+        for other in _imported_modules(name)
+        if _entry(other) != _entry(name) and _layer(other) <= _layer(name)
+    ]
+    assert not upward
+
+
+def test_imports_have_no_cycle():
+    done, open_ = set(), []
+
+    def visit(name):
+        assert name not in open_, f"imports in a circle: {' -> '.join([*open_, name])}"
+        if name not in done:
+            open_.append(name)
+            for other in sorted(_imported_modules(name)):
+                visit(other)
+            done.add(open_.pop())
+
+    for name in _FILES:
+        visit(name)
+
+
+@pytest.mark.parametrize("name", [name for name in _FILES if _entry(name) in ("methods", "models")])
+def test_methods_and_models_know_nothing_of_configuration_data_disk_or_devices(name):
+    roots = {found.split(".")[0] for found in _imports(name)}
+    assert not roots & {"absl", "io", "json", "ml_collections", "orbax", "os", "pathlib", "shutil", "sys"}
+    assert {_entry(other) for other in _imported_modules(name)} <= {
+        *("methods", "models", "capture", "curriculum", "errors", "losses", "parallel", "train_state"),
+    }
+    assert "Devices" not in _names(name)
+
+
+def test_only_these_modules_know_the_configuration():
+    assert {name for name in _FILES if "ml_collections" in _imports(name)} == _KNOWS_THE_CONFIGURATION
+    assert all("ConfigDict" not in _names(name) for name in _FILES.keys() - _KNOWS_THE_CONFIGURATION)
+
+
+def test_only_parallel_names_a_mapping_or_a_collective():
+    words = {"pmap", "shard_map", "pmean", "psum", "all_gather", "axis_index", "Mesh", "NamedSharding"}
+    assert {name for name in _FILES if words & _names(name)} == _KNOWS_DEVICES
+
+
+def test_only_the_restricted_reader_unpickles():
+    modules = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
+    users = {name for name in _FILES if {found.split(".")[0] for found in _imports(name)} & modules}
+    assert users == _UNPICKLES
+    for name in _FILES:
+        for node in ast.walk(_tree(name)):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "pickle":
+                assert node.attr in ("Unpickler", "UnpicklingError"), f"{name} uses pickle.{node.attr}"
+            if isinstance(node, ast.keyword) and node.arg == "allow_pickle":
+                assert isinstance(node.value, ast.Constant) and node.value.value is False, name
+    readers = [
+        node
+        for node in ast.walk(_tree("data.pickles"))
+        if isinstance(node, ast.ClassDef) and any(ast.unparse(base) == "pickle.Unpickler" for base in node.bases)
+    ]
+    assert readers
+    for reader in readers:
+        assert "find_class" in {node.name for node in reader.body if isinstance(node, ast.FunctionDef)}
+
+
+def test_no_module_imports_tensorflow_or_torch():
+    for name in _FILES:
+        assert not {found.split(".")[0] for found in _imports(name)} & {"tensorflow", "torch", "torchvision"}, name
+
+
+def test_everything_imports_where_tensorflow_and_torch_cannot():
+    modules = [f"{_NAME}.{name}" for name in _FILES if name != "main"]
+    code = (
+        "import importlib, sys\n"
+        "sys.modules.update(dict.fromkeys(['tensorflow', 'torch', 'torchvision']))\n"
+        f"for name in [*{modules!r}, 'tensorflow_datasets']: importlib.import_module(name)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", _FILES)
+def test_public_names_have_docstrings(name):
+    assert ast.get_docstring(_tree(name))
+    bare = [
+        node.name
+        for node in _tree(name).body
+        if isinstance(node, ast.FunctionDef | ast.ClassDef)
+        and not node.name.startswith("_")
+        and not ast.get_docstring(node)
+    ]
+    assert not bare
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("Makefile", "README.md", "CHANGELOG.md", "LICENSE", "pyproject.toml", ".pre-commit-config.yaml"),
+        *(".ci/run", "cudfkd_jax/main.py", "configs/digits.py", "scripts/benchmark.py", "tests"),
+    ],
+)
+def test_is_where_people_look_for_it(path):
+    assert (_ROOT / path).exists()
+
+
+def test_licence_is_the_one_that_is_declared():
+    text = (_ROOT / "LICENSE").read_text(encoding="utf-8")
+    assert "Apache License\n                           Version 2.0" in text
+    assert "END OF TERMS AND CONDITIONS" in text
+
+
+def test_configurations_are_read_by_the_package_alone():
+    """A configuration file changes defaults; it has no code that a run would need."""
+    for path in (_ROOT / "configs").glob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        assert ast.get_docstring(tree), path
+        modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+        assert modules <= {_NAME, f"{_NAME}.defaults", "ml_collections"}, path
+
+
+def _names(name: str) -> set[str]:
+    """Identifiers that a module's code uses, its texts aside."""
+    nodes = list(ast.walk(_tree(name)))
+    return {node.id for node in nodes if isinstance(node, ast.Name)} | {
+        node.attr for node in nodes if isinstance(node, ast.Attribute)
+    }

@@ -1,0 +1,163 @@
+"""What the README tells people to type works, and what it names is there.
+
+Commands are parsed and their configurations checked; whole runs belong to the end-to-end tests.
+"""
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from cudfkd_jax import build, defaults, main, models, stages, summary, weights
+from cudfkd_jax.capture import Classifier
+
+_ROOT = Path(__file__).parents[1]
+_TEXT = (_ROOT / "README.md").read_text(encoding="utf-8")
+_MAKEFILE = (_ROOT / "Makefile").read_text(encoding="utf-8")
+_TARGETS = dict(re.findall(r"^([a-z]+):.*## (.+)$", _MAKEFILE, re.MULTILINE))
+
+
+def _blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", _TEXT, re.MULTILINE | re.DOTALL)
+
+
+_COMMANDS = [line for block in _blocks("sh") for line in block.splitlines()]
+_CODE = re.findall(r"(?<!`)`([^`\n]+)`(?!`)", re.sub(r"^```.*?^```$", "", _TEXT, flags=re.MULTILINE | re.DOTALL))
+
+
+def _of_main(command: str) -> list[str] | None:
+    words = shlex.split(command)
+    return words[3:] if words[:3] == ["python", "-m", "cudfkd_jax.main"] else None
+
+
+def test_shows_the_commands_that_people_need():
+    assert {"make demo", "make test"} <= set(_COMMANDS)
+    for start in ("--config=configs/digits.py", "--config=configs/cifar10.py:teacher=", "--stage=evaluate"):
+        assert any(start in command for command in _COMMANDS if _of_main(command))
+
+
+@pytest.mark.parametrize("command", _COMMANDS)
+def test_command_is_understood(command, monkeypatch):
+    monkeypatch.chdir(_ROOT)
+    words = shlex.split(command)
+    arguments = _of_main(command)
+    if arguments is not None:
+        _check_main(arguments, monkeypatch)
+    elif words[0] == "make":
+        assert set(words[1:]) <= _TARGETS.keys()
+    else:
+        assert words[:2] == ["python", "scripts/benchmark.py"], "a command that this test does not know"
+        assert words[2].startswith("--config=configs/")
+        assert all(re.match(r"--(rounds=\d+|json|config\..+)$", word) for word in words[3:])
+        _check_main([word for word in words[2:] if word.startswith("--config")], monkeypatch)
+
+
+def _check_main(arguments, monkeypatch):
+    """Has the command line read the arguments and stop where the run would begin."""
+    begun = []
+    monkeypatch.setattr(stages, "saved_config", lambda folder: defaults.get_config())
+    monkeypatch.setattr(stages, "evaluate_run", lambda config, folder: begun.append(config))
+    monkeypatch.setattr(stages, "run", lambda config, stage, folder: begun.append(config))
+    assert main.main(arguments) == 0
+    (config,) = begun
+    build.check(config)
+
+
+def test_configurations_in_the_table_are_valid_and_give_the_named_networks(monkeypatch):
+    monkeypatch.chdir(_ROOT)
+    rows = re.findall(r"^\| `(configs/\S+)` \| (\w+) from (\w+) \|", _TEXT, re.MULTILINE)
+    assert {row[0].split(":")[0] for row in rows} == {
+        f"configs/{path.name}" for path in Path("configs").glob("*.py")
+    }
+    for argument, student, teacher in rows:
+        begun = []
+        monkeypatch.setattr(stages, "run", lambda config, stage, folder, begun=begun: begun.append(config))
+        assert main.main([f"--config={argument}"]) == 0
+        (config,) = begun
+        build.check(config)
+        assert (config.student.arch, config.teacher.arch) == (student, teacher)
+
+
+def test_every_stage_is_in_the_table():
+    assert set(re.findall(r"^\| `(\w+)` \| ", _TEXT, re.MULTILINE)) >= set(stages.STAGES)
+
+
+def test_every_data_source_is_in_the_table():
+    known = build.data.SOURCES
+    assert set(re.findall(r"^\| `(\w+)` \| ", _TEXT, re.MULTILINE)) == {*known, *stages.STAGES}
+
+
+def test_named_files_are_there():
+    named = {
+        code.split(":")[0] for code in _CODE if re.match(r"(configs|cudfkd_jax|results|scripts|tests)/", code)
+    }
+    named |= {code for code in _CODE if code in ("LICENSE", "CHANGELOG.md", "Makefile", "pyproject.toml")}
+    named |= set(re.findall(r"!\[[^\]]*\]\(([^)]+)\)", _TEXT))
+    assert len(named) > 20
+    assert not [name for name in named if not (_ROOT / name).exists()]
+
+
+def test_named_settings_exist():
+    sections = defaults.get_config()
+    known = build.flatten(sections)
+    dotted = (code.removeprefix("--config.").partition("=")[0] for code in _CODE if "." in code)
+    keys = {key for key in dotted if key.split(".")[0] in sections and re.fullmatch(r"\w+(\.\w+)?", key)}
+    keys |= {code.removeprefix("--config.").partition("=")[0] for code in _CODE if code.startswith("--config.")}
+    keys -= {"KEY"}
+    assert {"data.source", "data.dir", "distill.batch_size", "devices"} <= keys
+    assert keys <= known.keys()
+
+
+def test_table_is_what_the_committed_run_said():
+    run = json.loads((_ROOT / "results" / "digits" / "summary.json").read_text(encoding="utf-8"))
+    assert summary.describe(run) + "\n" in _blocks("text")
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_make_without_a_target_lists_all_of_them():
+    assert {"help", "install", "demo", "test", "lint", "bench", "clean"} == _TARGETS.keys()
+    done = subprocess.run(["make", "--no-print-directory"], cwd=_ROOT, capture_output=True, text=True, check=True)
+    listed = [line.split(maxsplit=2) for line in done.stdout.splitlines() if line.startswith("  make ")]
+    assert [(name, text) for _, name, text in listed] == list(_TARGETS.items())
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_make_demo_is_the_first_line_for_users():
+    done = subprocess.run(
+        ["make", "--no-print-directory", "--dry-run", "demo"],
+        cwd=_ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    *_, last = done.stdout.strip().splitlines()
+    assert last.split(maxsplit=1)[1] in {command.removeprefix("python ") for command in _COMMANDS}
+
+
+def test_program_gives_logits_of_a_saved_student(tmp_path, monkeypatch):
+    (program,) = _blocks("python")
+    net = weights.Net("wrn10_1", 10, (16, 16, 1), (0.5,), (0.5,), {})
+    module = Classifier(models.build_classifier(net.arch, net.num_classes), net.mean, net.std)
+    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), net.image_shape))
+    variables = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), shapes)
+    weights.save_net(tmp_path / "runs/digits/student", net, variables)
+    monkeypatch.chdir(tmp_path)
+    scope = {"images": np.zeros((2, 16, 16, 1), np.float32)}
+    exec(program, scope)
+    assert scope["logits"].shape == (2, 10)
+
+
+def test_installed_command_shows_the_same_help():
+    command = Path(sys.executable).with_name("cudfkd")
+    if not command.exists():
+        pytest.skip("the package is not installed beside this Python")
+    done = subprocess.run([command, "--help"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("usage: python -m cudfkd_jax.main")
+    assert len(done.stdout.splitlines()) <= 40

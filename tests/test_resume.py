@@ -1,0 +1,68 @@
+"""A run that is killed and started again ends with the same bits as one that was never stopped."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+TIMES = ("seconds", "evaluation_seconds", "images_per_s")
+
+
+def _start(workdir: Path, teacher: Path) -> subprocess.Popen:
+    return subprocess.Popen(
+        [
+            *(sys.executable, "-m", "cudfkd_jax.main", f"--config={Path(__file__).parent / 'tiny.py'}"),
+            *(f"--workdir={workdir}", f"--config.teacher.checkpoint={teacher}"),
+            *("--config.distill.epochs=3", "--config.distill.rounds_per_epoch=40"),
+            "--config.devices=1",
+        ],
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def _outcome(workdir: Path):
+    weights = {
+        str(path.relative_to(workdir)): path.read_bytes()
+        for folder in ("student", "student_best")
+        for path in sorted((workdir / folder).iterdir())
+    }
+    records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    records = [{key: value for key, value in record.items() if key not in TIMES} for record in records]
+    summary = json.loads((workdir / "summary.json").read_text())
+    for key in ("wall_s", "images_per_s"):
+        del summary[key]
+    return weights, records, summary
+
+
+@pytest.mark.slow
+def test_killed_inside_an_epoch_and_started_again(finished_run, tmp_path):
+    uninterrupted, killed = tmp_path / "uninterrupted", tmp_path / "killed"
+    process = _start(uninterrupted, finished_run)
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, output
+
+    # Killed as soon as the second epoch is on its way: after the checkpoint of the first.
+    process = _start(killed, finished_run)
+    manifests = killed / "checkpoints"
+    deadline = time.monotonic() + 600
+    while not list(manifests.glob("*.sha256.json")):
+        assert process.poll() is None and time.monotonic() < deadline, process.stdout.read()
+        time.sleep(0.005)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert not (killed / "summary.json").exists()
+
+    process = _start(killed, finished_run)
+    output, _ = process.communicate(timeout=600)
+    assert process.returncode == 0 and "going on from step" in output, output
+    assert _outcome(killed) == _outcome(uninterrupted)

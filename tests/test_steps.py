@@ -1,0 +1,236 @@
+"""What one step changes, by an independent computation, and what it leaves alone."""
+
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+import nets
+import numpy as np
+import optax
+import pytest
+from scipy.special import log_softmax, softmax
+
+from cudfkd_jax import steps
+from cudfkd_jax.loops import Epoch, make_epoch_function
+from cudfkd_jax.parallel import SINGLE, local_devices
+
+
+@pytest.fixture(scope="module", name="run")
+def _run():
+    """Configuration, problem, teacher and the compiled initial state and steps, all tiny."""
+    config = nets.config()
+    problem = nets.problem(config)
+    teacher = nets.teacher_variables()
+    init = functools.partial(steps.init_state, problem=problem, image_shape=nets.IMAGE_SHAPE)
+    compiled = {
+        name: jax.jit(functools.partial(step, problem=problem, axis=SINGLE))
+        for name, step in (("synthesis", steps.synthesis_step), ("student", steps.student_step))
+    }
+    return config, problem, teacher, jax.jit(init)(jax.random.key(3), teacher), compiled
+
+
+def _equal(a, b):
+    return all(jax.tree.leaves(jax.tree.map(lambda x, y: bool((x == y).all()), a, b)))
+
+
+def _host(tree):
+    return jax.tree.map(np.asarray, jax.device_get(tree))
+
+
+def test_synthesis_trains_the_generator_alone(run):
+    *_, teacher, state, compiled = run
+    after = compiled["synthesis"](state, teacher)
+    assert _equal(after.student, state.student)
+    assert not _equal(after.aux.params, state.aux.params)
+    assert not _equal(after.aux.batch_stats, state.aux.batch_stats)  # the generator is in train mode
+    assert (int(after.synthesis_step), int(after.step)) == (1, 0)
+
+
+def test_student_step_trains_the_student_alone(run):
+    *_, teacher, state, compiled = run
+    after = compiled["student"](state, teacher)
+    assert _equal(after.aux, state.aux)  # the generator's running statistics too: evaluation mode
+    assert not _equal(after.student.params, state.student.params)
+    assert not _equal(after.student.batch_stats, state.student.batch_stats)
+    assert (int(after.synthesis_step), int(after.step)) == (0, 1)
+
+
+def test_student_update_is_sgd_on_the_weighted_divergence(run):
+    """Eq. 6 with the logarithmic v* at λ0, T² KL, and PyTorch's SGD, all written out again."""
+    config, problem, teacher, state, compiled = run
+    after = compiled["student"](state, teacher)
+    d, lam = config.distill, config.curriculum.lambda_0
+    key = steps.purpose_key(state.key, steps.STUDENT, 0)
+    images = problem.method.sample(state.aux, key, SINGLE)
+    assert images.shape == (d.batch_size, *nets.IMAGE_SHAPE) and 0 <= images.min() < images.max() <= 1
+    teacher_logits = np.asarray(problem.teacher(teacher, images).value, np.float64)
+
+    def student_logits(params):
+        variables = {"params": params, "batch_stats": state.student.batch_stats}
+        return problem.student(variables, images, train=True).value
+
+    z = np.asarray(student_logits(state.student.params), np.float64)
+    p_teacher = softmax(teacher_logits / d.temperature, axis=1)
+    log_ratio = log_softmax(teacher_logits / d.temperature, axis=1) - log_softmax(z / d.temperature, axis=1)
+    losses = d.temperature**2 * np.sum(p_teacher * log_ratio, axis=1)
+    v = (1 + np.exp(-lam)) / (1 + np.exp(losses - lam))
+    tally = _host(after.training.last)
+    np.testing.assert_allclose(tally["difficulty"], losses.mean(), rtol=1e-4)
+    np.testing.assert_allclose(tally["mean_v"], v.mean(), rtol=1e-5)
+    np.testing.assert_allclose(tally["student_loss"], (v * losses).mean(), rtol=1e-4)
+    np.testing.assert_allclose(tally["share_v_below_half"], (v < 0.5).mean())
+    np.testing.assert_allclose(tally["lambda"], lam)  # the index before it is incremented
+
+    # d loss / d z = v T (softmax(z_s/T) − softmax(z_t/T)) / B: v is a constant.
+    dz = v[:, None] * d.temperature * (softmax(z / d.temperature, axis=1) - p_teacher) / d.batch_size
+    _, pull_back = jax.vjp(student_logits, state.student.params)
+    (gradient,) = pull_back(jnp.asarray(dz, jnp.float32))
+    expected = jax.tree.map(
+        lambda w, g: w - d.learning_rate * (g + d.weight_decay * w), state.student.params, gradient
+    )
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
+    jax.tree.map(close, after.student.params, expected)
+
+
+def test_second_step_has_momentum_and_its_own_images(run):
+    *_, teacher, state, compiled = run
+    first = compiled["student"](state, teacher)
+    second = compiled["student"](first, teacher)
+    params = [s.student.params for s in (state, first, second)]
+    moved = [optax.tree.sub(after, before) for before, after in itertools.pairwise(params)]
+    overlap = optax.tree.vdot(*moved) / optax.tree.norm(moved[0]) ** 2
+    assert 0.3 < overlap < 2  # most of it is the momentum's 0.9 of the first
+    assert float(first.training.last["difficulty"]) != float(second.training.last["difficulty"])
+
+
+def test_synthesis_loss_is_the_weighted_sum_of_its_terms(run):
+    """Eq. 4 and 5 on the same images, written out with NumPy."""
+    config, problem, teacher, state, compiled = run
+    last = _host(compiled["synthesis"](state, teacher).synthesis.last)
+    from cudfkd_jax.capture import apply
+    from cudfkd_jax.models.generator import Generator
+
+    g = config.generator
+    generator = Generator(nets.IMAGE_SHAPE, g.latent_dim, g.width, g.stages)
+    z = jax.random.normal(
+        steps.purpose_key(state.key, steps.SYNTHESIS, 0), (config.distill.batch_size, g.latent_dim)
+    )
+    images = apply(generator, state.aux.variables, z, train=True).value
+    seen = problem.teacher(teacher, images, capture=True)
+    t = np.asarray(seen.value, np.float64)
+    s = np.asarray(problem.student(state.student.variables, images).value, np.float64)
+    bn = sum(
+        np.linalg.norm(layer.mean - layer.running_mean) + np.linalg.norm(layer.var - layer.running_var)
+        for layer in seen.bn
+    )
+    oh = -np.mean(log_softmax(t, axis=1).max(axis=1))
+    mean_p = softmax(t / config.distill.temperature, axis=1).mean(axis=0)
+    balance = np.sum(mean_p * np.log(mean_p))
+    p = softmax(t / 3, axis=1)
+    kl = 9 * np.sum(p * (np.log(p) - log_softmax(s / 3, axis=1)), axis=1)
+    adversarial = -np.mean(kl * (t.argmax(1) == s.argmax(1)))
+    for name, value in {
+        "bn_loss": bn,
+        "class_loss": oh,
+        "balance_loss": balance,
+        "adversarial_loss": adversarial,
+        "alpha_adv": 1.5,
+        "synthesis_loss": bn + oh + 20 * balance + 1.5 * adversarial,
+    }.items():
+        np.testing.assert_allclose(last[name], value, rtol=2e-4, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "term"),
+    [
+        ("synthesis", "bn_weight", "bn_loss"),
+        ("synthesis", "class_weight", "class_loss"),
+        ("synthesis", "balance_weight", "balance_loss"),
+        ("curriculum", None, "adversarial_loss"),
+    ],
+)
+def test_a_term_without_weight_is_not_computed(section, key, term):
+    config = nets.config()
+    if key:
+        config[section][key] = 0.0
+    else:
+        config.curriculum.update(adv=0.0, alpha=0.0)
+    init = functools.partial(steps.init_state, problem=nets.problem(config), image_shape=nets.IMAGE_SHAPE)
+    state = jax.eval_shape(init, jax.random.key(0), nets.teacher_variables())
+    assert term not in state.synthesis.total and len(state.synthesis.total) >= 4
+
+
+@pytest.mark.parametrize("name", ["synthesis", "student"])
+def test_a_step_that_is_not_finite_is_undone_and_named(run, name):
+    *_, teacher, state, compiled = run
+    good = compiled["student"](compiled["synthesis"](state, teacher), teacher)
+    broken = jax.tree.map(lambda x: x, teacher)
+    broken["params"]["Dense_0"]["bias"] = broken["params"]["Dense_0"]["bias"].at[3].set(jnp.nan)
+    failed = compiled[name](good, broken)
+    assert bool(failed.failed)
+    tally = "synthesis" if name == "synthesis" else "training"
+    last = _host(getattr(failed, tally).last)
+    assert any(np.isnan(value) for value in last.values())
+    later = compiled["student"](compiled["synthesis"](failed, teacher), teacher)
+    for after in (failed, later):
+        for part in ("student", "aux", "step", "synthesis_step"):
+            assert _equal(getattr(after, part), getattr(good, part)), part
+        assert _equal(getattr(after, tally).total, getattr(good, tally).total)
+        assert any(np.isnan(value) for value in _host(getattr(after, tally).last).values())
+
+
+EPOCH = Epoch(rounds=3, synthesis_steps=1, student_steps=2)
+
+
+@pytest.fixture(scope="module", name="loops")
+def _loops(run):
+    _, problem, *_ = run
+    parts = [functools.partial(step, problem=problem) for step in (steps.student_step, steps.synthesis_step)]
+    return {kind: make_epoch_function(kind, EPOCH, local_devices(1), *parts) for kind in ("python", "scan")}
+
+
+def _copy(state):
+    """Buffers of its own: the loops give up those of the state they are called with."""
+    return jax.tree.map(jnp.copy, state)
+
+
+def _bits(state):
+    return jax.tree.leaves(jax.device_get(state.replace(key=jax.random.key_data(state.key))))
+
+
+def test_both_loops_agree(run, loops):
+    *_, teacher, state, _ = run
+    ends = {kind: loop(_copy(state), teacher, progress=lambda _: False) for kind, loop in loops.items()}
+    for end in ends.values():
+        assert (int(end.step), int(end.synthesis_step)) == (6, 3)
+        assert (int(end.training.count), int(end.synthesis.count)) == (6, 3)
+    a, b = (_host((end.training.total, end.synthesis.total)) for end in ends.values())
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-3, atol=1e-4), a, b)
+
+
+def test_python_loop_goes_on_from_any_step_with_the_same_bits(run, loops):
+    *_, teacher, state, _ = run
+    whole = loops["python"](_copy(state), teacher, progress=lambda _: False)
+    piecewise = _copy(state)
+    for stop in range(1, EPOCH.steps + 1):
+        piecewise = loops["python"](piecewise, teacher, progress=lambda done, stop=stop: done == stop)
+        assert int(piecewise.step) == stop
+    assert all((a == b).all() for a, b in zip(_bits(whole), _bits(piecewise), strict=True))
+
+
+def test_scan_finishes_an_epoch_that_was_saved_inside_a_round(run, loops):
+    *_, teacher, state, _ = run
+    part = loops["python"](_copy(state), teacher, progress=lambda done: done == 3)
+    end = loops["scan"](part, teacher, progress=lambda _: False)
+    whole = loops["python"](_copy(state), teacher, progress=lambda _: False)
+    assert all((a == b).all() for a, b in zip(_bits(whole), _bits(end), strict=True))
+
+
+def test_loop_stops_at_a_failed_step(run, loops):
+    *_, teacher, state, _ = run
+    broken = jax.tree.map(lambda x: x * jnp.nan, teacher)
+    seen = []
+    for loop in loops.values():
+        end = loop(_copy(state), broken, progress=lambda done: seen.append(done))
+        assert bool(end.failed) and int(end.step) == 0

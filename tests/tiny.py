@@ -1,0 +1,18 @@
+"""A configuration whose whole run takes seconds: every stage for real, on digits, and too short to learn much.
+
+python -m cudfkd_jax.main --config=tests/tiny.py
+"""
+
+from cudfkd_jax import defaults
+
+
+def get_config(arguments: str = ""):
+    config = defaults.with_arguments("wrn10_1", "wrn10_1", defaults.parse_arguments(arguments))
+    config.data.update(name="digits", source="digits", image_shape=(8, 8, 1), padding=1, flip=False)
+    config.data.update(mean=(0.3,), std=(0.3,))
+    defaults.train_for(config, epochs=1, batch_size=256)
+    config.generator.update(latent_dim=8, width=4)
+    config.distill.update(epochs=16, rounds_per_epoch=2, student_steps=2, batch_size=32, loss="kl")
+    config.evaluation.stability_from = 0
+    config.log.update(tensorboard=False, samples_every_epochs=8)
+    return config
