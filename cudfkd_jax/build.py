@@ -232,7 +232,7 @@ def method(config: ConfigDict) -> Method:
         latent_dim=g.latent_dim,
         batch_size=d.batch_size,
         terms=cudfkd.synthesis_terms(
-            alpha_adv=_alpha_adv(config),
+            alpha_adv=alpha_adv(config),
             adversarial_divergence=cudfkd.divergence(s.adversarial_loss, released_js=config.released_js),
             adversarial_temperature=s.adversarial_temperature,
             bn_weight=s.bn_weight,
@@ -246,6 +246,24 @@ def method(config: ConfigDict) -> Method:
             granularity=c.granularity,
             lambda_t=curriculum.lambda_schedule(c.lambda_0, c.lambda_slope, c.lambda_max or None),
         ),
+    )
+
+
+def alpha_adv(config: ConfigDict) -> optax.Schedule | None:
+    """α_adv(t) as a schedule of the student step; None where it is constantly 0."""
+    c = config.curriculum
+    flat = c.strategy == "none" and not c.none_keeps_ramp
+    kind = "constant" if flat or c.alpha == 0 else c.ramp
+    if kind == "constant" and c.adv == 0:
+        return None
+    return curriculum.adversarial_schedule(
+        kind,
+        initial=c.adv,
+        slope=c.alpha,
+        k_begin=c.k_begin,
+        k_end=c.k_end,
+        epochs=config.distill.epochs,
+        steps_per_epoch=distill_epoch(config).steps,
     )
 
 
@@ -297,23 +315,6 @@ def upkeep(config: ConfigDict, *, every_epoch: bool = False) -> Upkeep:
 def root_key(config: ConfigDict) -> jax.Array:
     """The key that all randomness of a stage comes from."""
     return jax.random.key(config.seed)
-
-
-def _alpha_adv(config: ConfigDict) -> optax.Schedule | None:
-    c = config.curriculum
-    flat = c.strategy == "none" and not c.none_keeps_ramp
-    kind = "constant" if flat or c.alpha == 0 else c.ramp
-    if kind == "constant" and c.adv == 0:
-        return None
-    return curriculum.adversarial_schedule(
-        kind,
-        initial=c.adv,
-        slope=c.alpha,
-        k_begin=c.k_begin,
-        k_end=c.k_end,
-        epochs=config.distill.epochs,
-        steps_per_epoch=distill_epoch(config).steps,
-    )
 
 
 def _dtype(config: ConfigDict) -> Any:

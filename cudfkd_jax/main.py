@@ -7,6 +7,7 @@ import json
 import os
 import re
 import runpy
+import signal
 import sys
 import traceback
 from collections.abc import Iterable, Sequence
@@ -41,12 +42,18 @@ Distils a trained image classifier into a smaller one without its training data 
 
 Exit status: 0 done, 1 failed on the way, 2 wrong input, 128 + n stopped by signal n (state saved)."""
 
+_INTERRUPTED = 128 + signal.SIGINT
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", tuple: "a tuple", str: "a text"}
 
 
 def console() -> NoReturn:
     """Runs the command line and leaves with its exit status."""
-    sys.exit(main(sys.argv[1:]))
+    status = main(sys.argv[1:])
+    if status == _INTERRUPTED:  # JAX crashes in its clean-up when Ctrl-C came while it compiled
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -182,7 +189,7 @@ def _status(error: BaseException) -> int:
     if isinstance(error, StoppedError):
         return 128 + error.number
     if isinstance(error, KeyboardInterrupt):
-        return 130
+        return _INTERRUPTED
     return 2 if isinstance(error, UserError) else 1
 
 

@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -149,7 +150,7 @@ def test_a_configuration_file_need_not_set_everything(place, refused):
         ("distill={}", "unknown configuration key 'distill'; the nearest are distill."),
         ("distill.epochs.x=1", "unknown configuration key 'distill.epochs.x'; the nearest are distill.epochs"),
         ("seed", "Missing value for flag --config.seed"),
-        ("distill.epochs=x", "--config.distill.epochs=x must be a whole number, such as 2"),
+        ("distill.epochs=x", "--config.distill.epochs=x must be a whole number, such as 16"),
         ("distill.epochs=2.5", "--config.distill.epochs=2.5 must be a whole number"),
         ("distill.epochs=", "--config.distill.epochs= must be a whole number"),
         ("distill.temperature=hot", "--config.distill.temperature=hot must be a number, such as 20.0"),
@@ -400,6 +401,36 @@ def test_how_a_run_can_end(monkeypatch, capsys, error, status, text):
     monkeypatch.setattr(stages, "run", run)
     assert main.main([f"--config={TINY}"]) == status
     assert capsys.readouterr().err == f"{text}\n"
+
+
+_COMPILE = """
+import jax
+from cudfkd_jax import main, stages
+
+def run(*args):
+    draw = jax.jit(lambda keys: [jax.random.normal(key, (n,)) for n, key in enumerate(keys, 1)])
+    traced = draw.lower(jax.random.split(jax.random.key(0), 20))
+    print("compiling", flush=True)
+    traced.compile()
+
+stages.run = run
+main.console()
+"""
+
+
+def test_ctrl_c_while_jax_compiles_does_not_crash():
+    with subprocess.Popen(
+        [sys.executable, "-c", _COMPILE, f"--config={TINY}"],
+        env=os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "0"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout.readline() == "compiling\n"
+        time.sleep(0.2)  # into the compiler, which takes seconds
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=60)
+    assert (process.returncode, error) == (130, "cudfkd: interrupted\n")
 
 
 @pytest.mark.slow

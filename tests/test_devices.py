@@ -63,6 +63,7 @@ def _measure(precision: str) -> dict[str, dict[int, dict[str, float]]]:
     config = nets.config()
     dtype = jnp.dtype(precision)
 
+    @jax.jit
     def cast(tree):
         return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
 
@@ -73,9 +74,8 @@ def _measure(precision: str) -> dict[str, dict[int, dict[str, float]]]:
     images = random.integers(0, 256, (40, 8, 8, 3), np.uint8)
     labels = random.integers(0, 10, 40, np.int32)
     problem = nets.problem(config)
-    init = functools.partial(
-        steps.init_state, key, teacher_variables, problem=problem, image_shape=nets.IMAGE_SHAPE
-    )
+    distil = functools.partial(steps.init_state, problem=problem, image_shape=nets.IMAGE_SHAPE)
+    init = jax.jit(functools.partial(distil, key, teacher_variables))
     epoch = build.supervised_epoch(config, "teacher", len(labels))
     cases = {
         kind: (step, problem, init, (teacher_variables,))

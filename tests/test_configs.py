@@ -1,0 +1,102 @@
+"""The configurations: the settings of the released scripts, and what the arguments after the colon change."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+from cudfkd_jax import build, curriculum, defaults
+from cudfkd_jax.errors import UserError
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+
+def _load(name: str, arguments: str = ""):
+    return runpy.run_path(str(CONFIGS / f"{name}.py"))["get_config"](arguments)
+
+
+# batch, epochs, T, λ0, loss, α, k_begin, k_end, α_adv at the start and at the end, nz, d
+RELEASED = {
+    ("cifar10", "resnet34", "resnet18"): (512, 250, 20, 2, "l1", 0.5, 0.25, 0.75, 0, 62, 512, 2),
+    ("cifar10", "wrn40_2", "wrn16_1"): (1024, 250, 20, 2, "kl", 0.05, 0.25, 0.75, 0.5, 6.7, 512, 2),
+    ("cifar100", "resnet34", "resnet18"): (768, 400, 5, 1, "l1", 0.35, 0.2, 0.8, 0, 83.65, 512, 2),
+    ("cifar100", "wrn40_2", "wrn40_1"): (1024, 500, 2, 1, "kl", 0.12, 0.2, 0.75, 0, 32.88, 512, 2),
+    ("tiny_imagenet", "resnet34", "resnet18"): (512, 400, 5, 1, "l1", 0.15, 0.2, 0.75, 1, 33.85, 1024, 3),
+}
+
+
+@pytest.mark.parametrize(("data", "teacher", "student"), RELEASED)
+def test_settings_of_the_released_scripts(data, teacher, student):
+    c = _load(data, f"teacher={teacher},student={student},released")
+    d, u, g = c.distill, c.curriculum, c.generator
+    alpha = curriculum.adversarial_schedule(
+        u.ramp,
+        initial=u.adv,
+        slope=u.alpha,
+        k_begin=u.k_begin,
+        k_end=u.k_end,
+        epochs=d.epochs,
+        steps_per_epoch=400,
+    )
+    ends = [float(alpha(step)) for step in (0, 400 * d.epochs - 1)]
+    assert (d.batch_size, d.epochs, d.temperature, u.lambda_0, d.loss) == RELEASED[data, teacher, student][:5]
+    assert (u.alpha, u.k_begin, u.k_end) == RELEASED[data, teacher, student][5:8]
+    assert ends == pytest.approx(RELEASED[data, teacher, student][8:10], rel=1e-6)
+    assert (g.latent_dim, g.stages) == RELEASED[data, teacher, student][10:]
+    assert build.distill_epoch(c) == (40, 1, 10) and build.distill_epoch(c).steps == 400
+    assert (d.learning_rate, d.momentum, d.weight_decay) == (0.1, 0.9, 1e-4)
+    assert (g.learning_rate, g.beta1, g.beta2, g.width) == (1e-3, 0.9, 0.99, 64)
+    assert u.lambda_slope == (1e-4 if data == "cifar10" else 2e-5)
+    assert (c.teacher.arch, c.student.arch) == (teacher, student)
+
+
+@pytest.mark.parametrize("data", ["cifar10", "cifar100"])
+@pytest.mark.parametrize(
+    ("pair", "family"),
+    [
+        ("teacher=vgg11,student=resnet18", ""),
+        ("teacher=wrn40_2,student=wrn40_1", "teacher=wrn40_2"),
+        ("teacher=wrn40_2,student=wrn16_2", "teacher=wrn40_2"),
+    ],
+)
+def test_other_pairs_of_the_tables_have_the_settings_of_their_family(data, pair, family):
+    a, b = (build.flatten(_load(data, arguments)) for arguments in (pair, family))
+    assert {key for key in a if a[key] != b[key]} <= {"teacher.arch", "student.arch"}
+
+
+@pytest.mark.parametrize("data", ["digits", "cifar10", "cifar100", "tiny_imagenet"])
+def test_released_changes_what_the_release_does_otherwise_and_nothing_else(data):
+    default, released = (build.flatten(_load(data, arguments)) for arguments in ("", "released"))
+    changed = {key: released[key] for key in default if default[key] != released[key]}
+    assert changed == {
+        "curriculum.granularity": "batch",  # one v a batch
+        "curriculum.lambda_max": 0.0,  # no limit on λ
+        "curriculum.none_keeps_ramp": False,  # the ablation "none" also drops the ramp
+        "curriculum.ramp": "released",  # the last step of the ramp is one epoch earlier
+        "released_js": True,  # the clamped JS
+    }
+
+
+@pytest.mark.parametrize("data", ["digits", "cifar10", "cifar100", "tiny_imagenet"])
+@pytest.mark.parametrize("arguments", ["", "released", "runlocal", "teacher=wrn40_2,student=wrn16_1,released"])
+def test_every_configuration_passes_the_checks(data, arguments):
+    config = _load(data, arguments)
+    build.check(config)
+    assert build.flatten(config).keys() == build.flatten(defaults.get_config()).keys()
+
+
+def test_ablation_none_keeps_the_ramp_unless_released():
+    config = _load("cifar10")
+    config.curriculum.strategy = "none"
+    last = 400 * 250 - 1
+    assert float(build.alpha_adv(config)(last)) == pytest.approx(62)
+    released = _load("cifar10", "released")
+    released.curriculum.strategy = "none"
+    assert build.alpha_adv(released) is None  # constantly 0: not computed
+    released.curriculum.adv = 0.5
+    assert float(build.alpha_adv(released)(last)) == 0.5
+
+
+def test_unknown_argument_is_refused():
+    with pytest.raises(UserError, match="unknown argument 'tutor'.*valid: teacher, student"):
+        _load("cifar10", "tutor=resnet34")
