@@ -24,7 +24,7 @@ class Progress:
             self._bar = tqdm(
                 total=epochs * steps_per_epoch,
                 initial=first_step,
-                desc=stage,
+                desc=f"{stage} epoch {first_step // steps_per_epoch + 1}/{epochs}",
                 unit="step",
                 dynamic_ncols=True,
                 smoothing=0.05,
@@ -48,13 +48,14 @@ class Progress:
     def step(self, step: int) -> None:
         """Moves the bar to a step, counted from the start of the run."""
         if self._bar is not None:
+            epoch = min(step // self._steps_per_epoch + 1, self._epochs)
+            self._bar.set_description(f"{self._stage} epoch {epoch}/{self._epochs}", refresh=False)
             self._bar.update(step - self._bar.n)
 
     def epoch(self, record: Record) -> None:
         """Shows what an epoch came to."""
         shown = {key: f"{record[key]:.4g}" for key in _SHOWN if key in record}
         if self._bar is not None:
-            self._bar.set_description(f"{self._stage} epoch {record['epoch']}/{self._epochs}")
             self._bar.set_postfix(shown)
         else:
             text = "  ".join(f"{key} {value}" for key, value in shown.items())

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from cudfkd_jax import build, checkpoint, defaults, distill, train, weights, workdir
+from cudfkd_jax import build, checkpoint, defaults, distill, train, trainer, weights, workdir
 from cudfkd_jax.data import Dataset
 from cudfkd_jax.errors import UserError
 from cudfkd_jax.evaluate import evaluate, make_predict
@@ -58,7 +58,7 @@ def run(config: ConfigDict, stage: str, folder: Path, say: Callable[[str], None]
     if not parts:
         return
     for part in parts:
-        checkpoint.find_newest(_folder(folder, part) / "checkpoints")
+        checkpoint.find_newest(_folder(folder, part) / trainer.CHECKPOINTS)
     dataset = build.dataset(config, ("test",) if parts == ["distill"] else ("train", "test"))
     _check_shapes(config, parts, dataset, teacher)
     with workdir.lock(folder):

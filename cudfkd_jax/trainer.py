@@ -6,6 +6,7 @@ its products are.
 
 import dataclasses
 import signal
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from cudfkd_jax import checkpoint, records
@@ -23,7 +25,7 @@ from cudfkd_jax.progress import Progress
 from cudfkd_jax.records import Record
 from cudfkd_jax.steps import RunState, Tally
 
-METRICS = "metrics.jsonl"
+METRICS, CHECKPOINTS = "metrics.jsonl", "checkpoints"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,79 +87,87 @@ def run(stage: Stage, upkeep: Upkeep) -> tuple[RunState, list[Record]]:
         RunFailedError: a metric turned NaN or infinite; the state before that step is saved.
         UserError: the checkpoints or the records cannot be used.
     """
-    checkpoints = stage.folder / "checkpoints"
-    state, damaged = checkpoint.restore_newest(checkpoints, jax.eval_shape(stage.init))
-    state = jax.jit(stage.init)() if state is None else state
+    state, damaged = checkpoint.restore_newest(stage.folder / CHECKPOINTS, jax.eval_shape(stage.init))
+    state = _initialise(stage.init) if state is None else state
     first_step = int(state.step)
     history = records.cut_back(stage.folder / METRICS, first_step // stage.steps_per_epoch)
     if len(history) == stage.epochs:
         return state, history
-
-    def save(state: RunState) -> None:
-        checkpoint.save(checkpoints, int(state.step), state, keep=upkeep.keep)
-
+    progress = Progress(
+        stage.name,
+        epochs=stage.epochs,
+        steps_per_epoch=stage.steps_per_epoch,
+        first_step=first_step,
+        tensorboard=stage.folder / "tensorboard" if upkeep.tensorboard else None,
+    )
+    for path in damaged:
+        progress.say(f"{path} is damaged and passed over")
+    if first_step:
+        progress.say(f"{stage.name}: going on from step {first_step}")
     state = stage.devices.replicate(state)
     saved_at = time.monotonic()
-    with (
-        Signals() as signals,
-        Progress(
-            stage.name,
-            epochs=stage.epochs,
-            steps_per_epoch=stage.steps_per_epoch,
-            first_step=first_step,
-            tensorboard=stage.folder / "tensorboard" if upkeep.tensorboard else None,
-        ) as progress,
-    ):
-        for path in damaged:
-            progress.say(f"{path} is damaged and passed over")
-        if first_step:
-            progress.say(f"{stage.name}: going on from step {first_step}")
+    with Signals() as signals, progress:
         while len(history) < stage.epochs:
             epoch = len(history) + 1
-            before = (epoch - 1) * stage.steps_per_epoch
-
-            def on_step(steps_in_epoch: int, before: int = before) -> bool:
-                progress.step(before + steps_in_epoch)
-                return signals.received is not None
-
-            steps, start = int(stage.devices.unreplicate(state.step)), time.monotonic()
-            state = stage.run_epoch(state, *stage.frozen, progress=on_step)
-            one = stage.devices.unreplicate(state)
-            steps = int(one.step) - steps
-            seconds = time.monotonic() - start
-            if one.failed:
-                save(one.replace(failed=np.zeros((), bool)))
-                raise RunFailedError(_failure(stage.name, one))
-            if int(one.step) < epoch * stage.steps_per_epoch:
-                save(one)
-                raise StoppedError(signals.received or signal.SIGTERM)
-
-            start = time.monotonic()
-            record: Record = {
-                "epoch": epoch,
-                "step": int(one.step),
-                **_means(one.synthesis),
-                **_means(one.training),
-            }
-            if epoch % upkeep.evaluate_every == 0 or epoch == stage.epochs:
-                record |= stage.evaluate(one)
-            record |= {
-                "seconds": seconds,
-                "evaluation_seconds": time.monotonic() - start,
-                "images_per_s": steps * stage.images_per_step / seconds,
-            }
+            state, record = _run_epoch(stage, upkeep, state, epoch, signals, progress)
             history.append(record)
             records.append(stage.folder / METRICS, record)
             progress.epoch(record)
-            stage.after_epoch(one, history)
+            stage.after_epoch(stage.devices.unreplicate(state), history)
             state = state.start_epoch()
-            last = epoch == stage.epochs
-            if last or signals.received or time.monotonic() - saved_at >= upkeep.checkpoint_seconds:
-                save(stage.devices.unreplicate(state))
+            due = epoch == stage.epochs or time.monotonic() - saved_at >= upkeep.checkpoint_seconds
+            if due or signals.received:
+                _save(stage, upkeep, stage.devices.unreplicate(state))
                 saved_at = time.monotonic()
-            if signals.received and not last:
+            if signals.received:
                 raise StoppedError(signals.received)
     return stage.devices.unreplicate(state), history
+
+
+def _run_epoch(
+    stage: Stage, upkeep: Upkeep, state: RunState, epoch: int, signals: "Signals", progress: Progress
+) -> tuple[RunState, Record]:
+    """The (rest of the) epoch and its record; `epoch` counts from 1."""
+    before = (epoch - 1) * stage.steps_per_epoch
+
+    def on_step(steps_in_epoch: int) -> bool:
+        progress.step(before + steps_in_epoch)
+        return signals.received is not None
+
+    first_step, start = int(stage.devices.unreplicate(state.step)), time.monotonic()
+    state = stage.run_epoch(state, *stage.frozen, progress=on_step)
+    one = stage.devices.unreplicate(state)
+    last_step = int(one.step)
+    seconds = time.monotonic() - start
+    if one.failed:
+        _save(stage, upkeep, one.replace(failed=jnp.zeros((), bool)))
+        raise RunFailedError(_failure(stage.name, one))
+    if last_step < before + stage.steps_per_epoch:
+        _save(stage, upkeep, one)
+        raise StoppedError(signals.received or signal.SIGTERM)
+
+    start = time.monotonic()
+    evaluated = epoch % upkeep.evaluate_every == 0 or epoch == stage.epochs
+    return state, {
+        "epoch": epoch,
+        "step": last_step,
+        **_means(one.synthesis),
+        **_means(one.training),
+        **(stage.evaluate(one) if evaluated else {}),
+        "seconds": seconds,
+        "evaluation_seconds": time.monotonic() - start,
+        "images_per_s": (last_step - first_step) * stage.images_per_step / seconds,
+    }
+
+
+def _save(stage: Stage, upkeep: Upkeep, state: RunState) -> None:
+    checkpoint.save(stage.folder / CHECKPOINTS, int(state.step), state, keep=upkeep.keep)
+
+
+def _initialise(init: Callable[[], RunState]) -> RunState:
+    # Optimising code that runs once takes XLA's CPU compiler far longer than it saves.
+    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    return jax.jit(init, compiler_options=options)()
 
 
 class Signals:
@@ -168,6 +178,8 @@ class Signals:
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "Signals":
+        if threading.current_thread() is not threading.main_thread():
+            return self  # only the main thread may handle signals
         for number in (signal.SIGINT, signal.SIGTERM):
             self._previous[number] = signal.signal(number, self._note)
         return self

@@ -98,5 +98,5 @@ def test_ablation_none_keeps_the_ramp_unless_released():
 
 
 def test_unknown_argument_is_refused():
-    with pytest.raises(UserError, match="unknown argument 'tutor'.*valid: teacher, student"):
+    with pytest.raises(UserError, match=r"unknown argument 'tutor'.*valid: teacher, student"):
         _load("cifar10", "tutor=resnet34")
