@@ -50,6 +50,8 @@ def cut_back(path: Path, epochs: int) -> list[Record]:
 
 
 class Best(NamedTuple):
+    """The largest value of a metric and the first epoch that has it."""
+
     value: float
     epoch: int
 

@@ -18,8 +18,8 @@ def _start(workdir: Path, teacher: Path) -> subprocess.Popen:
         [
             *(sys.executable, "-m", "cudfkd_jax.main", f"--config={Path(__file__).parent / 'tiny.py'}"),
             *(f"--workdir={workdir}", f"--config.teacher.checkpoint={teacher}"),
-            *("--config.distill.epochs=3", "--config.distill.rounds_per_epoch=40"),
-            "--config.devices=1",
+            *("--config.distill.epochs=3", "--config.distill.rounds_per_epoch=100"),
+            *("--config.devices=1", "--config.checkpoint.every_seconds=0"),
         ],
         env=os.environ | {"JAX_PLATFORMS": "cpu"},
         stdout=subprocess.PIPE,
@@ -56,7 +56,7 @@ def test_killed_inside_an_epoch_and_started_again(finished_run, tmp_path):
     while not list(manifests.glob("*.sha256.json")):
         assert process.poll() is None and time.monotonic() < deadline, process.stdout.read()
         time.sleep(0.005)
-    time.sleep(0.3)
+    time.sleep(0.2)  # an epoch takes a second or more
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert process.returncode == -signal.SIGKILL
