@@ -32,14 +32,11 @@ _WRN = {
 
 def get_config(arguments: str = ""):
     chosen = defaults.parse_arguments(arguments)
-    config = defaults.with_arguments("resnet34", "resnet18", chosen)
+    pair = ("wrn16_2", "wrn16_1") if "runlocal" in chosen else ("resnet34", "resnet18")
+    config = defaults.with_arguments(*pair, chosen)
     config.update(_WRN if config.teacher.arch.startswith("wrn") else _RESNET)
     config.curriculum.update(lambda_0=2.0, lambda_slope=1e-4)
     config.generator.update(latent_dim=512, stages=2)
     if "runlocal" in chosen:
-        defaults.train_for(config, epochs=1)
-        config.generator.latent_dim = 256
-        config.distill.update(epochs=3, rounds_per_epoch=8, batch_size=64)
-        config.evaluation.stability_from = 1
-        config.log.samples_every_epochs = 1
+        defaults.run_locally(config, rounds_per_epoch=8, batch_size=64)
     return config

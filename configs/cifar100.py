@@ -31,7 +31,8 @@ _WRN = {
 
 def get_config(arguments: str = ""):
     chosen = defaults.parse_arguments(arguments)
-    config = defaults.with_arguments("resnet34", "resnet18", chosen)
+    pair = ("wrn16_2", "wrn16_1") if "runlocal" in chosen else ("resnet34", "resnet18")
+    config = defaults.with_arguments(*pair, chosen)
     config.data.update(
         name="cifar100", num_classes=100, mean=(0.5071, 0.4867, 0.4408), std=(0.2675, 0.2565, 0.2761)
     )
@@ -39,9 +40,5 @@ def get_config(arguments: str = ""):
     config.curriculum.update(lambda_0=1.0, lambda_slope=2e-5)
     config.generator.update(latent_dim=512, stages=2)
     if "runlocal" in chosen:
-        defaults.train_for(config, epochs=1)
-        config.generator.latent_dim = 256
-        config.distill.update(epochs=3, rounds_per_epoch=8, batch_size=64)
-        config.evaluation.stability_from = 1
-        config.log.samples_every_epochs = 1
+        defaults.run_locally(config, rounds_per_epoch=8, batch_size=64)
     return config

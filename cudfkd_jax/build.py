@@ -81,7 +81,7 @@ _RESULT_KEYS = {
         *("synthesis", "evaluation"),
     ),
 }
-_NO_RESULT_KEYS = ("data.dir", "evaluation.batch_size", "teacher.checkpoint")
+_NO_RESULT_KEYS = ("data.dir", "evaluation.batch_size", "evaluation.stability_from", "teacher.checkpoint")
 
 
 def check(config: ConfigDict) -> None:
@@ -125,7 +125,27 @@ def check(config: ConfigDict) -> None:
     _check_image(config)
     for role in ("teacher", "student"):
         models.build_classifier(config[role].arch, config.data.num_classes)
-    _check_devices(config)
+    s = config.synthesis
+    if not (s.bn_weight or s.class_weight or s.balance_weight or alpha_adv(config)):
+        raise UserError(
+            "every weight of the generator's objective is 0; set one of --config.synthesis.bn_weight, "
+            "class_weight, balance_weight, --config.curriculum.adv or alpha"
+        )
+
+
+def check_devices(config: ConfigDict, sections: Sequence[str]) -> None:
+    """Refuses more devices than there are, and batches of these sections that they cannot share evenly."""
+    available = len(jax.local_devices())
+    if config.devices > available:
+        raise UserError(f"devices={config.devices} but only {available} are here; set --config.devices")
+    count = config.devices or available
+    for section in sections:
+        batch_size = config[section].batch_size
+        if batch_size % count:
+            raise UserError(
+                f"{section}.batch_size={batch_size} cannot be divided by {count} devices; "
+                f"set --config.{section}.batch_size to a multiple, or --config.devices"
+            )
 
 
 def choose(key: str, value: str, valid: Sequence[str]) -> None:
@@ -157,7 +177,9 @@ def result_settings(config: ConfigDict, stage: str) -> dict[str, Any]:
     return {
         key: value
         for key, value in flatten(config).items()
-        if key.split(".")[0] in _RESULT_KEYS[stage] and key not in _NO_RESULT_KEYS
+        if key.split(".")[0] in _RESULT_KEYS[stage]
+        and key not in _NO_RESULT_KEYS
+        and not (stage == "distill" and key in ("data.padding", "data.flip"))
     }
 
 
@@ -302,19 +324,23 @@ def supervised_problem(
     )
 
 
-def upkeep(config: ConfigDict, *, every_epoch: bool = False) -> Upkeep:
-    """What does not change results; `every_epoch` evaluates after each."""
+def upkeep(config: ConfigDict) -> Upkeep:
+    """What does not change results."""
     return Upkeep(
-        evaluate_every=1 if every_epoch else config.evaluation.every_epochs,
+        evaluate_every=config.evaluation.every_epochs,
         checkpoint_seconds=config.checkpoint.every_seconds,
         keep=config.checkpoint.keep,
         tensorboard=config.log.tensorboard,
     )
 
 
-def root_key(config: ConfigDict) -> jax.Array:
-    """The key that all randomness of a stage comes from."""
-    return jax.random.key(config.seed)
+def root_key(config: ConfigDict, stage: str) -> jax.Array:
+    """The key that all randomness of a stage comes from.
+
+    Each stage has its own: networks of one family initialised from the same key share their first weights,
+    and a student must not start from what its teacher started from.
+    """
+    return jax.random.fold_in(jax.random.key(config.seed), list(_RESULT_KEYS).index(stage))
 
 
 def _dtype(config: ConfigDict) -> Any:
@@ -349,17 +375,3 @@ def _check_image(config: ConfigDict) -> None:
             f"generator.stages={config.generator.stages} needs a height and width divisible by {factor}, and "
             f"data.image_shape is {shape}; lower --config.generator.stages"
         )
-
-
-def _check_devices(config: ConfigDict) -> None:
-    available = len(jax.local_devices())
-    if config.devices > available:
-        raise UserError(f"devices={config.devices} but only {available} are here; set --config.devices")
-    count = config.devices or available
-    for section in ("distill", "teacher", "scratch", "kd"):
-        batch_size = config[section].batch_size
-        if batch_size % count:
-            raise UserError(
-                f"{section}.batch_size={batch_size} cannot be divided by {count} devices; "
-                f"set --config.{section}.batch_size to a multiple, or --config.devices"
-            )

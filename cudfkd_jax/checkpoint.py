@@ -59,7 +59,8 @@ def restore_newest(folder: Path, like: Tree) -> tuple[Tree | None, list[Path]]:
     newest, damaged = find_newest(folder)
     if newest is None:
         return None, []
-    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])  # whatever devices it was saved from
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), like)
     with ocp.StandardCheckpointer() as checkpointer:
         return checkpointer.restore(newest.absolute(), abstract), damaged
 

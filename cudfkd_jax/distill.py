@@ -34,7 +34,7 @@ def check_shapes(config: ConfigDict, teacher: Net, teacher_variables: Any) -> No
     """
     problem = build.problem(config, build.classifier(config, teacher))
     init = functools.partial(steps.init_state, problem=problem, image_shape=tuple(config.data.image_shape))
-    jax.eval_shape(init, build.root_key(config), teacher_variables)
+    jax.eval_shape(init, build.root_key(config, "distill"), teacher_variables)
 
 
 def distill(config: ConfigDict, workdir: Path, teacher: Trained, test: Split) -> dict[str, Any]:
@@ -58,6 +58,12 @@ def distill(config: ConfigDict, workdir: Path, teacher: Trained, test: Split) ->
     batch_size = config.evaluation.batch_size
     teacher_logits = make_predict(problem.teacher, devices, batch_size)(frozen, test.images)
     measure = make_evaluate(problem.student, devices, batch_size, test, teacher_logits)
+    best = _BestStudent(workdir / STUDENT_BEST)
+
+    def after_epoch(state: RunState, history: list[Record]) -> None:
+        best.offer(net, state, history)
+        _save_samples(config, workdir, problem, state, len(history))
+
     stage = trainer.Stage(
         name="distill",
         folder=workdir,
@@ -66,7 +72,7 @@ def distill(config: ConfigDict, workdir: Path, teacher: Trained, test: Split) ->
         images_per_step=config.distill.batch_size,
         init=functools.partial(
             steps.init_state,
-            build.root_key(config),
+            build.root_key(config, "distill"),
             teacher.variables,
             problem=problem,
             image_shape=net.image_shape,
@@ -80,7 +86,8 @@ def distill(config: ConfigDict, workdir: Path, teacher: Trained, test: Split) ->
         ),
         frozen=(frozen,),
         evaluate=measure,
-        after_epoch=functools.partial(_after_epoch, config, workdir, problem, net),
+        after_epoch=after_epoch,
+        after_checkpoint=best.publish,
         devices=devices,
     )
     state, history = trainer.run(stage, build.upkeep(config))
@@ -97,14 +104,32 @@ def distill(config: ConfigDict, workdir: Path, teacher: Trained, test: Split) ->
     return summary
 
 
-def _after_epoch(
-    config: ConfigDict, workdir: Path, problem: Problem, net: Net, state: RunState, history: list[Record]
-) -> None:
-    epoch = len(history)
-    best = records.best(history, "acc1")
-    if best and best.epoch == epoch:
-        chosen = _with_metrics(net, history[-1], epoch=epoch, chosen_on="test images")
-        save_net(workdir / STUDENT_BEST, chosen, jax.device_get(state.student.variables))
+class _BestStudent:
+    """Keeps the best student back until its epoch is in a checkpoint.
+
+    Written at once, it could be of an epoch that a crash makes the run repeat, elsewhere with other bits.
+    """
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._waiting: tuple[Net, Any] | None = None
+
+    def offer(self, net: Net, state: RunState, history: list[Record]) -> None:
+        """Takes the student of the newest epoch if it is the best so far."""
+        epoch = len(history)
+        best = records.best(history, "acc1")
+        if best and best.epoch == epoch:
+            chosen = _with_metrics(net, history[-1], epoch=epoch, chosen_on="test images")
+            self._waiting = chosen, jax.device_get(state.student.variables)
+
+    def publish(self) -> None:
+        """Writes what is waiting."""
+        if self._waiting:
+            save_net(self._folder, *self._waiting)
+            self._waiting = None
+
+
+def _save_samples(config: ConfigDict, workdir: Path, problem: Problem, state: RunState, epoch: int) -> None:
     every = config.log.samples_every_epochs
     if every and (epoch % every == 0 or epoch == config.distill.epochs):
         images = problem.method.preview(state.aux, purpose_key(state.key, PREVIEW), _PREVIEWED)

@@ -50,8 +50,8 @@ def make_epoch_function(
 
     Returns:
         `(state, *frozen, progress) -> state` on replicated trees. `progress(steps_in_epoch)` is called after
-        each round (by the scan only at the end); the loop stops early where it returns True, or where a step
-        failed.
+        each student step (by the scan only at the end), and the Python loop stops there where it returns True.
+        Both stop where a step failed, Python's at the end of that round.
     """
     python = _python_epoch(epoch, devices, student_step, synthesis_step)
     if kind == "auto":
@@ -105,7 +105,7 @@ def _scan_epoch(
         step, synthesis = (int(devices.unreplicate(n)) for n in (state.step, state.synthesis_step))
         if step % epoch.steps or synthesis != step // epoch.student_steps * epoch.synthesis_steps:
             return python(state, *frozen, progress=progress)  # saved inside an epoch by the other loop
-        state = compiled(state, *frozen)
+        state = jax.block_until_ready(compiled(state, *frozen))
         progress(epoch.steps)
         return state
 

@@ -63,7 +63,7 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     try:
         _run(arguments)
-    except (UserError, RunFailedError, StoppedError, OSError, KeyboardInterrupt) as error:
+    except (Exception, KeyboardInterrupt) as error:
         if "--debug" in arguments:
             traceback.print_exception(error)
         print(f"cudfkd: {_describe(error)}", file=sys.stderr)
@@ -182,7 +182,15 @@ def _use_compilation_cache() -> None:
 
 def _describe(error: BaseException) -> str:
     text = " ".join(str(error).split()) or "interrupted"
-    return text if isinstance(error, (StoppedError, KeyboardInterrupt)) else f"error: {text}"
+    if isinstance(error, (StoppedError, KeyboardInterrupt)):
+        return text
+    if "RESOURCE_EXHAUSTED" in text:
+        return (
+            "error: out of memory on the device; lower --config.distill.batch_size or --config.teacher.batch_size"
+        )
+    if isinstance(error, (UserError, RunFailedError, OSError)):
+        return f"error: {text}"
+    return f"error: {type(error).__name__}: {text[:300]} (--debug shows where)"
 
 
 def _status(error: BaseException) -> int:

@@ -16,7 +16,6 @@ from clu import metrics
 from jax import Array
 
 from cudfkd_jax import losses
-from cudfkd_jax.errors import UserError
 
 
 def top_k_correct(student_logits: Array, labels: Array, k: int) -> Array:
@@ -157,28 +156,19 @@ class Stability(NamedTuple):
     variance: float
 
 
-def stability(acc1_by_epoch: Sequence[float], from_epoch: int) -> Stability:
-    """How steady training is: Acc@1's mean and variance from an epoch on (the quantities of Table V).
+def stability(acc1: Sequence[float]) -> Stability:
+    """How steady training is: mean and variance of Acc@1 over epochs (the quantities of Table V).
 
     The paper does not say which variance its table holds; this is the population's (divided by n).
 
     Args:
-        acc1_by_epoch: Acc@1 in percent after each epoch, from epoch 0.
-        from_epoch: the first epoch that counts.
+        acc1: Acc@1 in percent after each of the epochs that count, at least one.
 
     Returns:
         Mean and variance, computed in float64.
-
-    Raises:
-        UserError: there is no such epoch.
     """
-    if not 0 <= from_epoch < len(acc1_by_epoch):
-        raise UserError(
-            f"stability from epoch {from_epoch} (counted from 0) needs a run longer than its "
-            f"{len(acc1_by_epoch)} epochs: choose an earlier epoch or train longer"
-        )
-    later = np.asarray(acc1_by_epoch, np.float64)[from_epoch:]
-    return Stability(mean=float(later.mean()), variance=float(later.var()))
+    values = np.asarray(acc1, np.float64)
+    return Stability(mean=float(values.mean()), variance=float(values.var()))
 
 
 def _accuracy(k: int) -> type[metrics.Metric]:

@@ -70,12 +70,11 @@ class Devices:
         """A copy of the tree on every device, in the layout that compiled steps take."""
         if self.axis.name is None:
             return jax.device_put(tree, self.devices[0])
-        copy = jax.jit(functools.partial(_copies, count=len(self.devices)), out_shardings=self._sharding())
-        return copy(tree)
+        return jax.device_put(_copies(tree, len(self.devices)), self._sharding())
 
     def unreplicate(self, tree: Tree) -> Tree:
-        """One copy of a replicated tree."""
-        return tree if self.axis.name is None else _first(tree)
+        """One copy of a replicated tree, on the first device."""
+        return tree if self.axis.name is None else jax.device_put(_first(tree), self.devices[0])
 
     def split(self, batch: np.ndarray) -> jax.Array:
         """A host batch `[B, ...]` cut over the devices; `B` is a multiple of their number."""
@@ -99,6 +98,7 @@ def local_devices(count: int = 0) -> Devices:
 
 
 # Whole trees at a time: a call a leaf would compile a program a shape.
+@functools.partial(jax.jit, static_argnames="count")
 def _copies(tree: Tree, count: int) -> Tree:
     return jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), tree)
 

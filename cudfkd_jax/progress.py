@@ -31,8 +31,7 @@ class Progress:
             )
         self._events: SummaryWriter | None = None
         if tensorboard is not None:
-            epoch = first_step // steps_per_epoch
-            self._events = SummaryWriter(str(tensorboard), purge_step=epoch + 1 if epoch else None)
+            self._events = SummaryWriter(str(tensorboard), purge_step=first_step // steps_per_epoch + 1)
 
     def __enter__(self) -> "Progress":
         return self

@@ -21,6 +21,8 @@ from cudfkd_jax.evaluate import evaluate, make_predict
 from cudfkd_jax.summary import SUMMARY, describe, evaluation_table
 from cudfkd_jax.weights import Net, Trained
 
+_TEACHER = "teacher weights (sha256)"
+_WRITTEN = (trainer.METRICS, SUMMARY, trainer.CHECKPOINTS, distill.STUDENT, distill.STUDENT_BEST, train.NET)
 STAGES = ("all", "teacher", "scratch", "kd", "distill", "evaluate")
 
 
@@ -38,6 +40,7 @@ def run(config: ConfigDict, stage: str, folder: Path, say: Callable[[str], None]
     """
     build.check(config)
     workdir.check_writable(folder)
+    workdir.check_free(folder)
     if stage == "teacher" and config.teacher.checkpoint:
         raise UserError(
             f"teacher.checkpoint={config.teacher.checkpoint} is given, so there is no teacher to train; "
@@ -52,7 +55,9 @@ def run(config: ConfigDict, stage: str, folder: Path, say: Callable[[str], None]
             f"--stage={stage} needs a teacher and {folder} has none; run --stage=teacher first "
             "or give --config.teacher.checkpoint"
         )
+    build.check_devices(config, parts)
     for part in parts:
+        workdir.check_own(_folder(folder, part), _WRITTEN)
         workdir.check_config(_folder(folder, part), _settings(config, part, teacher))
     parts = [part for part in parts if not _say_finished(_folder(folder, part), say)]
     if not parts:
@@ -79,7 +84,7 @@ def evaluate_run(config: ConfigDict, folder: Path, say: Callable[[str], None] = 
         are there.
     """
     build.check(config)
-    teacher = find_teacher(config, folder)
+    teacher = _teacher_of_run(config, folder, say)
     nets = {"teacher": teacher} if teacher else {}
     for name in (distill.STUDENT, distill.STUDENT_BEST, "scratch", "kd"):
         where = folder / name / train.NET if name in ("scratch", "kd") else folder / name
@@ -99,6 +104,20 @@ def evaluate_run(config: ConfigDict, folder: Path, say: Callable[[str], None] = 
     measured = {name: evaluate(value, test.labels, logits.get("teacher")) for name, value in logits.items()}
     say(evaluation_table(nets, measured))
     return measured
+
+
+def _teacher_of_run(config: ConfigDict, folder: Path, say: Callable[[str], None]) -> Trained | None:
+    """The teacher that a run was distilled from; None, and why is told, where it is gone or another by now."""
+    try:
+        teacher = find_teacher(config, folder)
+    except UserError as error:
+        say(f"measured without the teacher: {error}")
+        return None
+    known = workdir.read_settings(folder).get(_TEACHER) if (folder / workdir.CONFIG).exists() else None
+    if teacher and known not in (None, teacher.sha256):
+        say("measured without the teacher: it is not the one that the student was distilled from")
+        return None
+    return teacher
 
 
 def saved_config(folder: Path) -> ConfigDict:
@@ -156,7 +175,10 @@ def _run_part(
 ) -> Trained | None:
     part_folder, settings = _folder(folder, part), _settings(config, part, teacher)
     workdir.check_config(part_folder, settings)
-    workdir.write_config(part_folder, settings, build.flatten(config))
+    whole = build.flatten(config)
+    if config.teacher.checkpoint:  # found again from another directory
+        whole["teacher.checkpoint"] = str(Path(config.teacher.checkpoint).expanduser().absolute())
+    workdir.write_config(part_folder, settings, whole)
     if part == "distill":
         assert teacher is not None
         distill.distill(config, part_folder, teacher, dataset.splits["test"])
@@ -184,7 +206,7 @@ def _abstract_variables(config: ConfigDict, net: Net) -> Any:
 def _settings(config: ConfigDict, part: str, teacher: Trained | None) -> dict[str, Any]:
     settings = build.result_settings(config, part)
     if part in ("kd", "distill"):
-        settings["teacher weights (sha256)"] = teacher.sha256 if teacher else None
+        settings[_TEACHER] = teacher.sha256 if teacher else None
     return settings
 
 

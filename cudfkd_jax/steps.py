@@ -18,7 +18,7 @@ from cudfkd_jax.methods.base import Method, Metrics
 from cudfkd_jax.parallel import SINGLE, Axis
 from cudfkd_jax.train_state import TrainState, gradient_norm
 
-# What a draw is for; folded into the root key, so that no two draws share bits.
+# What a draw is for; folded into the root key, so that draws for different purposes share no bits.
 STUDENT_INIT, METHOD_INIT, SYNTHESIS, STUDENT, PREVIEW, ORDER, AUGMENTATION = range(7)
 
 

@@ -1,6 +1,7 @@
 """What a finished stage came to, as `summary.json` and as a table."""
 
 import platform
+import statistics
 from collections.abc import Sequence
 from importlib import metadata
 from typing import Any
@@ -17,6 +18,7 @@ from cudfkd_jax.weights import Trained
 
 SUMMARY = "summary.json"
 _PACKAGES = ("cudfkd_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+_NO_STABILITY = {"mean": None, "variance": None}
 TEST_METRICS = ("acc1", "acc5", "agree1", "loyalty", "loyalty_released")
 
 
@@ -41,9 +43,8 @@ def distill_summary(
         is the best over the epochs by itself, chosen on the test images, as the paper's tables do.
     """
     last = history[-1]
-    scored = [record["acc1"] for record in history if "acc1" in record]
-    from_epoch = min(config.evaluation.stability_from, len(scored) - 1)
-    mean, variance = stability(scored, from_epoch)
+    from_epoch = config.evaluation.stability_from
+    later = [record["acc1"] for record in history if "acc1" in record and record["epoch"] >= from_epoch]
     student_summary: dict[str, Any] = {
         "arch": config.student.arch,
         "parameters": count_parameters(student),
@@ -62,26 +63,32 @@ def distill_summary(
             **teacher_metrics,
         },
         "student": student_summary,
-        "stability": {"mean": mean, "variance": variance, "from_epoch": from_epoch},
+        "stability": {**(stability(later)._asdict() if later else _NO_STABILITY), "from_epoch": from_epoch},
     }
 
 
 def common_summary(config: ConfigDict, history: list[Record], devices: Devices) -> dict[str, Any]:
     """What the summaries of all stages have."""
-    seconds = sum(record["seconds"] for record in history)
-    images = sum(record["images_per_s"] * record["seconds"] for record in history)
     return {
         "dataset": config.data.name,
         "seed": config.seed,
         "epochs": len(history),
-        "wall_s": seconds + sum(record["evaluation_seconds"] for record in history),
-        "images_per_s": images / seconds,
+        "wall_s": sum(record["seconds"] + record["evaluation_seconds"] for record in history),
+        # The median epoch: the first one compiles.
+        "images_per_s": statistics.median(record["images_per_s"] for record in history),
         "devices": {"kind": devices.devices[0].device_kind, "count": len(devices.devices)},
         "versions": {
             "python": platform.python_version(),
-            **{package: metadata.version(package) for package in _PACKAGES},
+            **{package: _version(package) for package in _PACKAGES},
         },
     }
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:  # a checkout that is used without being installed
+        return "not installed"
 
 
 def describe(summary: dict[str, Any]) -> str:
@@ -91,7 +98,7 @@ def describe(summary: dict[str, Any]) -> str:
         network = summary["network"]
         rows = [_HEADER, _row(summary["stage"], network, network)]
         return f"{_aligned(rows)}\n{pace}"
-    teacher, student, steady = summary["teacher"], summary["student"], summary["stability"]
+    teacher, student = summary["teacher"], summary["student"]
     last = {**student, "acc1": student["acc1_last"]}
     best = {name: student[f"{name}_best"] for name in TEST_METRICS if f"{name}_best" in student}
     rows = [
@@ -102,9 +109,15 @@ def describe(summary: dict[str, Any]) -> str:
     ]
     return (
         f"{_aligned(rows)}\n"
-        f"acc@1 from epoch {steady['from_epoch']}: mean {steady['mean']:.2f}, variance {steady['variance']:.3g}\n"
+        f"{_describe_stability(**summary['stability'])}\n"
         f"{pace}; each best value is chosen by itself on the test images"
     )
+
+
+def _describe_stability(mean: float | None, variance: float | None, from_epoch: int) -> str:
+    if mean is None:
+        return f"acc@1 from epoch {from_epoch} on: the run has no such epoch"
+    return f"acc@1 from epoch {from_epoch} on: mean {mean:.2f}, variance {variance:.3g}"
 
 
 def evaluation_table(nets: dict[str, Trained], measured: dict[str, dict[str, float]]) -> str:

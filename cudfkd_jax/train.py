@@ -26,7 +26,7 @@ def check_shapes(config: ConfigDict, section: str, dataset: Dataset, teacher: Tr
     problem, _ = _problem(config, section, dataset, teacher)
     init = functools.partial(supervised.init_state, problem=problem)
     images, labels = dataset.splits["train"]
-    jax.eval_shape(init, build.root_key(config), images, labels, *_used_by(problem, teacher))
+    jax.eval_shape(init, build.root_key(config, section), images, labels, *_used_by(problem, teacher))
 
 
 def train(
@@ -61,13 +61,16 @@ def train(
         epochs=config[section].epochs,
         steps_per_epoch=epoch.steps,
         images_per_step=config[section].batch_size,
-        init=lambda: supervised.init_state(build.root_key(config), images, labels, *used, problem=problem),
+        init=lambda: supervised.init_state(
+            build.root_key(config, section), images, labels, *used, problem=problem
+        ),
         run_epoch=make_epoch_function(
             config.loop, epoch, devices, functools.partial(supervised.supervised_step, problem=problem)
         ),
         frozen=devices.replicate((images, labels, *used)),
         evaluate=make_evaluate(problem.network, devices, batch_size, test, teacher_logits),
         after_epoch=lambda state, history: None,
+        after_checkpoint=lambda: None,
         devices=devices,
     )
     state, history = trainer.run(stage, build.upkeep(config))

@@ -43,6 +43,7 @@ class Stage:
         evaluate: test metrics of a state (one copy of it), `{}` where there is nothing to measure.
         after_epoch: `(state, records)`, called with one copy of the state and all records so far, before the
             checkpoint of the epoch is written; it must overwrite what it wrote for the same epoch before.
+        after_checkpoint: called when all epochs so far are safe.
         devices: what everything above is compiled for.
     """
 
@@ -56,6 +57,7 @@ class Stage:
     frozen: tuple[Any, ...]
     evaluate: Callable[[RunState], dict[str, float]]
     after_epoch: Callable[[RunState, list[Record]], None]
+    after_checkpoint: Callable[[], None]
     devices: Devices
 
 
@@ -65,7 +67,8 @@ class Upkeep:
 
     Attributes:
         evaluate_every: epochs; the last one is always evaluated.
-        checkpoint_seconds: at least so long between two checkpoints; the last epoch is always saved.
+        checkpoint_seconds: between two checkpoints, also inside an epoch where steps are driven from Python;
+            0: at the end of every epoch. The end is always saved.
         keep: checkpoints.
         tensorboard: whether to write events.
     """
@@ -105,46 +108,71 @@ def run(stage: Stage, upkeep: Upkeep) -> tuple[RunState, list[Record]]:
     if first_step:
         progress.say(f"{stage.name}: going on from step {first_step}")
     state = stage.devices.replicate(state)
-    saved_at = time.monotonic()
+    saver = _Saver(stage, upkeep)
     with Signals() as signals, progress:
         while len(history) < stage.epochs:
-            epoch = len(history) + 1
-            state, record = _run_epoch(stage, upkeep, state, epoch, signals, progress)
+            state, record = _run_epoch(stage, upkeep, state, len(history) + 1, saver, signals, progress)
             history.append(record)
             records.append(stage.folder / METRICS, record)
             progress.epoch(record)
             stage.after_epoch(stage.devices.unreplicate(state), history)
             state = state.start_epoch()
-            due = epoch == stage.epochs or time.monotonic() - saved_at >= upkeep.checkpoint_seconds
-            if due or signals.received:
-                _save(stage, upkeep, stage.devices.unreplicate(state))
-                saved_at = time.monotonic()
+            if len(history) == stage.epochs or signals.received or saver.due(at_epoch_end=True):
+                saver.save(stage.devices.unreplicate(state))
             if signals.received:
                 raise StoppedError(signals.received)
     return stage.devices.unreplicate(state), history
 
 
+class _Saver:
+    """Writes checkpoints and knows when the next one is due."""
+
+    def __init__(self, stage: Stage, upkeep: Upkeep):
+        self._stage, self._upkeep, self._saved_at = stage, upkeep, time.monotonic()
+
+    def due(self, *, at_epoch_end: bool) -> bool:
+        """Whether it is time: 0 seconds mean at the end of every epoch and only there."""
+        every = self._upkeep.checkpoint_seconds
+        return (every > 0 or at_epoch_end) and time.monotonic() - self._saved_at >= every
+
+    def save(self, state: RunState) -> None:
+        """Writes one copy of a state, then what the stage publishes with it."""
+        folder = self._stage.folder / CHECKPOINTS
+        checkpoint.save(folder, int(state.step), state, keep=self._upkeep.keep)
+        self._stage.after_checkpoint()
+        self._saved_at = time.monotonic()
+
+
 def _run_epoch(
-    stage: Stage, upkeep: Upkeep, state: RunState, epoch: int, signals: "Signals", progress: Progress
+    stage: Stage,
+    upkeep: Upkeep,
+    state: RunState,
+    epoch: int,
+    saver: _Saver,
+    signals: "Signals",
+    progress: Progress,
 ) -> tuple[RunState, Record]:
-    """The (rest of the) epoch and its record; `epoch` counts from 1."""
-    before = (epoch - 1) * stage.steps_per_epoch
+    """The (rest of the) epoch, saved inside it where that is due, and its record; `epoch` counts from 1."""
+    end = epoch * stage.steps_per_epoch
 
     def on_step(steps_in_epoch: int) -> bool:
-        progress.step(before + steps_in_epoch)
-        return signals.received is not None
+        progress.step(end - stage.steps_per_epoch + steps_in_epoch)
+        return signals.received is not None or saver.due(at_epoch_end=False)
 
     first_step, start = int(stage.devices.unreplicate(state.step)), time.monotonic()
-    state = stage.run_epoch(state, *stage.frozen, progress=on_step)
-    one = stage.devices.unreplicate(state)
-    last_step = int(one.step)
+    while True:
+        state = stage.run_epoch(state, *stage.frozen, progress=on_step)
+        one = stage.devices.unreplicate(state)
+        last_step = int(one.step)
+        if one.failed:
+            saver.save(one.replace(failed=jnp.zeros((), bool)))
+            raise RunFailedError(_failure(stage.name, one))
+        if last_step == end:
+            break
+        saver.save(one)
+        if signals.received:
+            raise StoppedError(signals.received)
     seconds = time.monotonic() - start
-    if one.failed:
-        _save(stage, upkeep, one.replace(failed=jnp.zeros((), bool)))
-        raise RunFailedError(_failure(stage.name, one))
-    if last_step < before + stage.steps_per_epoch:
-        _save(stage, upkeep, one)
-        raise StoppedError(signals.received or signal.SIGTERM)
 
     start = time.monotonic()
     evaluated = epoch % upkeep.evaluate_every == 0 or epoch == stage.epochs
@@ -158,10 +186,6 @@ def _run_epoch(
         "evaluation_seconds": time.monotonic() - start,
         "images_per_s": (last_step - first_step) * stage.images_per_step / seconds,
     }
-
-
-def _save(stage: Stage, upkeep: Upkeep, state: RunState) -> None:
-    checkpoint.save(stage.folder / CHECKPOINTS, int(state.step), state, keep=upkeep.keep)
 
 
 def _initialise(init: Callable[[], RunState]) -> RunState:
@@ -207,5 +231,8 @@ def _failure(name: str, state: RunState) -> str:
         values = {key: float(value) for key, value in jax.device_get(tally.last).items()}
         if not np.isfinite(list(values.values())).all():
             terms = ", ".join(f"{key} {value:.4g}" for key, value in values.items())
-            return f"{name}: {kind} step {int(counter)} is not finite ({terms}); the state before it is saved"
+            return (
+                f"{name}: {kind} step {int(counter)} is not finite ({terms}); the state before it is saved; "
+                "start again with a lower learning rate in another --workdir"
+            )
     raise AssertionError("a state is marked failed and all its terms are finite")

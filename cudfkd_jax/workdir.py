@@ -4,7 +4,7 @@ import contextlib
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,19 +41,40 @@ def lock(workdir: Path) -> Iterator[None]:
     workdir.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(workdir / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            holder = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
-            raise UserError(
-                f"--workdir={workdir} is in use by a running process (pid {holder}); "
-                "wait for it, stop it or name another folder"
-            ) from error
+        _acquire(descriptor, workdir)
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         yield
     finally:
         os.close(descriptor)
+
+
+def check_free(workdir: Path) -> None:
+    """Refuses a folder that another live process holds, without touching it.
+
+    Raises:
+        UserError: it is in use; the holder's pid is named.
+    """
+    if not (workdir / _LOCK).exists():
+        return
+    descriptor = os.open(workdir / _LOCK, os.O_RDWR)
+    try:
+        _acquire(descriptor, workdir)
+    finally:
+        os.close(descriptor)
+
+
+def check_own(folder: Path, names: Sequence[str]) -> None:
+    """Refuses a folder that is not a run's but holds files that a run would write over.
+
+    Raises:
+        UserError: one of `names` is there and the run's configuration is not.
+    """
+    foreign = [name for name in names if (folder / name).exists()]
+    if foreign and not (folder / CONFIG).exists():
+        raise UserError(
+            f"{folder} holds {foreign[0]} but no run ({CONFIG} is missing); name an empty or new --workdir"
+        )
 
 
 def check_config(folder: Path, config: dict[str, Any]) -> None:
@@ -69,10 +90,7 @@ def check_config(folder: Path, config: dict[str, Any]) -> None:
     path = folder / CONFIG
     if not path.exists():
         return
-    try:
-        held = dict(json.loads(path.read_text(encoding="utf-8"))["results"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged; restore it, or move {folder} away to start again") from error
+    held = read_settings(folder)
     wanted = json.loads(json.dumps(config))  # tuples become lists
     differing = [
         f"{key} is {held.get(key)!r} there and {wanted.get(key)!r} here"
@@ -86,6 +104,30 @@ def check_config(folder: Path, config: dict[str, Any]) -> None:
         )
 
 
+def read_settings(folder: Path) -> dict[str, Any]:
+    """The settings that change results of the run in this folder, as `write_config` wrote them.
+
+    Raises:
+        UserError: they cannot be read.
+    """
+    path = folder / CONFIG
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8"))["results"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged; restore it, or move {folder} away to start again") from error
+
+
 def write_config(folder: Path, config: dict[str, Any], whole: dict[str, Any]) -> None:
     """Writes the settings: `results`, those that `check_config` compares, and `config`, all of them."""
     write_json(folder / CONFIG, {"results": config, "config": whole})
+
+
+def _acquire(descriptor: int, workdir: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        holder = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
+        raise UserError(
+            f"--workdir={workdir} is in use by a running process (pid {holder}); "
+            "wait for it, stop it or name another folder"
+        ) from error

@@ -57,7 +57,8 @@ def set_up(config: ConfigDict) -> Setup:
         UserError: a setting is out of range.
     """
     build.check(config)
-    devices, key = build.devices(config), build.root_key(config)
+    build.check_devices(config, ["distill"])
+    devices, key = build.devices(config), build.root_key(config, "distill")
     net = build.described(config, config.teacher.arch)
     teacher = build.classifier(config, net)
     problem = build.problem(config, teacher)
@@ -168,8 +169,9 @@ def table(measured: dict[str, Any]) -> str:
 
 
 def _initialise(init: Callable[[], Any]) -> Any:
-    # Runs once: optimising random number generation takes XLA's CPU compiler far longer than it saves.
-    return jax.jit(init, compiler_options={"xla_backend_optimization_level": 0})()
+    # As a run does: optimising code that runs once takes XLA's CPU compiler far longer than it saves.
+    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    return jax.jit(init, compiler_options=options)()
 
 
 def _timed(step: Step, state: RunState, *arguments: Any) -> tuple[RunState, float]:

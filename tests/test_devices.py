@@ -6,8 +6,10 @@ Devices and float64 are chosen before JAX starts, hence in processes of their ow
 import functools
 import json
 import os
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -49,6 +51,34 @@ def test_float32_statistics_and_metrics_are_close(differences, kind, count):
     found = differences("float32")[kind][str(count)]
     assert found["batch_stats"] < 1e-5, found
     assert found["losses"] < 1e-5, found
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_another_number_of_devices(finished_run, tmp_path):
+    """Saved on one device, gone on with on two, and then on one again."""
+    command = [
+        *(sys.executable, "-m", "cudfkd_jax.main", f"--config={Path(__file__).parent / 'tiny.py'}"),
+        *(f"--workdir={tmp_path / 'run'}", f"--config.teacher.checkpoint={finished_run}"),
+        *(
+            "--config.distill.epochs=3",
+            "--config.distill.rounds_per_epoch=1",
+            "--config.checkpoint.every_seconds=0",
+        ),
+    ]
+    stop_after_an_epoch = (
+        "import sys, signal, os; from cudfkd_jax import records, main; append = records.append\n"
+        "def note(path, record): append(path, record); os.kill(os.getpid(), signal.SIGTERM)\n"
+        "records.append = note; sys.exit(main.main(sys.argv[1:]))"
+    )
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    for epoch, count in enumerate((1, 2, 1), 1):
+        arguments = [sys.executable, "-c", stop_after_an_epoch, *command[3:], f"--config.devices={count}"]
+        process = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False)
+        assert process.returncode == 128 + signal.SIGTERM, process.stderr
+        assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == epoch
+    process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+    assert (tmp_path / "run" / "summary.json").exists()
 
 
 def _measure(precision: str) -> dict[str, dict[int, dict[str, float]]]:

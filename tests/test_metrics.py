@@ -14,7 +14,6 @@ from scipy import special
 from scipy.spatial import distance
 
 from cudfkd_jax import metrics
-from cudfkd_jax.errors import UserError
 
 examples = functools.partial(hypothesis.settings, deadline=None, derandomize=True)
 
@@ -208,12 +207,6 @@ def test_bfloat16_logits_are_judged_in_float32():
     assert actual["loyalty_released"] == pytest.approx(expected["loyalty_released"], rel=2e-6)
 
 
-def test_stability_is_mean_and_population_variance_from_an_epoch_on():
-    assert metrics.stability([10.0, 90.0, 92.0, 94.0], from_epoch=1) == (92.0, pytest.approx(8 / 3))
-    assert metrics.stability([10.0, 90.0], from_epoch=1) == (90.0, 0.0)
-
-
-@pytest.mark.parametrize("from_epoch", [-1, 3, 80])
-def test_stability_beyond_the_run_is_refused(from_epoch):
-    with pytest.raises(UserError, match=f"epoch {from_epoch} "):
-        metrics.stability([90.0, 91.0, 92.0], from_epoch)
+def test_stability_is_mean_and_population_variance():
+    assert metrics.stability([90.0, 92.0, 94.0]) == (92.0, pytest.approx(8 / 3))
+    assert metrics.stability([90.0]) == (90.0, 0.0)

@@ -1,5 +1,6 @@
 """The stages: what each reads and writes, what it reuses, and when it leaves everything as it is."""
 
+import itertools
 import json
 import shutil
 
@@ -7,7 +8,7 @@ import jax
 import pytest
 from helpers import flip_byte, snapshot
 
-from cudfkd_jax import build, data, distill, stages, train, weights
+from cudfkd_jax import build, data, distill, stages, steps, train, weights
 from cudfkd_jax.errors import UserError
 
 DISTILLED = ("config.json", "metrics.jsonl", "summary.json", "checkpoints", "samples", "student", "student_best")
@@ -301,3 +302,33 @@ def test_a_teacher_that_cannot_be_read_is_refused(finished_run, tmp_path, tiny_c
 def test_a_path_that_cannot_be_looked_at_is_refused(tmp_path, tiny_config, refused):
     tiny_config.teacher.checkpoint = "x" * 300
     assert "File name too long" in refused(tiny_config, "all", tmp_path / "run")
+
+
+def test_the_student_does_not_start_from_the_teachers_first_weights(tiny_config):
+    """Networks of one family share names and shapes: only their keys keep them apart."""
+    network = build.classifier(tiny_config, build.described(tiny_config, "wrn10_1"))
+    first = {
+        stage: jax.tree.leaves(
+            network.init(steps.purpose_key(build.root_key(tiny_config, stage), steps.STUDENT_INIT), (8, 8, 1))
+        )
+        for stage in ("teacher", "scratch", "kd", "distill")
+    }
+    for a, b in itertools.combinations(first.values(), 2):
+        drawn = [(x, y) for x, y in zip(a, b, strict=True) if x.ndim > 1]
+        assert drawn and not any((x == y).any() for x, y in drawn)
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "student", "summary.json"])
+def test_files_that_are_no_runs_are_not_written_over(tmp_path, tiny_config, refused, name):
+    (tmp_path / name).mkdir() if name == "student" else (tmp_path / name).write_text("mine")
+    assert f"holds {name} but no run" in refused(tiny_config, "all", tmp_path)
+
+
+def test_evaluate_without_the_teacher_says_so(run_copy):
+    config = stages.saved_config(run_copy)
+    shutil.rmtree(run_copy / "teacher")
+    said = []
+    config.teacher.checkpoint = "gone"
+    measured = stages.evaluate_run(config, run_copy, say=said.append)
+    assert "measured without the teacher" in said[0] and set(measured) == {"student", "student_best"}
+    assert "agree1" not in measured["student"]

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import optax
 
 from cudfkd_jax.capture import Outputs, apply
@@ -65,8 +66,8 @@ def generative_method(
     needs = {need for term in terms for need in term.needs}
 
     def init(key: jax.Array) -> TrainState:
-        latents = jax.random.normal(key, (1, latent_dim))
-        return TrainState.create(dict(generator.init(key, latents, train=False)), optimiser)
+        variables = generator.init(key, jnp.zeros((1, latent_dim)), train=False)
+        return TrainState.create(dict(variables), optimiser)
 
     def latents(key: jax.Array, axis: Axis) -> jax.Array:
         return axis.shard(jax.random.normal(key, (batch_size, latent_dim)))
