@@ -1,0 +1,1 @@
+"""Data-free knowledge distillation with a curriculum (CuDFKD) in JAX and Flax."""

@@ -100,7 +100,7 @@ def _train(
     # Every device augments the whole batch, which costs little, and so draws the same crops for it.
     key = purpose_key(state.key, AUGMENTATION, state.step)
     batch = random_crop_flip(key, images[rows], padding=problem.padding, flip=problem.flip)
-    x, y = axis.shard(batch).astype(jnp.float32) / 255, labels[axis.shard(rows)]
+    x, y = axis.shard(batch).astype(float) / 255, labels[axis.shard(rows)]
 
     def objective(params):
         variables = {"params": params, "batch_stats": state.student.batch_stats}

@@ -404,6 +404,8 @@ def test_how_a_run_can_end(monkeypatch, capsys, error, status, text):
 
 
 _COMPILE = """
+import time
+
 import jax
 from cudfkd_jax import main, stages
 
@@ -412,6 +414,7 @@ def run(*args):
     traced = draw.lower(jax.random.split(jax.random.key(0), 20))
     print("compiling", flush=True)
     traced.compile()
+    time.sleep(60)  # where the compiler was faster than the signal
 
 stages.run = run
 main.console()

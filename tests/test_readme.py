@@ -118,6 +118,11 @@ def test_named_settings_exist():
 def test_table_is_what_the_committed_run_said():
     run = json.loads((_ROOT / "results" / "digits" / "summary.json").read_text(encoding="utf-8"))
     assert summary.describe(run) + "\n" in _blocks("text")
+    student, teacher = run["student"], run["teacher"]
+    assert (
+        f"| {student['acc1_last']:.2f} / {student['agree1']:.2f} / {student['loyalty_released']:.4f} "
+        f"({teacher['acc1']:.2f}), last epoch |"
+    ) in _TEXT
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
