@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from cudfkd_jax import checkpoint, stages
+
 TIMES = ("seconds", "evaluation_seconds", "images_per_s")
 
 
@@ -66,3 +68,19 @@ def test_killed_inside_an_epoch_and_started_again(finished_run, tmp_path):
     output, _ = process.communicate(timeout=600)
     assert process.returncode == 0 and "going on from step" in output, output
     assert _outcome(killed) == _outcome(uninterrupted)
+
+
+def test_saving_inside_epochs_changes_nothing(finished_run, tiny_config, tmp_path):
+    tiny_config.teacher.checkpoint = str(finished_run)
+    tiny_config.distill.epochs = 2
+    for name, seconds in (("ends", 0.0), ("every_step", 1e-6)):
+        tiny_config.checkpoint.update(every_seconds=seconds, keep=100)
+        stages.run(tiny_config, "distill", tmp_path / name, say=lambda text: None)
+    steps_per_epoch = tiny_config.distill.rounds_per_epoch * tiny_config.distill.student_steps
+    saved = {
+        name: [int(path.name) for path in checkpoint.checkpoints(tmp_path / name / "checkpoints")]
+        for name in ("ends", "every_step")
+    }
+    assert saved["ends"] == [steps_per_epoch, 2 * steps_per_epoch]
+    assert saved["every_step"] == list(range(1, 2 * steps_per_epoch + 1))
+    assert _outcome(tmp_path / "ends") == _outcome(tmp_path / "every_step")
