@@ -4,8 +4,8 @@
     python -m cudfkd_jax.main --config=configs/cifar100.py:teacher=wrn40_2,student=wrn40_1
 
 After the colon, separated by commas: `teacher=ARCH`, `student=ARCH`, `method=NAME`, `released` (behave as the
-authors' released code) and `runlocal` (some minutes on a CPU; it shows that everything works, not what the
-method reaches).
+authors' released code) and `runlocal` (some minutes on a CPU, by default wrn16_2 → wrn16_1; it shows that
+everything works, not what the method reaches).
 
 Pair                     settings of          paper's acc@1 / agree@1
 resnet34 → resnet18      its own script       75.71 / 86.52   (the default)

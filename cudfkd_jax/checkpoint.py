@@ -39,7 +39,7 @@ def save(folder: Path, step: int, state: object, *, keep: int) -> None:
     shutil.rmtree(path, ignore_errors=True)
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(path, state)
-    write_json(_manifest(path), _digests(path))
+    write_json(_manifest(path), digests(path))
     _prune(folder, [other for other in checkpoints(folder) if other.name <= path.name][-keep:])
 
 
@@ -90,9 +90,15 @@ def checkpoints(folder: Path) -> list[Path]:
 def is_intact(path: Path) -> bool:
     """Whether a checkpoint was written to its end and every file still has its digest."""
     try:
-        return json.loads(_manifest(path).read_text()) == _digests(path)
+        return json.loads(_manifest(path).read_text()) == digests(path)
     except (OSError, ValueError):
         return False
+
+
+def digests(path: Path) -> dict[str, str]:
+    """SHA-256 of every file in a folder, by its path there."""
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    return {str(file.relative_to(path)): _sha256(file) for file in files}
 
 
 def _prune(folder: Path, keep: list[Path]) -> None:
@@ -107,11 +113,6 @@ def _prune(folder: Path, keep: list[Path]) -> None:
 
 def _manifest(path: Path) -> Path:
     return path.with_name(path.name + ".sha256.json")
-
-
-def _digests(path: Path) -> dict[str, str]:
-    files = sorted(file for file in path.rglob("*") if file.is_file())
-    return {str(file.relative_to(path)): _sha256(file) for file in files}
 
 
 def _sha256(file: Path) -> str:

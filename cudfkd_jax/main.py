@@ -18,8 +18,9 @@ import jax
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from cudfkd_jax import build, defaults, stages
+from cudfkd_jax import build, defaults, export, stages
 from cudfkd_jax.errors import RunFailedError, StoppedError, UserError
+from cudfkd_jax.formats import FORMATS
 
 _HELP = """\
 usage: python -m cudfkd_jax.main --config=FILE[:ARGUMENTS] [--stage=STAGE] [--workdir=FOLDER] [--config.KEY=VALUE]
@@ -37,6 +38,8 @@ Distils a trained image classifier into a smaller one without its training data 
                       kd         ordinary distillation with the data, for comparison
                       distill    distil without data
                       evaluate   measure a run's networks on the test images; needs only --workdir
+                      export     write a run's student to WORKDIR/export/FORMAT/; needs only --workdir, --format
+  --format=FORMAT     of --stage=export: orbax, safetensors, torch or stablehlo
   --workdir=FOLDER    the run's files; default runs/<configuration>. The same command goes on where it stopped.
   --debug             show tracebacks
 
@@ -75,17 +78,21 @@ def _run(arguments: Sequence[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     options, rest = _options(arguments)
     build.choose("--stage", options.stage, stages.STAGES)
+    _check_format(options.stage, options.format)
     _use_compilation_cache()
-    evaluating = options.stage == "evaluate"
     workdir = options.workdir
-    if options.config or not evaluating:
+    if options.config or options.stage not in ("evaluate", "export"):
         config = _load(options.config)
         changes = _override(config, rest)
         workdir = workdir or _default_workdir(options.config, changes)
     if not workdir:
         raise UserError("no run; give its folder with --workdir, or the --config that it was started with")
     folder = Path(workdir).expanduser()
-    if evaluating:
+    if options.stage == "export":
+        if rest and not options.config:
+            raise UserError(f"unexpected argument {rest[0]!r}; --stage=export takes --workdir and --format")
+        export.export(folder, options.format)
+    elif options.stage == "evaluate":
         config = stages.saved_config(folder)
         _override(config, rest)
         stages.evaluate_run(config, folder)
@@ -99,8 +106,18 @@ def _options(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--config")
     parser.add_argument("--stage", default="all")
     parser.add_argument("--workdir")
+    parser.add_argument("--format")
     parser.add_argument("--debug", action="store_true")
     return parser.parse_known_args(arguments)
+
+
+def _check_format(stage: str, format_: str | None) -> None:
+    if stage == "export":
+        if not format_:
+            raise UserError(f"--stage=export needs a --format; valid: {', '.join(FORMATS)}")
+        build.choose("--format", format_, tuple(FORMATS))
+    elif format_:
+        raise UserError(f"--format={format_} is for --stage=export; leave it out, or export")
 
 
 class _Parser(argparse.ArgumentParser):

@@ -6,6 +6,7 @@
 Everything that can be wrong with a configuration, a teacher or the data is found before a folder is touched.
 """
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,18 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from cudfkd_jax import build, checkpoint, defaults, distill, train, trainer, weights, workdir
+from cudfkd_jax import (
+    build,
+    checkpoint,
+    defaults,
+    distill,
+    torch_io,
+    torch_names,
+    train,
+    trainer,
+    weights,
+    workdir,
+)
 from cudfkd_jax.data import Dataset
 from cudfkd_jax.errors import UserError
 from cudfkd_jax.evaluate import evaluate, make_predict
@@ -23,7 +35,7 @@ from cudfkd_jax.weights import Net, Trained
 
 _TEACHER = "teacher weights (sha256)"
 _WRITTEN = (trainer.METRICS, SUMMARY, trainer.CHECKPOINTS, distill.STUDENT, distill.STUDENT_BEST, train.NET)
-STAGES = ("all", "teacher", "scratch", "kd", "distill", "evaluate")
+STAGES = ("all", "teacher", "scratch", "kd", "distill", "evaluate", "export")
 
 
 def run(config: ConfigDict, stage: str, folder: Path, say: Callable[[str], None] = print) -> None:
@@ -31,7 +43,7 @@ def run(config: ConfigDict, stage: str, folder: Path, say: Callable[[str], None]
 
     Args:
         config: of the run.
-        stage: one of `STAGES` but "evaluate".
+        stage: one of `STAGES` but "evaluate" and "export".
         folder: the run's workdir.
         say: told what a user should read.
 
@@ -151,13 +163,16 @@ def find_teacher(config: ConfigDict, folder: Path) -> Trained | None:
         path = Path(config.teacher.checkpoint).expanduser()
         places = (path, path / "teacher" / train.NET, path / train.NET)
         try:
+            if path.is_file():
+                return _import_teacher(config, path)
             where = next((place for place in places if (place / weights.DESCRIPTION).exists()), None)
         except OSError as error:
             raise UserError(f"teacher.checkpoint={path}: {error.strerror}; check the path") from error
         if where is None:
             raise UserError(
-                f"teacher.checkpoint={path} is neither a trained network (a folder with {weights.DESCRIPTION}) "
-                "nor the workdir of a run with a teacher; check the path"
+                f"teacher.checkpoint={path} is neither a trained network (a folder with {weights.DESCRIPTION}), "
+                "the workdir of a run with a teacher nor a file of weights (.pth, .pt, .safetensors); "
+                "check the path"
             )
     else:
         where = folder / "teacher" / train.NET
@@ -168,6 +183,17 @@ def find_teacher(config: ConfigDict, folder: Path) -> Trained | None:
     build.check_teacher(config, teacher.net, where)
     weights.check_weights(teacher.variables, _abstract_variables(config, teacher.net), where)
     return teacher
+
+
+def _import_teacher(config: ConfigDict, path: Path) -> Trained:
+    net = build.described(config, config.teacher.arch)
+    state_dict = torch_io.read_state_dict(path)
+    found = torch_names.infer(state_dict)
+    if found:
+        named = dataclasses.replace(net, arch=found.arch, num_classes=found.num_classes)
+        build.check_teacher(config, named, path)
+    variables = torch_names.to_variables(state_dict, _abstract_variables(config, net), path)
+    return Trained(net, variables, weights.digest(variables))
 
 
 def _run_part(

@@ -57,10 +57,14 @@ class Trained(NamedTuple):
 
 def save_net(folder: Path, net: Net, variables: Any) -> None:
     """Writes a network; the description, which holds the digest of the weights, goes last."""
-    content = serialization.msgpack_serialize(jax.tree.map(np.asarray, variables))
+    content = _serialise(variables)
     write_bytes(folder / WEIGHTS, content)
-    digest = hashlib.sha256(content).hexdigest()
-    write_json(folder / DESCRIPTION, {**dataclasses.asdict(net), "sha256": digest})
+    write_json(folder / DESCRIPTION, {**dataclasses.asdict(net), "sha256": hashlib.sha256(content).hexdigest()})
+
+
+def digest(variables: Any) -> str:
+    """SHA-256 of the bytes that `save_net` would write for these variables."""
+    return hashlib.sha256(_serialise(variables)).hexdigest()
 
 
 def load_net(folder: Path) -> Trained:
@@ -72,14 +76,14 @@ def load_net(folder: Path) -> Trained:
     try:
         description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
         content = (folder / WEIGHTS).read_bytes()
-        digest = description.pop("sha256")
+        sha256 = description.pop("sha256")
         fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in description.items()}
         net = Net(**fields)
     except OSError as error:
         raise UserError(f"no network in {folder}: {error.strerror} ({error.filename})") from error
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise UserError(f"{folder / DESCRIPTION} is damaged; restore it or train the network again") from error
-    if hashlib.sha256(content).hexdigest() != digest:
+    if hashlib.sha256(content).hexdigest() != sha256:
         raise UserError(f"{folder / WEIGHTS} is damaged (its SHA-256 differs); restore it or train again")
     try:
         variables = serialization.msgpack_restore(content)
@@ -87,7 +91,7 @@ def load_net(folder: Path) -> Trained:
             raise ValueError("not nested dictionaries of arrays")
     except Exception as error:  # msgpack, Flax and NumPy answer nonsense with errors of many types
         raise UserError(f"{folder / WEIGHTS} does not hold a network's weights; restore it") from error
-    return Trained(net, variables, digest)
+    return Trained(net, variables, sha256)
 
 
 def check_weights(variables: Any, expected: Any, where: Path) -> None:
@@ -113,6 +117,10 @@ def check_weights(variables: Any, expected: Any, where: Path) -> None:
             f"the weights in {where} are not those of the network that its {DESCRIPTION} names: "
             f"{'; '.join(differences[:3])} ({len(differences)} differ); restore the folder"
         )
+
+
+def _serialise(variables: Any) -> bytes:
+    return serialization.msgpack_serialize(jax.tree.map(np.asarray, variables))
 
 
 def _holds_arrays(tree: Any) -> bool:

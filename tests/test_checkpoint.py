@@ -161,7 +161,7 @@ def test_a_save_that_stops_before_the_manifest_does_not_count(tmp_path, monkeypa
 _SAVE_TWICE = """
 import sys, pathlib, numpy
 from cudfkd_jax import checkpoint
-state = {"w": numpy.random.default_rng(0).random(20_000_000)}  # takes a while to write
+state = {"w": numpy.random.default_rng(0).random(20_000_000, numpy.float32)}  # takes a while to write
 for step in (1, 2):
     checkpoint.save(pathlib.Path(sys.argv[1]), step, state, keep=2)
 """
@@ -174,8 +174,8 @@ def test_a_process_killed_in_a_save_leaves_nothing_that_counts(tmp_path):
             time.sleep(0.001)
         process.kill()
     assert [path.name for path in checkpoint.checkpoints(tmp_path)] == ["000000001"]
-    restored, damaged = checkpoint.restore_newest(tmp_path, {"w": np.zeros(20_000_000)})
-    np.testing.assert_array_equal(restored["w"], np.random.default_rng(0).random(20_000_000))
+    restored, damaged = checkpoint.restore_newest(tmp_path, {"w": np.zeros(20_000_000, np.float32)})
+    np.testing.assert_array_equal(restored["w"], np.random.default_rng(0).random(20_000_000, np.float32))
     assert damaged == []
     checkpoint.save(tmp_path, 3, _state(3), keep=1)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["000000003", "000000003.sha256.json"]

@@ -202,9 +202,14 @@ def test_settings_that_are_wrong(refused, setting, text):
     assert text in refused(f"--config={TINY}", "--workdir=run", f"--config.{setting}")
 
 
-@pytest.mark.parametrize("arch", ["", "nonsense", "wrn11_1"])
+@pytest.mark.parametrize("arch", ["nonsense", "wrn11_1"])
 def test_an_unknown_model_after_the_colon(refused, arch):
     assert f"unknown model '{arch}': choose one of " in refused(f"--config={DIGITS}:teacher={arch}")
+
+
+@pytest.mark.parametrize(("argument", "form"), [("teacher", "teacher=NAME"), ("released=false", "released")])
+def test_an_argument_after_the_colon_of_another_form(refused, argument, form):
+    assert f"write {form}" in refused(f"--config={DIGITS}:{argument}")
 
 
 def test_a_value_may_follow_after_a_space(refused):

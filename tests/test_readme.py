@@ -15,7 +15,7 @@ import jax
 import numpy as np
 import pytest
 
-from cudfkd_jax import build, defaults, main, models, stages, summary, weights
+from cudfkd_jax import build, defaults, export, formats, main, models, stages, summary, weights
 from cudfkd_jax.capture import Classifier
 
 _ROOT = Path(__file__).parents[1]
@@ -65,6 +65,7 @@ def _check_main(arguments, monkeypatch):
     monkeypatch.setattr(stages, "saved_config", lambda folder: defaults.get_config())
     monkeypatch.setattr(stages, "evaluate_run", lambda config, folder: begun.append(config))
     monkeypatch.setattr(stages, "run", lambda config, stage, folder: begun.append(config))
+    monkeypatch.setattr(export, "export", lambda folder, format_: begun.append(defaults.get_config()))
     assert main.main(arguments) == 0
     (config,) = begun
     build.check(config)
@@ -91,7 +92,11 @@ def test_every_stage_is_in_the_table():
 
 def test_every_data_source_is_in_the_table():
     known = build.data.SOURCES
-    assert set(re.findall(r"^\| `(\w+)` \| ", _TEXT, re.MULTILINE)) == {*known, *stages.STAGES}
+    assert set(re.findall(r"^\| `(\w+)` \| ", _TEXT, re.MULTILINE)) == {
+        *known,
+        *stages.STAGES,
+        *formats.FORMATS,
+    }
 
 
 def test_named_files_are_there():
@@ -110,7 +115,7 @@ def test_named_settings_exist():
     dotted = (code.removeprefix("--config.").partition("=")[0] for code in _CODE if "." in code)
     keys = {key for key in dotted if key.split(".")[0] in sections and re.fullmatch(r"\w+(\.\w+)?", key)}
     keys |= {code.removeprefix("--config.").partition("=")[0] for code in _CODE if code.startswith("--config.")}
-    keys -= {"KEY"}
+    keys -= {"KEY", *(f"student.{suffix}" for suffix in ("json", "pth", "safetensors", "stablehlo"))}
     assert {"data.source", "data.dir", "distill.batch_size", "devices"} <= keys
     assert keys <= known.keys()
 
