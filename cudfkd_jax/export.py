@@ -87,7 +87,7 @@ def _describe(folder: Path, format_: str, student: Trained) -> dict[str, Any]:
             "input": kind.input,
             **dataclasses.asdict(student.net),
             "weights_sha256": student.sha256,
-            "teacher": {**summary["teacher"], "weights_sha256": settings["teacher weights (sha256)"]},
+            "teacher": {**summary["teacher"], "weights_sha256": settings[workdir.TEACHER]},
             "dataset": summary["dataset"],
             "versions": {
                 "run": summary["versions"],

@@ -33,7 +33,6 @@ from cudfkd_jax.evaluate import evaluate, make_predict
 from cudfkd_jax.summary import SUMMARY, describe, evaluation_table
 from cudfkd_jax.weights import Net, Trained
 
-_TEACHER = "teacher weights (sha256)"
 _WRITTEN = (trainer.METRICS, SUMMARY, trainer.CHECKPOINTS, distill.STUDENT, distill.STUDENT_BEST, train.NET)
 STAGES = ("all", "teacher", "scratch", "kd", "distill", "evaluate", "export")
 
@@ -125,7 +124,7 @@ def _teacher_of_run(config: ConfigDict, folder: Path, say: Callable[[str], None]
     except UserError as error:
         say(f"measured without the teacher: {error}")
         return None
-    known = workdir.read_settings(folder).get(_TEACHER) if (folder / workdir.CONFIG).exists() else None
+    known = workdir.read_settings(folder).get(workdir.TEACHER) if (folder / workdir.CONFIG).exists() else None
     if teacher and known not in (None, teacher.sha256):
         say("measured without the teacher: it is not the one that the student was distilled from")
         return None
@@ -232,7 +231,7 @@ def _abstract_variables(config: ConfigDict, net: Net) -> Any:
 def _settings(config: ConfigDict, part: str, teacher: Trained | None) -> dict[str, Any]:
     settings = build.result_settings(config, part)
     if part in ("kd", "distill"):
-        settings[_TEACHER] = teacher.sha256 if teacher else None
+        settings[workdir.TEACHER] = teacher.sha256 if teacher else None
     return settings
 
 

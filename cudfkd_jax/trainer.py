@@ -91,7 +91,7 @@ def run(stage: Stage, upkeep: Upkeep) -> tuple[RunState, list[Record]]:
         UserError: the checkpoints or the records cannot be used.
     """
     state, damaged = checkpoint.restore_newest(stage.folder / CHECKPOINTS, jax.eval_shape(stage.init))
-    state = _initialise(stage.init) if state is None else state
+    state = initialise(stage.init) if state is None else state
     first_step = int(state.step)
     history = records.cut_back(stage.folder / METRICS, first_step // stage.steps_per_epoch)
     if len(history) == stage.epochs:
@@ -188,7 +188,8 @@ def _run_epoch(
     }
 
 
-def _initialise(init: Callable[[], RunState]) -> RunState:
+def initialise(init: Callable[[], Any]) -> Any:
+    """Compiles and calls a function that runs once, such as an initialisation."""
     # Optimising code that runs once takes XLA's CPU compiler far longer than it saves.
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     return jax.jit(init, compiler_options=options)()

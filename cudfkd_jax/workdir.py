@@ -12,6 +12,7 @@ from cudfkd_jax.errors import UserError
 from cudfkd_jax.files import write_json
 
 CONFIG = "config.json"
+TEACHER = "teacher weights (sha256)"  # the setting that stands for all of a teacher
 _LOCK = ".lock"
 
 

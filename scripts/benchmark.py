@@ -25,7 +25,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from cudfkd_jax import build, steps
+from cudfkd_jax import build, steps, trainer
 from cudfkd_jax.errors import UserError
 from cudfkd_jax.loops import Epoch, make_epoch_function
 from cudfkd_jax.parallel import Devices
@@ -62,7 +62,7 @@ def set_up(config: ConfigDict) -> Setup:
     net = build.described(config, config.teacher.arch)
     teacher = build.classifier(config, net)
     problem = build.problem(config, teacher)
-    variables = _initialise(lambda: teacher.init(key, net.image_shape))
+    variables = trainer.initialise(lambda: teacher.init(key, net.image_shape))
     init = functools.partial(steps.init_state, key, variables, problem=problem, image_shape=net.image_shape)
     synthesis_step = functools.partial(steps.synthesis_step, problem=problem)
     student_step = functools.partial(steps.student_step, problem=problem)
@@ -77,7 +77,7 @@ def set_up(config: ConfigDict) -> Setup:
         devices.compile(synthesis_step),
         devices.compile(student_step),
         compiled_round,
-        devices.replicate(_initialise(init)),
+        devices.replicate(trainer.initialise(init)),
         (devices.replicate(variables),),
     )
 
@@ -166,12 +166,6 @@ def table(measured: dict[str, Any]) -> str:
         "compilation included",
     ]
     return "\n".join(lines)
-
-
-def _initialise(init: Callable[[], Any]) -> Any:
-    # As a run does: optimising code that runs once takes XLA's CPU compiler far longer than it saves.
-    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    return jax.jit(init, compiler_options=options)()
 
 
 def _timed(step: Step, state: RunState, *arguments: Any) -> tuple[RunState, float]:
