@@ -16,7 +16,7 @@ from cudfkd_jax import curriculum, data, loops, models
 from cudfkd_jax.capture import Classifier
 from cudfkd_jax.errors import UserError
 from cudfkd_jax.loops import Epoch
-from cudfkd_jax.methods import METHODS, cudfkd, generative
+from cudfkd_jax.methods import METHODS, cudfkd, generative, student
 from cudfkd_jax.methods.base import Method
 from cudfkd_jax.models.generator import Generator
 from cudfkd_jax.parallel import Devices, local_devices
@@ -55,10 +55,10 @@ _CHOICES: dict[str, Sequence[str]] = {
     "loop": loops.LOOPS,
     "compute_dtype": ("float32", "bfloat16"),
     "data.source": tuple(data.SOURCES),
-    "distill.loss": cudfkd.STUDENT_LOSSES,
-    "synthesis.adversarial_loss": cudfkd.DIVERGENCES,
+    "distill.loss": student.STUDENT_LOSSES,
+    "synthesis.adversarial_loss": student.DIVERGENCES,
     "curriculum.strategy": curriculum.STRATEGIES,
-    "curriculum.granularity": cudfkd.GRANULARITIES,
+    "curriculum.granularity": student.GRANULARITIES,
     "curriculum.ramp": curriculum.ALPHA_SCHEDULES,
 }
 # What each stage's results depend on. The teacher enters the others by its weights.
@@ -255,15 +255,15 @@ def method(config: ConfigDict) -> Method:
         batch_size=d.batch_size,
         terms=cudfkd.synthesis_terms(
             alpha_adv=alpha_adv(config),
-            adversarial_divergence=cudfkd.divergence(s.adversarial_loss, released_js=config.released_js),
+            adversarial_divergence=student.divergence(s.adversarial_loss, released_js=config.released_js),
             adversarial_temperature=s.adversarial_temperature,
             bn_weight=s.bn_weight,
             class_weight=s.class_weight,
             balance_weight=s.balance_weight,
             temperature=d.temperature,
         ),
-        student_loss=cudfkd.self_paced_student_loss(
-            sample_loss=cudfkd.student_divergence(d.loss, d.temperature, released_js=config.released_js),
+        student_loss=student.self_paced_student_loss(
+            sample_loss=student.student_divergence(d.loss, d.temperature, released_js=config.released_js),
             strategy=c.strategy,
             granularity=c.granularity,
             lambda_t=curriculum.lambda_schedule(c.lambda_0, c.lambda_slope, c.lambda_max or None),

@@ -20,7 +20,7 @@ from cudfkd_jax.files import write_json
 
 Tree = TypeVar("Tree")
 
-_NAME = re.compile(r"\d{9}")  # a step; Orbax appends to it while it writes
+_NAME = re.compile(r"\d{9}")  # how many steps; Orbax appends to it while it writes
 
 
 def save(folder: Path, step: int, state: object, *, keep: int) -> None:

@@ -13,7 +13,7 @@ from cudfkd_jax import build, records, samples, steps, trainer
 from cudfkd_jax.data import Split
 from cudfkd_jax.evaluate import evaluate, make_evaluate, make_predict
 from cudfkd_jax.files import write_json
-from cudfkd_jax.loops import make_epoch_function
+from cudfkd_jax.loops import distillation_steps, make_epoch_function
 from cudfkd_jax.records import Record
 from cudfkd_jax.steps import PREVIEW, Problem, RunState, purpose_key
 from cudfkd_jax.summary import SUMMARY, TEST_METRICS, distill_summary
@@ -77,13 +77,7 @@ def distill(config: ConfigDict, workdir: Path, teacher: Trained, test: Split) ->
             problem=problem,
             image_shape=net.image_shape,
         ),
-        run_epoch=make_epoch_function(
-            config.loop,
-            epoch,
-            devices,
-            functools.partial(steps.student_step, problem=problem),
-            functools.partial(steps.synthesis_step, problem=problem),
-        ),
+        run_epoch=make_epoch_function(config.loop, epoch, devices, distillation_steps(problem)),
         frozen=(frozen,),
         evaluate=measure,
         after_epoch=after_epoch,

@@ -5,11 +5,13 @@ differ in what they cost. On a GPU one call an epoch saves a dispatch a step. XL
 inside a compiled loop tens of times slower (jax-ml/jax#12868), so there the loop is Python's.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 
+from cudfkd_jax import steps
 from cudfkd_jax.parallel import Axis, Devices
 from cudfkd_jax.steps import RunState
 
@@ -17,6 +19,37 @@ LOOPS = ("auto", "python", "scan")
 
 Step = Callable[..., RunState]  # (state, *frozen, axis) -> state
 EpochFunction = Callable[..., RunState]  # (state, *frozen, progress) -> state
+
+
+class Steps(NamedTuple):
+    """Step functions `(state, *frozen, axis) -> state`; all but the first may be None.
+
+    Attributes:
+        student: a student step.
+        synthesis: a synthesis step.
+        begin, finish: before the first and after the last synthesis step of a round.
+    """
+
+    student: Step
+    synthesis: Step | None = None
+    begin: Step | None = None
+    finish: Step | None = None
+
+    def compile(self, devices: Devices) -> "Steps":
+        """The same steps compiled for devices, to be called as `(state, *frozen)`."""
+        synthesis, begin, finish = (step and devices.compile(step) for step in self[1:])
+        return Steps(devices.compile(self.student), synthesis, begin, finish)
+
+
+def distillation_steps(problem: steps.Problem) -> Steps:
+    """The steps of a data-free problem, those between the phases of a round only where its method has any."""
+    step = functools.partial(functools.partial, problem=problem)
+    return Steps(
+        step(steps.student_step),
+        step(steps.synthesis_step),
+        step(steps.begin_round) if problem.method.begin else None,
+        step(steps.finish_round) if problem.method.finish else None,
+    )
 
 
 class Epoch(NamedTuple):
@@ -36,66 +69,64 @@ class Epoch(NamedTuple):
         return (step // self.student_steps + 1) * self.synthesis_steps
 
 
-def make_epoch_function(
-    kind: str, epoch: Epoch, devices: Devices, student_step: Step, synthesis_step: Step | None = None
-) -> EpochFunction:
+def make_epoch_function(kind: str, epoch: Epoch, devices: Devices, parts: Steps) -> EpochFunction:
     """A function that drives a state to the end of its epoch.
 
     Args:
         kind: "python", "scan" or "auto" (Python on the CPU, scan elsewhere).
-        epoch: how the steps follow each other.
+        epoch: how the steps follow each other; without synthesis steps where `parts` has none.
         devices: what the steps are compiled for.
-        student_step, synthesis_step: `(state, *frozen, axis) -> state`; the second may be None where
-            `epoch.synthesis_steps` is 0.
+        parts: what is repeated.
 
     Returns:
-        `(state, *frozen, progress) -> state` on replicated trees. `progress(steps_in_epoch)` is called after
-        each student step (by the scan only at the end), and the Python loop stops there where it returns True.
-        Both stop where a step failed, Python's at the end of that round.
+        `(state, *frozen, progress) -> state` on replicated trees. `progress(steps_in_epoch)`, student steps, is
+        called after each step of either kind (by the scan only at the end), and the Python loop stops there
+        where it returns True. Both stop where a step failed, Python's at the end of that round.
     """
-    python = _python_epoch(epoch, devices, student_step, synthesis_step)
+    python = _python_epoch(epoch, devices, parts)
     if kind == "auto":
         kind = "python" if devices.devices[0].platform == "cpu" else "scan"
-    return python if kind == "python" else _scan_epoch(epoch, devices, student_step, synthesis_step, python)
+    return python if kind == "python" else _scan_epoch(epoch, devices, parts, python)
 
 
-def _python_epoch(
-    epoch: Epoch, devices: Devices, student_step: Step, synthesis_step: Step | None
-) -> EpochFunction:
-    train = devices.compile(student_step)
-    synthesise = devices.compile(synthesis_step) if synthesis_step else None
+def _python_epoch(epoch: Epoch, devices: Devices, parts: Steps) -> EpochFunction:
+    train, synthesise, begin, finish = parts.compile(devices)
 
     def run(state: RunState, *frozen: Any, progress: Callable[[int], bool]) -> RunState:
         step, synthesis = (int(devices.unreplicate(n)) for n in (state.step, state.synthesis_step))
-        end = (step // epoch.steps + 1) * epoch.steps
-        while step < end:
+        start = step // epoch.steps * epoch.steps
+        while step < start + epoch.steps:
             while synthesise and synthesis < epoch.synthesis_due(step):
+                if begin and synthesis % epoch.synthesis_steps == 0:
+                    state = begin(state, *frozen)
                 state = synthesise(state, *frozen)
                 synthesis += 1
+                if finish and synthesis % epoch.synthesis_steps == 0:
+                    state = finish(state, *frozen)
+                if progress(step - start):
+                    return state
             state = train(state, *frozen)
             step += 1
             round_done = step % epoch.student_steps == 0
             if round_done and bool(devices.unreplicate(state.failed)):
                 break
-            if progress(step - (end - epoch.steps)):
+            if progress(step - start):
                 break
         return state
 
     return run
 
 
-def _scan_epoch(
-    epoch: Epoch,
-    devices: Devices,
-    student_step: Step,
-    synthesis_step: Step | None,
-    python: EpochFunction,
-) -> EpochFunction:
+def _scan_epoch(epoch: Epoch, devices: Devices, parts: Steps, python: EpochFunction) -> EpochFunction:
     def whole(state: RunState, *frozen: Any, axis: Axis) -> RunState:
         def one_round(state: RunState, _: None) -> tuple[RunState, None]:
-            if synthesis_step:
-                state = _repeat(synthesis_step, epoch.synthesis_steps, state, *frozen, axis=axis)
-            return _repeat(student_step, epoch.student_steps, state, *frozen, axis=axis), None
+            if parts.begin:
+                state = parts.begin(state, *frozen, axis=axis)
+            if parts.synthesis:
+                state = _repeat(parts.synthesis, epoch.synthesis_steps, state, *frozen, axis=axis)
+            if parts.finish:
+                state = parts.finish(state, *frozen, axis=axis)
+            return _repeat(parts.student, epoch.student_steps, state, *frozen, axis=axis), None
 
         return jax.lax.scan(one_round, state, None, length=epoch.rounds)[0]
 

@@ -38,6 +38,18 @@ class Axis:
         rows = batch.shape[0] // self.size
         return jax.lax.dynamic_slice_in_dim(batch, jax.lax.axis_index(self.name) * rows, rows)
 
+    def gather(self, rows: jax.Array) -> jax.Array:
+        """The whole batch `[B, ...]`, on every device, of which each holds `[B / size, ...]`.
+
+        Gradients flow back to the device that gave the rows: where every device computes the same loss of the
+        whole batch, the mean of their gradients is the gradient.
+        """
+        return rows if self.name is None else jax.lax.all_gather(rows, self.name, tiled=True)
+
+    def own_key(self, key: jax.Array) -> jax.Array:
+        """A key for what each device draws for itself; the key itself on one device."""
+        return key if self.name is None else jax.random.fold_in(key, jax.lax.axis_index(self.name))
+
 
 SINGLE = Axis()
 

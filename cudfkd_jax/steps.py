@@ -14,12 +14,13 @@ import optax
 from flax import struct
 
 from cudfkd_jax.capture import Classifier, Variables
-from cudfkd_jax.methods.base import Method, Metrics
+from cudfkd_jax.methods.base import Method, Metrics, Turn
 from cudfkd_jax.parallel import SINGLE, Axis
 from cudfkd_jax.train_state import TrainState, gradient_norm
 
 # What a draw is for; folded into the root key, so that draws for different purposes share no bits.
 STUDENT_INIT, METHOD_INIT, SYNTHESIS, STUDENT, PREVIEW, ORDER, AUGMENTATION = range(7)
+BEGIN, FINISH, DROPOUT = range(7, 10)
 
 
 class Tally(struct.PyTreeNode):
@@ -86,7 +87,7 @@ def purpose_key(key: jax.Array, purpose: int, counter: jax.Array | int = 0) -> j
 def init_state(
     key: jax.Array, teacher_variables: Variables, *, problem: Problem, image_shape: tuple[int, int, int]
 ) -> RunState:
-    """The state before the first step; `jax.eval_shape` of it traces both steps and so checks every shape."""
+    """The state before the first step; `jax.eval_shape` of it traces every step and so checks all shapes."""
     student = TrainState.create(
         problem.student.init(purpose_key(key, STUDENT_INIT), image_shape), problem.optimiser
     )
@@ -103,6 +104,8 @@ def init_state(
     )
     _, synthesis = jax.eval_shape(lambda s, t: _synthesise(s, t, problem, SINGLE), state, teacher_variables)
     _, training = jax.eval_shape(lambda s, t: _train(s, t, problem, SINGLE), state, teacher_variables)
+    for turn in (begin_round, finish_round):
+        jax.eval_shape(lambda s, t, turn=turn: turn(s, t, problem=problem, axis=SINGLE), state, teacher_variables)
     return state.replace(synthesis=Tally.zeros(synthesis), training=Tally.zeros(training))
 
 
@@ -122,6 +125,16 @@ def student_step(state: RunState, teacher_variables: Variables, *, problem: Prob
     return keep_if_finite(state, updated, metrics, "training")
 
 
+def begin_round(state: RunState, teacher_variables: Variables, *, problem: Problem, axis: Axis) -> RunState:
+    """What the method does before the synthesis steps of a round."""
+    return _turn(state, teacher_variables, problem.method.begin, BEGIN, problem, axis)
+
+
+def finish_round(state: RunState, teacher_variables: Variables, *, problem: Problem, axis: Axis) -> RunState:
+    """What the method does after the synthesis steps of a round."""
+    return _turn(state, teacher_variables, problem.method.finish, FINISH, problem, axis)
+
+
 def keep_if_finite(state: RunState, updated: RunState, metrics: Metrics, tally: str) -> RunState:
     """`updated` where every metric is finite; else `state`, marked failed, with these metrics as its last."""
     finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(m)) for m in jax.tree.leaves(metrics)]))
@@ -131,6 +144,26 @@ def keep_if_finite(state: RunState, updated: RunState, metrics: Metrics, tally: 
     before: Tally = getattr(kept, tally)
     last = jax.tree.map(functools.partial(jnp.where, first_bad), metrics, before.last)
     return kept.replace(failed=state.failed | ~finite, **{tally: before.replace(last=last)})
+
+
+def _turn(
+    state: RunState,
+    teacher_variables: Variables,
+    turn: Turn | None,
+    purpose: int,
+    problem: Problem,
+    axis: Axis,
+) -> RunState:
+    if turn is None:
+        return state
+    aux = turn(
+        state.aux,
+        functools.partial(problem.teacher, teacher_variables, axis=axis),
+        purpose_key(state.key, purpose, state.synthesis_step),
+        state.step,
+        axis,
+    )
+    return state.replace(aux=jax.tree.map(functools.partial(jnp.where, state.failed), state.aux, aux))
 
 
 def _synthesise(
@@ -149,13 +182,18 @@ def _synthesise(
 def _train(
     state: RunState, teacher_variables: Variables, problem: Problem, axis: Axis
 ) -> tuple[TrainState, Metrics]:
-    images = problem.method.sample(state.aux, purpose_key(state.key, STUDENT, state.step), axis)
-    teacher_outputs = problem.teacher(teacher_variables, images, axis=axis)
+    method = problem.method
+    teacher = functools.partial(problem.teacher, teacher_variables, axis=axis)
+    images = method.sample(state.aux, teacher, purpose_key(state.key, STUDENT, state.step), axis)
+    teacher_outputs = teacher(images, capture=method.student_capture)
+    dropout_key = purpose_key(state.key, DROPOUT, state.step)
 
     def objective(params):
         variables = {"params": params, "batch_stats": state.student.batch_stats}
-        outputs = problem.student(variables, images, train=True, axis=axis)
-        loss, metrics = problem.method.student_loss(outputs, teacher_outputs, state.step, axis)
+        outputs = problem.student(
+            variables, images, train=True, capture=method.student_capture, axis=axis, key=dropout_key
+        )
+        loss, metrics = method.student_loss(outputs, teacher_outputs, state.step, axis)
         return loss, (outputs.batch_stats, metrics)
 
     gradients, (batch_stats, metrics) = jax.grad(objective, has_aux=True)(state.student.params)

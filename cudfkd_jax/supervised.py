@@ -9,11 +9,20 @@ import numpy as np
 import optax
 
 from cudfkd_jax import losses
+from cudfkd_jax.augment import random_crop_flip
 from cudfkd_jax.capture import Classifier, Variables
-from cudfkd_jax.data.augment import random_crop_flip
 from cudfkd_jax.methods.base import Metrics
 from cudfkd_jax.parallel import SINGLE, Axis
-from cudfkd_jax.steps import AUGMENTATION, ORDER, STUDENT_INIT, RunState, Tally, keep_if_finite, purpose_key
+from cudfkd_jax.steps import (
+    AUGMENTATION,
+    DROPOUT,
+    ORDER,
+    STUDENT_INIT,
+    RunState,
+    Tally,
+    keep_if_finite,
+    purpose_key,
+)
 from cudfkd_jax.train_state import TrainState, gradient_norm
 
 HostOrDeviceArray = jax.Array | np.ndarray
@@ -102,9 +111,11 @@ def _train(
     batch = random_crop_flip(key, images[rows], padding=problem.padding, flip=problem.flip)
     x, y = axis.shard(batch).astype(float) / 255, labels[axis.shard(rows)]
 
+    dropout_key = purpose_key(state.key, DROPOUT, state.step)
+
     def objective(params):
         variables = {"params": params, "batch_stats": state.student.batch_stats}
-        outputs = problem.network(variables, x, train=True, axis=axis)
+        outputs = problem.network(variables, x, train=True, axis=axis, key=dropout_key)
         loss, metrics = _loss(
             outputs.value, x, y, *teacher_variables, distillation=problem.distillation, axis=axis
         )

@@ -12,7 +12,7 @@ from cudfkd_jax import build, supervised, trainer
 from cudfkd_jax.data import Dataset
 from cudfkd_jax.evaluate import make_evaluate, make_predict
 from cudfkd_jax.files import write_json
-from cudfkd_jax.loops import Epoch, make_epoch_function
+from cudfkd_jax.loops import Epoch, Steps, make_epoch_function
 from cudfkd_jax.models import count_parameters
 from cudfkd_jax.summary import SUMMARY, TEST_METRICS, common_summary
 from cudfkd_jax.supervised import SupervisedProblem
@@ -65,7 +65,7 @@ def train(
             build.root_key(config, section), images, labels, *used, problem=problem
         ),
         run_epoch=make_epoch_function(
-            config.loop, epoch, devices, functools.partial(supervised.supervised_step, problem=problem)
+            config.loop, epoch, devices, Steps(functools.partial(supervised.supervised_step, problem=problem))
         ),
         frozen=devices.replicate((images, labels, *used)),
         evaluate=make_evaluate(problem.network, devices, batch_size, test, teacher_logits),

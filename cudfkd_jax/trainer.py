@@ -138,7 +138,7 @@ class _Saver:
     def save(self, state: RunState) -> None:
         """Writes one copy of a state, then what the stage publishes with it."""
         folder = self._stage.folder / CHECKPOINTS
-        checkpoint.save(folder, int(state.step), state, keep=self._upkeep.keep)
+        checkpoint.save(folder, int(state.step + state.synthesis_step), state, keep=self._upkeep.keep)
         self._stage.after_checkpoint()
         self._saved_at = time.monotonic()
 

@@ -27,7 +27,7 @@ from ml_collections import ConfigDict, config_flags
 
 from cudfkd_jax import build, steps, trainer
 from cudfkd_jax.errors import UserError
-from cudfkd_jax.loops import Epoch, make_epoch_function
+from cudfkd_jax.loops import Epoch, Steps, distillation_steps, make_epoch_function
 from cudfkd_jax.parallel import Devices
 from cudfkd_jax.steps import RunState
 
@@ -43,8 +43,7 @@ class Setup(NamedTuple):
 
     devices: Devices
     epoch: Epoch
-    synthesis_step: Step
-    student_step: Step
+    steps: Steps
     compiled_round: Step | None  # where the loop of a run is compiled
     state: RunState
     frozen: tuple[Any, ...]
@@ -64,18 +63,16 @@ def set_up(config: ConfigDict) -> Setup:
     problem = build.problem(config, teacher)
     variables = trainer.initialise(lambda: teacher.init(key, net.image_shape))
     init = functools.partial(steps.init_state, key, variables, problem=problem, image_shape=net.image_shape)
-    synthesis_step = functools.partial(steps.synthesis_step, problem=problem)
-    student_step = functools.partial(steps.student_step, problem=problem)
+    parts = distillation_steps(problem)
     epoch = build.distill_epoch(config)._replace(rounds=1)
     compiled_round = None
     if config.loop == "scan" or (config.loop == "auto" and devices.devices[0].platform != "cpu"):
-        run = make_epoch_function("scan", epoch, devices, student_step, synthesis_step)
+        run = make_epoch_function("scan", epoch, devices, parts)
         compiled_round = functools.partial(run, progress=lambda _: False)
     return Setup(
         devices,
         epoch,
-        devices.compile(synthesis_step),
-        devices.compile(student_step),
+        parts.compile(devices),
         compiled_round,
         devices.replicate(trainer.initialise(init)),
         (devices.replicate(variables),),
@@ -97,16 +94,20 @@ def measure(config: ConfigDict, rounds: int) -> dict[str, Any]:
     setup = set_up(config)
     state, frozen = jax.block_until_ready(setup.state), setup.frozen
     set_up_s = time.perf_counter() - begin
-    state, first_synthesis_s = _timed(setup.synthesis_step, state, *frozen)
-    state, first_student_s = _timed(setup.student_step, state, *frozen)
+    assert setup.steps.synthesis
+    if setup.steps.begin:
+        state = setup.steps.begin(state, *frozen)
+    state, first_synthesis_s = _timed(setup.steps.synthesis, state, *frozen)
+    state, first_student_s = _timed(setup.steps.student, state, *frozen)
     to_first_step_s = time.perf_counter() - begin
 
     state, _ = _step_by_step(setup, state)  # warms up
-    seconds: dict[str, list[float]] = {"synthesis step": [], "student step": [], "round": []}
+    seconds: dict[str, list[float]] = {}
     for _ in range(rounds):
         state, taken = _step_by_step(setup, state)
         for kind, values in taken.items():
-            seconds[kind] += values
+            seconds[kind] = seconds.get(kind, []) + values
+    seconds["round"] = []
     for _ in range(rounds):
         state, taken_s = _timed(_round, state, setup)
         seconds["round"].append(taken_s)
@@ -174,23 +175,31 @@ def _timed(step: Step, state: RunState, *arguments: Any) -> tuple[RunState, floa
     return state, time.perf_counter() - begin
 
 
+def _turns(setup: Setup) -> list[tuple[str, Step | None]]:
+    """All steps of a round in order, by kind; the turns of the method are None where it has none."""
+    parts, epoch = setup.steps, setup.epoch
+    return [
+        ("begin", parts.begin),
+        *[("synthesis step", parts.synthesis)] * epoch.synthesis_steps,
+        ("finish", parts.finish),
+        *[("student step", parts.student)] * epoch.student_steps,
+    ]
+
+
 def _step_by_step(setup: Setup, state: RunState) -> tuple[RunState, dict[str, list[float]]]:
     """A round, every step of it waited for."""
-    seconds: dict[str, list[float]] = {"synthesis step": [], "student step": []}
-    order = ["synthesis step"] * setup.epoch.synthesis_steps + ["student step"] * setup.epoch.student_steps
-    for kind in order:
-        step = setup.synthesis_step if kind == "synthesis step" else setup.student_step
-        state, taken_s = _timed(step, state, *setup.frozen)
-        seconds[kind].append(taken_s)
+    seconds: dict[str, list[float]] = {}
+    for kind, step in _turns(setup):
+        if step:
+            state, taken_s = _timed(step, state, *setup.frozen)
+            seconds.setdefault(kind, []).append(taken_s)
     return state, seconds
 
 
 def _round(state: RunState, setup: Setup) -> RunState:
     """A round whose steps are not waited for."""
-    for _ in range(setup.epoch.synthesis_steps):
-        state = setup.synthesis_step(state, *setup.frozen)
-    for _ in range(setup.epoch.student_steps):
-        state = setup.student_step(state, *setup.frozen)
+    for _, step in _turns(setup):
+        state = step(state, *setup.frozen) if step else state
     return state
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cudfkd_jax.data.augment import random_crop_flip
+from cudfkd_jax.augment import random_crop_flip
 
 
 def numpy_variants(image: np.ndarray, padding: int, flip: bool) -> dict[tuple[int, int, bool], np.ndarray]:

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cudfkd_jax.capture import Classifier, apply
+from cudfkd_jax.capture import BN, Classifier, apply
 from cudfkd_jax.errors import UserError
 from cudfkd_jax.models import MODELS, build_classifier
 
@@ -58,7 +58,7 @@ def _random_statistics(variables):
 @pytest.mark.parametrize("wrap", ["", "remat", "jit"])
 def test_statistics_are_those_of_the_batch_norm_inputs(x, wrap):
     variables = _random_statistics(dict(Net(wrap).init(jax.random.key(0), x, False)))
-    outputs = jax.jit(lambda v, x: apply(Net(wrap), v, x, capture=True))(variables, x)
+    outputs = jax.jit(lambda v, x: apply(Net(wrap), v, x, capture=(BN,)))(variables, x)
     plain = Net(wrap).apply(variables, x, train=False)
     np.testing.assert_allclose(outputs.value, plain, rtol=1e-4)
     assert len(outputs.bn) == 2
@@ -74,7 +74,7 @@ def test_statistics_are_those_of_the_batch_norm_inputs(x, wrap):
 
 def test_capture_has_gradients(x):
     variables = dict(Net().init(jax.random.key(0), x, False))
-    gradient = jax.grad(lambda x: sum(bn.var.sum() for bn in apply(Net(), variables, x, capture=True).bn))(x)
+    gradient = jax.grad(lambda x: sum(bn.var.sum() for bn in apply(Net(), variables, x, capture=(BN,)).bn))(x)
     assert np.all(np.isfinite(gradient)) and np.any(gradient)
 
 
@@ -82,7 +82,7 @@ def test_layers_hidden_by_a_lifted_transform_are_refused_by_name():
     x = jnp.ones((2, 4, 4, 3))
     variables = Scanned().init(jax.random.key(0), x, False)
     with pytest.raises(UserError, match=r"BatchNorm layers cannot be seen \(.*BatchNorm_0.*nn\.scan"):
-        apply(Scanned(), variables, x, capture=True)
+        apply(Scanned(), variables, x, capture=(BN,))
 
 
 def test_train_updates_running_statistics_and_evaluation_does_not(x):
@@ -99,7 +99,7 @@ def test_every_registered_model_is_captured_whole(arch):
     network = Classifier(build_classifier(arch, 10), (0.5,) * 3, (0.2,) * 3)
     variables = jax.eval_shape(lambda: network.init(jax.random.key(0), (32, 32, 3)))
     images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
-    outputs = jax.eval_shape(lambda v, x: network(v, x, capture=True), variables, images)
+    outputs = jax.eval_shape(lambda v, x: network(v, x, capture=(BN,)), variables, images)
     assert len(outputs.bn) == len(jax.tree.leaves(variables["batch_stats"])) // 2
 
 

@@ -25,7 +25,7 @@ _LAYERS = (
     {"steps", "records", "data", "torch_names"},
     {"methods"},
     {"capture", "curriculum", "metrics", "models", "train_state", "defaults"},
-    {"losses", "parallel", "files"},
+    {"losses", "parallel", "files", "augment"},
     {"errors"},
 )
 
@@ -112,7 +112,8 @@ def test_methods_and_models_know_nothing_of_configuration_data_disk_or_devices(n
     roots = {found.split(".")[0] for found in _imports(name)}
     assert not roots & {"absl", "io", "json", "ml_collections", "orbax", "os", "pathlib", "shutil", "sys"}
     assert {_entry(other) for other in _imported_modules(name)} <= {
-        *("methods", "models", "capture", "curriculum", "errors", "losses", "parallel", "train_state"),
+        *("methods", "models", "augment", "capture", "curriculum", "errors", "losses", "parallel"),
+        "train_state",
     }
     assert "Devices" not in _names(name)
 

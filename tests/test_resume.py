@@ -76,7 +76,8 @@ def test_saving_inside_epochs_changes_nothing(finished_run, tiny_config, tmp_pat
     for name, seconds in (("ends", 0.0), ("every_step", 1e-6)):
         tiny_config.checkpoint.update(every_seconds=seconds, keep=100)
         stages.run(tiny_config, "distill", tmp_path / name, say=lambda text: None)
-    steps_per_epoch = tiny_config.distill.rounds_per_epoch * tiny_config.distill.student_steps
+    d = tiny_config.distill
+    steps_per_epoch = d.rounds_per_epoch * (d.synthesis_steps + d.student_steps)
     saved = {
         name: [int(path.name) for path in checkpoint.checkpoints(tmp_path / name / "checkpoints")]
         for name in ("ends", "every_step")

@@ -12,7 +12,7 @@ import pytest
 from scipy.special import log_softmax, softmax
 
 from cudfkd_jax import steps
-from cudfkd_jax.loops import Epoch, make_epoch_function
+from cudfkd_jax.loops import Epoch, distillation_steps, make_epoch_function
 from cudfkd_jax.parallel import SINGLE, local_devices
 
 
@@ -62,7 +62,7 @@ def test_student_update_is_sgd_on_the_weighted_divergence(run):
     after = compiled["student"](state, teacher)
     d, lam = config.distill, config.curriculum.lambda_0
     key = steps.purpose_key(state.key, steps.STUDENT, 0)
-    images = problem.method.sample(state.aux, key, SINGLE)
+    images = problem.method.sample(state.aux, None, key, SINGLE)
     assert images.shape == (d.batch_size, *nets.IMAGE_SHAPE) and 0 <= images.min() < images.max() <= 1
     teacher_logits = np.asarray(problem.teacher(teacher, images).value, np.float64)
 
@@ -108,7 +108,7 @@ def test_synthesis_loss_is_the_weighted_sum_of_its_terms(run):
     """Eq. 4 and 5 on the same images, written out with NumPy."""
     config, problem, teacher, state, compiled = run
     last = _host(compiled["synthesis"](state, teacher).synthesis.last)
-    from cudfkd_jax.capture import apply
+    from cudfkd_jax.capture import BN, apply
     from cudfkd_jax.models.generator import Generator
 
     g = config.generator
@@ -117,7 +117,7 @@ def test_synthesis_loss_is_the_weighted_sum_of_its_terms(run):
         steps.purpose_key(state.key, steps.SYNTHESIS, 0), (config.distill.batch_size, g.latent_dim)
     )
     images = apply(generator, state.aux.variables, z, train=True).value
-    seen = problem.teacher(teacher, images, capture=True)
+    seen = problem.teacher(teacher, images, capture=(BN,))
     t = np.asarray(seen.value, np.float64)
     s = np.asarray(problem.student(state.student.variables, images).value, np.float64)
     bn = sum(
@@ -186,8 +186,8 @@ EPOCH = Epoch(rounds=3, synthesis_steps=1, student_steps=2)
 @pytest.fixture(scope="module", name="loops")
 def _loops(run):
     _, problem, *_ = run
-    parts = [functools.partial(step, problem=problem) for step in (steps.student_step, steps.synthesis_step)]
-    return {kind: make_epoch_function(kind, EPOCH, local_devices(1), *parts) for kind in ("python", "scan")}
+    parts = distillation_steps(problem)
+    return {kind: make_epoch_function(kind, EPOCH, local_devices(1), parts) for kind in ("python", "scan")}
 
 
 def _copy(state):

@@ -12,38 +12,13 @@ taken at T = 3 over the samples on which student and teacher agree, and L_oh is 
 *teacher's* logits to their own arg max, beside a class balance term L_bal = Σ_c p̄_c log p̄_c.
 """
 
-from collections.abc import Callable
+import functools
 
-import jax
-import jax.numpy as jnp
 import optax
 
-from cudfkd_jax import curriculum, losses
-from cudfkd_jax.capture import Outputs
-from cudfkd_jax.methods.base import Metrics
-from cudfkd_jax.methods.generative import Synthetic, Term
-from cudfkd_jax.parallel import Axis
-
-GRANULARITIES = ("sample", "batch")
-
-DIVERGENCES = ("kl", "js")  # of Eq. 4
-STUDENT_LOSSES = ("kl", "l1", "js")  # of Eq. 6
-
-SampleLoss = Callable[[jax.Array, jax.Array], jax.Array]  # (teacher logits, student logits) -> [B]
-
-
-def divergence(name: str, *, released_js: bool) -> losses.Divergence:
-    """D of Eq. 4 by its name, one of `DIVERGENCES`; `released_js` takes the released code's clamped JS."""
-    js = losses.js_divergence_released if released_js else losses.js_divergence
-    return {"kl": losses.kl_divergence, "js": js}[name]
-
-
-def student_divergence(name: str, temperature: float, *, released_js: bool) -> SampleLoss:
-    """D of Eq. 6 by its name, one of `STUDENT_LOSSES`; "l1" is on logits and takes no temperature."""
-    if name == "l1":
-        return losses.l1_distance
-    chosen = divergence(name, released_js=released_js)
-    return lambda teacher, student: chosen(teacher, student, temperature)
+from cudfkd_jax import losses
+from cudfkd_jax.methods import terms
+from cudfkd_jax.methods.terms import Term
 
 
 def synthesis_terms(
@@ -66,69 +41,16 @@ def synthesis_terms(
         balance_weight: α_bal.
         temperature: of the softmax in the class balance term.
     """
-
-    def adversarial_loss(synthetic: Synthetic, axis: Axis) -> jax.Array:
-        assert synthetic.student is not None
-        return -axis.mean(
-            jnp.mean(
-                losses.masked_adversarial(
-                    synthetic.teacher.value,
-                    synthetic.student.value,
-                    adversarial_temperature,
-                    adversarial_divergence,
-                )
-            )
-        )
-
-    def bn_loss(synthetic: Synthetic, axis: Axis) -> jax.Array:
-        return losses.bn_alignment(synthetic.teacher.bn)
-
-    def class_loss(synthetic: Synthetic, axis: Axis) -> jax.Array:
-        return axis.mean(jnp.mean(losses.confident_class_loss(synthetic.teacher.value)))
-
-    def balance_loss(synthetic: Synthetic, axis: Axis) -> jax.Array:
-        probabilities = jax.nn.softmax(synthetic.teacher.value / temperature)
-        return losses.class_balance_loss(axis.mean(jnp.mean(probabilities, axis=0)))
-
-    terms = []
+    chosen = []
     if alpha_adv is not None:
-        terms.append(Term("adversarial_loss", adversarial_loss, alpha_adv, ("student",), "alpha_adv"))
+        adversarial = functools.partial(
+            losses.masked_adversarial, temperature=adversarial_temperature, divergence=adversarial_divergence
+        )
+        chosen.append(terms.adversarial_term(adversarial, alpha_adv, weight_name="alpha_adv"))
     if bn_weight:
-        terms.append(Term("bn_loss", bn_loss, optax.constant_schedule(bn_weight), ("bn",)))
+        chosen.append(terms.bn_term(bn_weight))
     if class_weight:
-        terms.append(Term("class_loss", class_loss, optax.constant_schedule(class_weight)))
+        chosen.append(terms.class_term(class_weight))
     if balance_weight:
-        terms.append(Term("balance_loss", balance_loss, optax.constant_schedule(balance_weight)))
-    return tuple(terms)
-
-
-def self_paced_student_loss(*, sample_loss: SampleLoss, strategy: str, granularity: str, lambda_t: optax.Schedule):
-    """The student's objective, Eq. 6, as a `Method.student_loss`.
-
-    Args:
-        sample_loss: D of Eq. 6.
-        strategy: which v*, one of `curriculum.STRATEGIES`.
-        granularity: "sample" gives every image its own v*; "batch" one v* for all, from the mean loss (the
-            released code).
-        lambda_t: λ(t), a schedule of the student step.
-    """
-
-    def student_loss(student: Outputs, teacher: Outputs, step: jax.Array, axis: Axis) -> tuple[jax.Array, Metrics]:
-        sample_losses = sample_loss(teacher.value, student.value)
-        mean_loss = axis.mean(jnp.mean(sample_losses))
-        difficulty = sample_losses if granularity == "sample" else jnp.full_like(sample_losses, mean_loss)
-        difficulty = jax.lax.stop_gradient(difficulty)
-        lam = lambda_t(step)
-        v = jax.lax.stop_gradient(curriculum.spl_weights(strategy, difficulty, lam))
-        loss = jnp.mean(v * sample_losses)
-        metrics = {
-            "student_loss": loss,
-            "difficulty": mean_loss,
-            "mean_v": jnp.mean(v),
-            "share_v_below_half": jnp.mean(v < 0.5),
-            "regulariser_g": jnp.mean(curriculum.spl_regulariser(strategy, v, lam)),
-            "lambda": lam,
-        }
-        return loss, axis.mean(metrics)
-
-    return student_loss
+        chosen.append(terms.balance_term(balance_weight, temperature))
+    return tuple(chosen)

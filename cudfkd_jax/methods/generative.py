@@ -5,44 +5,17 @@
 A method is a choice of terms and of a student loss; see `cudfkd.py` for the first.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 
-from cudfkd_jax.capture import Outputs, apply
+from cudfkd_jax.capture import apply
 from cudfkd_jax.methods.base import FrozenClassifier, Method, Metrics
+from cudfkd_jax.methods.student import StudentLoss
+from cudfkd_jax.methods.terms import STUDENT, Synthetic, Term
 from cudfkd_jax.parallel import SINGLE, Axis
 from cudfkd_jax.train_state import TrainState, gradient_norm
-
-
-class Synthetic(NamedTuple):
-    """A synthetic batch and what the networks make of it; `student` is None where no term looks at it."""
-
-    images: jax.Array
-    teacher: Outputs
-    student: Outputs | None
-
-
-class Term(NamedTuple):
-    """One summand of the synthesis objective.
-
-    Attributes:
-        name: under which its unweighted value is reported; contains "loss".
-        value: `(synthetic, axis) -> scalar`, minimised.
-        weight: schedule of the student step counter.
-        needs: what it looks at besides the teacher's logits: "student", "bn".
-        weight_name: under which the weight is reported, "" for a constant.
-    """
-
-    name: str
-    value: Callable[[Synthetic, Axis], jax.Array]
-    weight: optax.Schedule
-    needs: tuple[str, ...] = ()
-    weight_name: str = ""
 
 
 def generative_method(
@@ -52,7 +25,7 @@ def generative_method(
     latent_dim: int,
     batch_size: int,
     terms: tuple[Term, ...],
-    student_loss: Callable[[Outputs, Outputs, jax.Array, Axis], tuple[jax.Array, Metrics]],
+    student_loss: StudentLoss,
 ) -> Method:
     """A method whose only state is a generator's `TrainState`.
 
@@ -64,6 +37,7 @@ def generative_method(
         student_loss: see `Method`.
     """
     needs = {need for term in terms for need in term.needs}
+    capture = tuple(sorted(needs - {STUDENT}))
 
     def init(key: jax.Array) -> TrainState:
         variables = generator.init(key, jnp.zeros((1, latent_dim)), train=False)
@@ -84,23 +58,22 @@ def generative_method(
 
         def objective(params):
             variables = {"params": params, "batch_stats": aux.batch_stats}
-            images, batch_stats, _ = apply(generator, variables, z, train=True, axis=axis)
+            generated = apply(generator, variables, z, train=True, axis=axis)
+            images = generated.value
             synthetic = Synthetic(
-                images,
-                teacher(images, capture="bn" in needs),
-                student(images) if "student" in needs else None,
+                images, teacher(images, capture=capture), student(images) if STUDENT in needs else None
             )
             values = {term.name: term.value(synthetic, axis) for term in terms}
             loss = sum(term.weight(step) * values[term.name] for term in terms)
             weights = {term.weight_name: term.weight(step) for term in terms if term.weight_name}
-            return loss, (batch_stats, {"synthesis_loss": loss, **values, **weights})
+            return loss, (generated.batch_stats, {"synthesis_loss": loss, **values, **weights})
 
         gradients, (batch_stats, metrics) = jax.grad(objective, has_aux=True)(aux.params)
         gradients = axis.mean(gradients)
         metrics["synthesis_gradient_norm"] = gradient_norm(gradients)
         return aux.update(gradients, batch_stats, optimiser), metrics
 
-    def sample(aux: TrainState, key: jax.Array, axis: Axis) -> jax.Array:
+    def sample(aux: TrainState, teacher: FrozenClassifier, key: jax.Array, axis: Axis) -> jax.Array:
         return apply(generator, aux.variables, latents(key, axis), axis=axis).value
 
     def preview(aux: TrainState, key: jax.Array, count: int) -> jax.Array:

@@ -67,6 +67,7 @@ class ResNet(nn.Module):
         """Normalised images [B, H, W, C] -> logits [B, num_classes], float32 or wider."""
         x = _conv(64, 3, "conv1", self.dtype)(x)
         x = nn.relu(layers.batch_norm(train, name="bn1", dtype=self.dtype)(x))
+        self.sow("intermediates", "stages", x)
         for stage, size in enumerate(self.stage_sizes):
             for index in range(size):
                 x = self.block(
@@ -75,6 +76,7 @@ class ResNet(nn.Module):
                     dtype=self.dtype,
                     name=f"layer{stage + 1}.{index}",
                 )(x, train)
+            self.sow("intermediates", "stages", x)
         x = layers.global_average_pool(x)
         head = nn.Dense(
             self.num_classes,

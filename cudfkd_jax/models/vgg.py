@@ -43,6 +43,7 @@ class VGG(nn.Module):
                 x = nn.relu(x)
             if block < pooled_blocks:
                 x = max_pool_2x2(x)
+            self.sow("intermediates", "stages", x)
         x = layers.global_average_pool(x)
         head = nn.Dense(
             self.num_classes, kernel_init=initializers.normal(0.01), dtype=self.dtype, name="classifier"

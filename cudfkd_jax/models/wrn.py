@@ -49,6 +49,7 @@ class WideResNet(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Normalised images [B, H, W, C] -> logits [B, num_classes], float32 or wider."""
         x = _conv(16, 3, "conv1", self.dtype)(x)
+        self.sow("intermediates", "stages", x)
         for group in range(3):
             for index in range((self.depth - 4) // 6):
                 x = WideBlock(
@@ -57,6 +58,7 @@ class WideResNet(nn.Module):
                     dtype=self.dtype,
                     name=f"block{group + 1}.layer.{index}",
                 )(x, train)
+            self.sow("intermediates", "stages", x)
         x = nn.relu(layers.batch_norm(train, name="bn1", dtype=self.dtype)(x))
         x = layers.global_average_pool(x)
         head = nn.Dense(self.num_classes, kernel_init=layers.torch_uniform, dtype=self.dtype, name="fc")
