@@ -5,7 +5,7 @@ import functools
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +13,7 @@ import optax
 from ml_collections import ConfigDict
 
 from cudfkd_jax import curriculum, data, loops, models
-from cudfkd_jax.capture import Classifier
+from cudfkd_jax.capture import Classifier, has_batch_norm, mode_arguments
 from cudfkd_jax.errors import UserError
 from cudfkd_jax.loops import Epoch
 from cudfkd_jax.methods import METHODS, cudfkd, generative, student
@@ -33,7 +33,7 @@ _POSITIVE = (
     *("distill.batch_size", "distill.temperature", "kd.temperature", "synthesis.adversarial_temperature"),
     *("generator.latent_dim", "generator.width", "generator.stages"),
     *("curriculum.lambda_0", "data.num_classes", "checkpoint.keep"),
-    *("evaluation.every_epochs", "evaluation.batch_size"),
+    *("evaluation.every_epochs", "evaluation.batch_size", "evaluation.synthetic_images"),
 )
 _NOT_NEGATIVE = (
     *(f"{section}.{key}" for section in ("teacher", "scratch", "kd") for key in ("warmup_epochs", "weight_decay")),
@@ -47,14 +47,16 @@ _NOT_NEGATIVE = (
     ),
     *("synthesis.bn_weight", "synthesis.class_weight", "synthesis.balance_weight"),
     *("data.padding", "devices", "checkpoint.every_seconds", "log.samples_every_epochs"),
-    *("evaluation.stability_from", "seed"),
+    *("evaluation.stability_from", "teacher.stop_accuracy", "seed"),
 )
 _BELOW_ONE = ("distill.momentum", "generator.beta1", "generator.beta2")
+NO_DATA = "none"  # as data.source
+
 _CHOICES: dict[str, Sequence[str]] = {
     "method": METHODS,
     "loop": loops.LOOPS,
     "compute_dtype": ("float32", "bfloat16"),
-    "data.source": tuple(data.SOURCES),
+    "data.source": (*data.SOURCES, NO_DATA),
     "distill.loss": student.STUDENT_LOSSES,
     "synthesis.adversarial_loss": student.DIVERGENCES,
     "curriculum.strategy": curriculum.STRATEGIES,
@@ -124,7 +126,8 @@ def check(config: ConfigDict) -> None:
         )
     _check_image(config)
     for role in ("teacher", "student"):
-        models.build_classifier(config[role].arch, config.data.num_classes)
+        network = classifier(config, described(config, role))
+        mode_arguments(network.module, train=False, train_argument=network.train_argument)
     s = config.synthesis
     if not (s.bn_weight or s.class_weight or s.balance_weight or alpha_adv(config)):
         raise UserError(
@@ -201,15 +204,33 @@ def dataset(config: ConfigDict, splits: Sequence[str]) -> data.Dataset:
     )
 
 
-def described(config: ConfigDict, arch: str) -> Net:
-    """The description of a network of this configuration, without metrics."""
-    d = config.data
-    return Net(arch, d.num_classes, tuple(d.image_shape), tuple(d.mean), tuple(d.std), {})
+def described(config: ConfigDict, role: str) -> Net:
+    """The description of the "teacher" or "student" of this configuration, without metrics."""
+    d, named = config.data, config[role]
+    arch = named.module or named.arch
+    return Net(arch, d.num_classes, tuple(d.image_shape), tuple(d.mean), tuple(d.std), {}, named.train_argument)
 
 
 def classifier(config: ConfigDict, net: Net) -> Classifier:
     """The network that a description names."""
-    return Classifier(models.build_classifier(net.arch, net.num_classes, _dtype(config)), net.mean, net.std)
+    module = models.build_classifier(net.arch, net.num_classes, _dtype(config))
+    return Classifier(module, net.mean, net.std, net.train_argument)
+
+
+class Pair(NamedTuple):
+    """The two networks of a data-free run."""
+
+    teacher: Classifier
+    teacher_net: Net
+    teacher_variables: Any  # arrays, or where only shapes are asked for `jax.ShapeDtypeStruct`
+    student: Classifier
+    student_net: Net
+
+
+def pair(config: ConfigDict, teacher: Net, variables: Any) -> Pair:
+    """The configuration's student and a teacher of these variables."""
+    student_net = described(config, "student")
+    return Pair(classifier(config, teacher), teacher, variables, classifier(config, student_net), student_net)
 
 
 def check_teacher(config: ConfigDict, net: Net, where: Path) -> None:
@@ -217,7 +238,7 @@ def check_teacher(config: ConfigDict, net: Net, where: Path) -> None:
     for key, wanted, found in (
         ("data.num_classes", config.data.num_classes, net.num_classes),
         ("data.image_shape", tuple(config.data.image_shape), net.image_shape),
-        ("teacher.arch", config.teacher.arch, net.arch),
+        ("teacher.arch", config.teacher.module or config.teacher.arch, net.arch),
     ):
         if wanted != found:
             raise UserError(
@@ -232,21 +253,22 @@ def distill_epoch(config: ConfigDict) -> Epoch:
     return Epoch(d.rounds_per_epoch, d.synthesis_steps, d.student_steps)
 
 
-def problem(config: ConfigDict, teacher: Classifier) -> Problem:
+def problem(config: ConfigDict, networks: Pair) -> Problem:
     """What is minimised when a student is distilled without data."""
     d = config.distill
     learning_rate = curriculum.cosine_learning_rate(d.learning_rate, d.epochs, distill_epoch(config).steps)
     return Problem(
-        method=method(config),
-        teacher=teacher,
-        student=classifier(config, described(config, config.student.arch)),
+        method=method(config, networks),
+        teacher=networks.teacher,
+        student=networks.student,
         optimiser=sgd(learning_rate, momentum=d.momentum, weight_decay=d.weight_decay),
         learning_rate=learning_rate,
     )
 
 
-def method(config: ConfigDict) -> Method:
-    """The distillation method."""
+def method(config: ConfigDict, networks: Pair) -> Method:
+    """The distillation method; without its BN term where the teacher has no BatchNorm."""
+    has_bn = has_batch_norm(networks.teacher_variables)
     g, d, c, s = config.generator, config.distill, config.curriculum, config.synthesis
     return generative.generative_method(
         generator=Generator(tuple(config.data.image_shape), g.latent_dim, g.width, g.stages, _dtype(config)),
@@ -257,7 +279,7 @@ def method(config: ConfigDict) -> Method:
             alpha_adv=alpha_adv(config),
             adversarial_divergence=student.divergence(s.adversarial_loss, released_js=config.released_js),
             adversarial_temperature=s.adversarial_temperature,
-            bn_weight=s.bn_weight,
+            bn_weight=s.bn_weight if has_bn else 0.0,
             class_weight=s.class_weight,
             balance_weight=s.balance_weight,
             temperature=d.temperature,

@@ -23,7 +23,9 @@ def get_config() -> ConfigDict:
 
     data = config.data = ConfigDict()
     data.name = "cifar10"
-    data.source = "tfds"  # "digits", "tfds", "archive", "folder", "npz"
+    # "digits", "tfds", "archive", "folder", "npz", or "none": no images at all, agreement with the teacher is
+    # measured on synthetic images.
+    data.source = "tfds"
     data.dir = ""  # where the source looks; "": its own default
     data.image_shape = (32, 32, 3)
     data.num_classes = 10
@@ -34,11 +36,17 @@ def get_config() -> ConfigDict:
 
     teacher = config.teacher = ConfigDict()
     teacher.arch = "resnet34"
+    teacher.module = ""  # a linen module in the place of arch: "package.module:Name", called without arguments
+    teacher.train_argument = ""  # of the module's call: "" finds train, training, deterministic,
+    # use_running_average; else the name of one that is true in training, or "not NAME" of one that is false then
     teacher.checkpoint = ""  # a trained network or the workdir of another run; "": train one
+    teacher.stop_accuracy = 0.0  # --stage=teacher ends at the first epoch with this test accuracy, in %; 0: never
     teacher.update(_supervised(epochs=200))
 
     student = config.student = ConfigDict()
     student.arch = "resnet18"
+    student.module = ""  # as the teacher's
+    student.train_argument = ""
 
     scratch = config.scratch = ConfigDict()  # the student trained on the data (--stage=scratch)
     scratch.update(_supervised(epochs=200))
@@ -93,6 +101,7 @@ def get_config() -> ConfigDict:
     evaluation = config.evaluation = ConfigDict()
     evaluation.every_epochs = 1
     evaluation.batch_size = 512
+    evaluation.synthetic_images = 1000  # held-out images to measure agreement on where data.source is "none"
     evaluation.stability_from = 80  # first epoch, counted from 1, of the mean and variance of Acc@1 (Table V)
 
     checkpoint = config.checkpoint = ConfigDict()
@@ -105,7 +114,8 @@ def get_config() -> ConfigDict:
     return config
 
 
-ARGUMENTS = ("teacher", "student", "method", "released", "runlocal")  # the last two are bare words
+ARGUMENTS = ("teacher", "student", "method", "noisy", "released", "runlocal")
+_BARE = ("noisy", "released", "runlocal")
 
 
 def parse_arguments(text: str) -> dict[str, str]:
@@ -119,21 +129,36 @@ def parse_arguments(text: str) -> dict[str, str]:
         key, _, value = part.partition("=")
         if key not in ARGUMENTS:
             raise UserError(f"unknown argument {key!r} after the colon of --config; valid: {', '.join(ARGUMENTS)}")
-        if bool(value) == (key in ("released", "runlocal")):
+        if bool(value) == (key in _BARE):
             form = key if value else f"{key}=NAME"
             raise UserError(f"argument {part!r} after the colon of --config; write {form}")
         arguments[key] = value
     return arguments
 
 
-def with_arguments(teacher: str, student: str, arguments: dict[str, str]) -> ConfigDict:
-    """The default configuration for a pair of networks, each unless the arguments name another."""
+def with_arguments(
+    teacher: str, student: str, arguments: dict[str, str], *, noisy_accuracy: float = 0.0
+) -> ConfigDict:
+    """The default configuration for a pair of networks, each unless the arguments name another.
+
+    Args:
+        teacher, student: architectures.
+        arguments: as `parse_arguments` returns them.
+        noisy_accuracy: test accuracy in percent at which `noisy` ends the teacher's training; 0: not offered.
+
+    Raises:
+        UserError: `noisy` is asked for and not offered.
+    """
     config = get_config()
     config.teacher.arch = arguments.get("teacher", teacher)
     config.student.arch = arguments.get("student", student)
     config.method = arguments.get("method", config.method)
     if "released" in arguments:
         _released(config)
+    if "noisy" in arguments:
+        if not noisy_accuracy:
+            raise UserError("no noisy teacher is defined here; give --config.teacher.stop_accuracy, in percent")
+        config.teacher.stop_accuracy = noisy_accuracy
     return config
 
 

@@ -61,31 +61,32 @@ def make_evaluate(
 
 def evaluate(
     student_logits: np.ndarray,
-    labels: np.ndarray,
+    labels: np.ndarray | None,
     teacher_logits: np.ndarray | None = None,
     *,
     batch_size: int = 2048,
 ) -> dict[str, float]:
-    """Test metrics of logits `[N, classes]` against labels `[N]` and, where given, a teacher's logits.
+    """Test metrics of logits `[N, classes]` against labels `[N]` and a teacher's logits, as far as given.
 
     Returns:
         acc1, acc5 (above 5 classes) and agree1 in percent, loyalty and loyalty_released; see `metrics`.
     """
-    collection, update = _collection(student_logits.shape[1], teacher_logits is not None)
+    collection, update = _collection(student_logits.shape[1], labels is not None, teacher_logits is not None)
+    given = {"student_logits": student_logits, "labels": labels, "teacher_logits": teacher_logits}
     total = collection.empty()
-    for start in range(0, len(labels), batch_size):
+    for start in range(0, len(student_logits), batch_size):
         rows = slice(start, start + batch_size)
-        batch = {"student_logits": student_logits[rows], "labels": labels[rows]}
-        if teacher_logits is not None:
-            batch["teacher_logits"] = teacher_logits[rows]
-        mask = np.ones(len(batch["labels"]), bool)
+        batch = {name: values[rows] for name, values in given.items() if values is not None}
+        mask = np.ones(len(batch["student_logits"]), bool)
         total = update(total, **{k: _pad(v, batch_size) for k, v in {**batch, "mask": mask}.items()})
     return {name: float(value) for name, value in total.compute().items()}
 
 
 @functools.cache
-def _collection(num_classes: int, with_teacher: bool) -> tuple[type[metrics.Collection], Callable[..., Any]]:
-    collection = evaluation_metrics(num_classes, with_teacher=with_teacher)
+def _collection(
+    num_classes: int, with_labels: bool, with_teacher: bool
+) -> tuple[type[metrics.Collection], Callable[..., Any]]:
+    collection = evaluation_metrics(num_classes, with_labels=with_labels, with_teacher=with_teacher)
     return collection, jax.jit(lambda total, **batch: total.merge(collection.single_from_model_output(**batch)))
 
 

@@ -14,11 +14,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from cudfkd_jax import checkpoint, weights, workdir
-from cudfkd_jax.distill import STUDENT
+from cudfkd_jax import checkpoint, models, weights, workdir
+from cudfkd_jax.datafree import STUDENT
 from cudfkd_jax.errors import RunFailedError, UserError
 from cudfkd_jax.files import write_json
-from cudfkd_jax.formats import FORMATS, Format, abstract_variables
+from cudfkd_jax.formats import FORMATS, PYTORCH, Format, abstract_variables
 from cudfkd_jax.summary import SUMMARY
 from cudfkd_jax.weights import Trained
 
@@ -42,6 +42,11 @@ def export(folder: Path, format_: str, say: Callable[[str], None] = print) -> Pa
         RunFailedError: what was written did not read back as the student; nothing was left.
     """
     student = _load_student(folder)
+    if format_ in PYTORCH and models.is_import_path(student.net.arch):
+        raise UserError(
+            f"{student.net.arch} has no names in PyTorch, which --format={format_} needs; export it as orbax or "
+            "stablehlo"
+        )
     description = _describe(folder, format_, student)
     place, file = folder / EXPORTS / format_, description["file"]
     if place.exists():

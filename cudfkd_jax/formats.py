@@ -18,6 +18,7 @@ from cudfkd_jax.errors import UserError
 from cudfkd_jax.files import write_bytes
 from cudfkd_jax.weights import Trained
 
+PYTORCH = ("safetensors", "torch")  # the formats under PyTorch's names
 PLATFORMS = ("cpu", "cuda", "tpu")  # of the StableHLO program
 
 _BATCH_SIZES = (1, 3, 8)
@@ -50,7 +51,7 @@ def abstract_variables(trained: Trained) -> Any:
 
 def _classifier(trained: Trained) -> Classifier:
     net = trained.net
-    return Classifier(models.build_classifier(net.arch, net.num_classes), net.mean, net.std)
+    return Classifier(models.build_classifier(net.arch, net.num_classes), net.mean, net.std, net.train_argument)
 
 
 def _check_equal(found: Mapping[str, Any], trained: Trained) -> None:

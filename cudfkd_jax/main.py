@@ -1,16 +1,14 @@
 """The command line: `python -m cudfkd_jax.main --config=configs/digits.py --workdir=runs/digits`."""
 
 import argparse
-import difflib
 import hashlib
 import json
 import os
 import re
-import runpy
 import signal
 import sys
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,7 +16,7 @@ import jax
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from cudfkd_jax import build, defaults, export, stages
+from cudfkd_jax import build, export, settings, stages
 from cudfkd_jax.errors import RunFailedError, StoppedError, UserError
 from cudfkd_jax.formats import FORMATS
 
@@ -51,6 +49,7 @@ _KINDS = {int: "a whole number", float: "a number", bool: "true or false", tuple
 
 def console() -> NoReturn:
     """Runs the command line and leaves with its exit status."""
+    sys.path.insert(0, "")  # as `python -m` has it: networks by import path may lie in the current folder
     status = main(sys.argv[1:])
     if status == _INTERRUPTED:  # JAX crashes in its clean-up when Ctrl-C came while it compiled
         sys.stdout.flush()
@@ -82,7 +81,7 @@ def _run(arguments: Sequence[str]) -> None:
     _use_compilation_cache()
     workdir = options.workdir
     if options.config or options.stage not in ("evaluate", "export"):
-        config = _load(options.config)
+        config = settings.load(options.config)
         changes = _override(config, rest)
         workdir = workdir or _default_workdir(options.config, changes)
     if not workdir:
@@ -125,34 +124,10 @@ class _Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; --help shows what can be given")
 
 
-def _load(file: str | None) -> ConfigDict:
-    """The configuration of a file, `FILE[:ARGUMENTS]`, over the defaults."""
-    if not file:
-        raise UserError("no configuration; give one, e.g. --config=configs/digits.py (--help says more)")
-    path, *arguments = file.split(":", 1)
-    if not Path(path).is_file():
-        raise UserError(f"no configuration file {path!r}; those of this project are in configs/")
-    config = defaults.get_config().lock()
-    try:
-        loaded = runpy.run_path(path)["get_config"](*arguments)
-        if not isinstance(loaded, ConfigDict):
-            raise TypeError(f"get_config() returned {type(loaded).__name__}, not ConfigDict")
-        _check_keys(build.flatten(loaded), config)
-        config.update(loaded)
-    except UserError:
-        raise
-    except Exception as error:  # the file is a program and can raise anything
-        raise UserError(
-            f"--config={path} cannot be loaded: {type(error).__name__}: {error}; mend the file "
-            "(--debug shows where it fails)"
-        ) from error
-    return config
-
-
 def _override(config: ConfigDict, arguments: list[str]) -> dict[str, Any]:
     """Changes the configuration as `--config.KEY=VALUE` arguments say; returns the changes by key."""
     given = (re.match(r"--?(?:no)?config\.([^=]*)", argument) for argument in arguments)
-    _check_keys([match[1] for match in given if match], config)
+    settings.check_keys([match[1] for match in given if match], config)
     values = flags.FlagValues()
     values.set_gnu_getopt()
     arguments = ["cudfkd", *arguments]
@@ -168,16 +143,6 @@ def _override(config: ConfigDict, arguments: list[str]) -> dict[str, Any]:
     if stray:
         raise UserError(f"unexpected argument {stray[0]!r}; settings are given as --config.key=value")
     return config_flags.get_override_values(values["config"])
-
-
-def _check_keys(keys: Iterable[str], config: ConfigDict) -> None:
-    known = build.flatten(config)
-    for key in keys:
-        if key not in known:
-            nearest = ", ".join(difflib.get_close_matches(key, known, n=3, cutoff=0))
-            raise UserError(
-                f"unknown configuration key {key!r}; the nearest are {nearest} (all: {defaults.__file__})"
-            )
 
 
 def _default_workdir(file: str, changes: dict[str, Any]) -> str:

@@ -77,22 +77,27 @@ def probability_loyalty_released(student_logits: Array, teacher_logits: Array) -
 
 
 @functools.cache
-def evaluation_metrics(num_classes: int, *, with_teacher: bool = True) -> type[metrics.Collection]:
+def evaluation_metrics(
+    num_classes: int, *, with_labels: bool = True, with_teacher: bool = True
+) -> type[metrics.Collection]:
     """The collection of test metrics: acc1, acc5 (above 5 classes), and against a teacher agree1 and loyalty.
 
-    Its model outputs are `student_logits` `[B, C]`, `labels` `[B]`, `mask` `[B]` bool (False: padding) and,
-    with a teacher, `teacher_logits` `[B, C]`. `compute()` gives acc1, acc5 and agree1 in percent, loyalty
+    Its model outputs are `student_logits` `[B, C]`, `mask` `[B]` bool (False: padding), with labels `labels`
+    `[B]` and with a teacher `teacher_logits` `[B, C]`. `compute()` gives acc1, acc5 and agree1 in percent, loyalty
     (Eq. 16) and loyalty_released as means in [0, 1]; NaN where no row counted.
 
     Args:
         num_classes: C.
+        with_labels: whether acc1 and acc5 belong to it.
         with_teacher: whether agree1, loyalty and loyalty_released belong to it.
 
     Returns:
         The collection's type, the same object for the same arguments.
     """
-    chosen: dict[str, type[metrics.Metric]] = {"acc1": _accuracy(1)}
-    if num_classes > 5:
+    chosen: dict[str, type[metrics.Metric]] = {}
+    if with_labels:
+        chosen["acc1"] = _accuracy(1)
+    if with_labels and num_classes > 5:
         chosen["acc5"] = _accuracy(5)
     if with_teacher:
         chosen["agree1"] = _against_teacher(Percentage, agreement)

@@ -18,8 +18,9 @@ from ml_collections import ConfigDict
 from cudfkd_jax import (
     build,
     checkpoint,
+    datafree,
     defaults,
-    distill,
+    flax_io,
     torch_io,
     torch_names,
     train,
@@ -27,13 +28,14 @@ from cudfkd_jax import (
     weights,
     workdir,
 )
-from cudfkd_jax.data import Dataset
+from cudfkd_jax.capture import has_batch_norm
+from cudfkd_jax.data import Dataset, Split
 from cudfkd_jax.errors import UserError
 from cudfkd_jax.evaluate import evaluate, make_predict
 from cudfkd_jax.summary import SUMMARY, describe, evaluation_table
 from cudfkd_jax.weights import Net, Trained
 
-_WRITTEN = (trainer.METRICS, SUMMARY, trainer.CHECKPOINTS, distill.STUDENT, distill.STUDENT_BEST, train.NET)
+_WRITTEN = (trainer.METRICS, SUMMARY, trainer.CHECKPOINTS, datafree.STUDENT, datafree.STUDENT_BEST, train.NET)
 STAGES = ("all", "teacher", "scratch", "kd", "distill", "evaluate", "export")
 
 
@@ -67,6 +69,12 @@ def run(config: ConfigDict, stage: str, folder: Path, say: Callable[[str], None]
             "or give --config.teacher.checkpoint"
         )
     build.check_devices(config, parts)
+    with_data = [part for part in parts if part != "distill"]
+    if with_data and config.data.source == build.NO_DATA:
+        raise UserError(
+            f"data.source={build.NO_DATA} has no images to train on, as --stage={with_data[0]} does; "
+            "name the data with --config.data.source, or a trained teacher with --config.teacher.checkpoint"
+        )
     for part in parts:
         workdir.check_own(_folder(folder, part), _WRITTEN)
         workdir.check_config(_folder(folder, part), _settings(config, part, teacher))
@@ -75,12 +83,50 @@ def run(config: ConfigDict, stage: str, folder: Path, say: Callable[[str], None]
         return
     for part in parts:
         checkpoint.find_newest(_folder(folder, part) / trainer.CHECKPOINTS)
-    dataset = build.dataset(config, ("test",) if parts == ["distill"] else ("train", "test"))
+    dataset = None
+    if config.data.source != build.NO_DATA:
+        dataset = build.dataset(config, ("test",) if parts == ["distill"] else ("train", "test"))
     _check_shapes(config, parts, dataset, teacher)
     with workdir.lock(folder):
         for part in parts:
-            teacher = _run_part(config, part, folder, dataset, teacher)
+            teacher = _run_part(config, part, folder, dataset, teacher, say)
             _say_finished(_folder(folder, part), say)
+
+
+def run_pair(
+    config: ConfigDict,
+    folder: Path,
+    networks: build.Pair,
+    test: Split | None,
+    say: Callable[[str], None] = print,
+) -> None:
+    """Distils networks that a program holds, or goes on with it, as `run` does with those a configuration names.
+
+    Args:
+        config: checked.
+        folder: the run's workdir.
+        networks: teacher and student.
+        test: only measured on; None where there are no data.
+        say: told what a user should read.
+
+    Raises:
+        UserError: before anything is compiled or written.
+    """
+    workdir.check_writable(folder)
+    workdir.check_free(folder)
+    build.check_devices(config, ["distill"])
+    settings = build.result_settings(config, "distill")
+    settings[workdir.TEACHER] = weights.digest(networks.teacher_variables)
+    workdir.check_own(folder, _WRITTEN)
+    workdir.check_config(folder, settings)
+    if (folder / SUMMARY).exists():
+        return
+    checkpoint.find_newest(folder / trainer.CHECKPOINTS)
+    datafree.check_shapes(config, networks)
+    with workdir.lock(folder):
+        workdir.check_config(folder, settings)
+        workdir.write_config(folder, settings, build.flatten(config))
+        _distill(config, folder, networks, test, say)
 
 
 def evaluate_run(config: ConfigDict, folder: Path, say: Callable[[str], None] = print) -> dict[str, Any]:
@@ -95,9 +141,14 @@ def evaluate_run(config: ConfigDict, folder: Path, say: Callable[[str], None] = 
         are there.
     """
     build.check(config)
+    if config.data.source == build.NO_DATA:
+        raise UserError(
+            f"--stage=evaluate measures on test images and data.source={build.NO_DATA} has none; "
+            "name some with --config.data.source"
+        )
     teacher = _teacher_of_run(config, folder, say)
     nets = {"teacher": teacher} if teacher else {}
-    for name in (distill.STUDENT, distill.STUDENT_BEST, "scratch", "kd"):
+    for name in (datafree.STUDENT, datafree.STUDENT_BEST, "scratch", "kd"):
         where = folder / name / train.NET if name in ("scratch", "kd") else folder / name
         if where.exists():
             nets[name] = weights.load_net(where)
@@ -165,13 +216,16 @@ def find_teacher(config: ConfigDict, folder: Path) -> Trained | None:
             if path.is_file():
                 return _import_teacher(config, path)
             where = next((place for place in places if (place / weights.DESCRIPTION).exists()), None)
+            orbax = flax_io.find_orbax(path) if where is None and path.is_dir() else None
         except OSError as error:
             raise UserError(f"teacher.checkpoint={path}: {error.strerror}; check the path") from error
+        if orbax:
+            return _import_teacher(config, orbax)
         if where is None:
             raise UserError(
                 f"teacher.checkpoint={path} is neither a trained network (a folder with {weights.DESCRIPTION}), "
-                "the workdir of a run with a teacher nor a file of weights (.pth, .pt, .safetensors); "
-                "check the path"
+                "the workdir of a run with a teacher, a folder of Orbax nor a file of weights (.pth, .pt, "
+                ".safetensors, .msgpack); check the path"
             )
     else:
         where = folder / "teacher" / train.NET
@@ -185,18 +239,31 @@ def find_teacher(config: ConfigDict, folder: Path) -> Trained | None:
 
 
 def _import_teacher(config: ConfigDict, path: Path) -> Trained:
-    net = build.described(config, config.teacher.arch)
-    state_dict = torch_io.read_state_dict(path)
-    found = torch_names.infer(state_dict)
-    if found:
-        named = dataclasses.replace(net, arch=found.arch, num_classes=found.num_classes)
-        build.check_teacher(config, named, path)
-    variables = torch_names.to_variables(state_dict, _abstract_variables(config, net), path)
+    net = build.described(config, "teacher")
+    expected = _abstract_variables(config, net)
+    if path.is_dir() or path.suffix in flax_io.SUFFIXES:
+        variables = flax_io.read_variables(path, expected)
+    elif config.teacher.module:
+        raise UserError(
+            f"teacher.checkpoint={path}: weights of PyTorch have no names in {config.teacher.module}; give Flax's "
+            f"own ({flax_io.SUFFIXES[0]}, or a folder of Orbax)"
+        )
+    else:
+        state_dict = torch_io.read_state_dict(path)
+        if found := torch_names.infer(state_dict):
+            named = dataclasses.replace(net, arch=found.arch, num_classes=found.num_classes)
+            build.check_teacher(config, named, path)
+        variables = torch_names.to_variables(state_dict, expected, path)
     return Trained(net, variables, weights.digest(variables))
 
 
 def _run_part(
-    config: ConfigDict, part: str, folder: Path, dataset: Dataset, teacher: Trained | None
+    config: ConfigDict,
+    part: str,
+    folder: Path,
+    dataset: Dataset | None,
+    teacher: Trained | None,
+    say: Callable[[str], None],
 ) -> Trained | None:
     part_folder, settings = _folder(folder, part), _settings(config, part, teacher)
     workdir.check_config(part_folder, settings)
@@ -206,21 +273,32 @@ def _run_part(
     workdir.write_config(part_folder, settings, whole)
     if part == "distill":
         assert teacher is not None
-        distill.distill(config, part_folder, teacher, dataset.splits["test"])
+        test = dataset.splits["test"] if dataset else None
+        _distill(config, part_folder, build.pair(config, teacher.net, teacher.variables), test, say)
         return teacher
+    assert dataset
     train.train(config, part, part_folder, dataset, teacher)
     return weights.load_net(part_folder / train.NET) if part == "teacher" else teacher
 
 
-def _check_shapes(config: ConfigDict, parts: list[str], dataset: Dataset, teacher: Trained | None) -> None:
+def _distill(
+    config: ConfigDict, folder: Path, networks: build.Pair, test: Split | None, say: Callable[[str], None]
+) -> None:
+    if config.synthesis.bn_weight and not has_batch_norm(networks.teacher_variables):
+        say("the teacher has no BatchNorm: it is distilled without the BN term")
+    datafree.distill(config, folder, networks, test)
+
+
+def _check_shapes(config: ConfigDict, parts: list[str], dataset: Dataset | None, teacher: Trained | None) -> None:
     for part in parts:
         if part != "distill":
+            assert dataset
             train.check_shapes(config, part, dataset, teacher)
         elif teacher:
-            distill.check_shapes(config, teacher.net, teacher.variables)
+            datafree.check_shapes(config, build.pair(config, teacher.net, teacher.variables))
         else:
-            net = build.described(config, config.teacher.arch)
-            distill.check_shapes(config, net, _abstract_variables(config, net))
+            net = build.described(config, "teacher")
+            datafree.check_shapes(config, build.pair(config, net, _abstract_variables(config, net)))
 
 
 def _abstract_variables(config: ConfigDict, net: Net) -> Any:

@@ -20,7 +20,7 @@ from cudfkd_jax.train_state import TrainState, gradient_norm
 
 # What a draw is for; folded into the root key, so that draws for different purposes share no bits.
 STUDENT_INIT, METHOD_INIT, SYNTHESIS, STUDENT, PREVIEW, ORDER, AUGMENTATION = range(7)
-BEGIN, FINISH, DROPOUT = range(7, 10)
+BEGIN, FINISH, DROPOUT, HELD_OUT = range(7, 11)
 
 
 class Tally(struct.PyTreeNode):

@@ -2,7 +2,6 @@
 
 import platform
 import statistics
-from collections.abc import Sequence
 from importlib import metadata
 from typing import Any
 
@@ -19,49 +18,44 @@ from cudfkd_jax.weights import Trained
 SUMMARY = "summary.json"
 _PACKAGES = ("cudfkd_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 _NO_STABILITY = {"mean": None, "variance": None}
+SYNTHETIC = "_synthetic"  # ends the name of a metric that was measured on synthetic images
 TEST_METRICS = ("acc1", "acc5", "agree1", "loyalty", "loyalty_released")
+_AGAINST_TEACHER = tuple(name + SYNTHETIC for name in TEST_METRICS[2:])
 
 
 def distill_summary(
     *,
     config: ConfigDict,
     history: list[Record],
-    teacher: Trained,
-    teacher_metrics: dict[str, float],
-    student: Any,
+    teacher: dict[str, Any],
+    student: dict[str, Any],
     devices: Devices,
 ) -> dict[str, Any]:
     """The summary of a data-free run.
 
     Args:
         history: a record an epoch.
-        teacher_metrics: the teacher's acc1 and so on, on the test images.
-        student: the student's parameters, to be counted.
+        teacher: its architecture, parameters, and acc1 and so on where there are test images.
+        student: its architecture and parameters.
 
     Returns:
         JSON-ready; accuracies in percent. `agree1`, `loyalty` and so on are the last student's; each `*_best`
-        is the best over the epochs by itself, chosen on the test images, as the paper's tables do.
+        is the best over the epochs by itself, chosen on the test images, as the paper's tables do. Metrics that
+        end in `_synthetic` were measured on synthetic images, for want of any other.
     """
     last = history[-1]
     from_epoch = config.evaluation.stability_from
     later = [record["acc1"] for record in history if "acc1" in record and record["epoch"] >= from_epoch]
-    student_summary: dict[str, Any] = {
-        "arch": config.student.arch,
-        "parameters": count_parameters(student),
-    }
-    for name in TEST_METRICS:
+    student_summary = dict(student)
+    for name in (*TEST_METRICS, *_AGAINST_TEACHER):
         if best := records.best(history, name):
             student_summary |= {f"{name}_best": best.value, f"{name}_best_epoch": best.epoch}
-    student_summary["acc1_last"] = last["acc1"]
-    student_summary |= {name: last[name] for name in TEST_METRICS[1:] if name in last}
+        if name in last:
+            student_summary["acc1_last" if name == "acc1" else name] = last[name]
     return {
         "method": config.method,
         **common_summary(config, history, devices),
-        "teacher": {
-            "arch": teacher.net.arch,
-            "parameters": count_parameters(teacher.variables["params"]),
-            **teacher_metrics,
-        },
+        "teacher": teacher,
         "student": student_summary,
         "stability": {**(stability(later)._asdict() if later else _NO_STABILITY), "from_epoch": from_epoch},
     }
@@ -95,20 +89,21 @@ def describe(summary: dict[str, Any]) -> str:
     """A summary as the lines that a user reads at the end of a stage."""
     pace = f"{duration(summary['wall_s'])}, {summary['images_per_s']:,.0f} images/s"
     if "network" in summary:
-        network = summary["network"]
-        rows = [_HEADER, _row(summary["stage"], network, network)]
-        return f"{_aligned(rows)}\n{pace}"
-    teacher, student = summary["teacher"], summary["student"]
-    last = {**student, "acc1": student["acc1_last"]}
+        return f"{_table({summary['stage']: summary['network']})}\n{pace}"
+    student = summary["student"]
+    if "acc1_last" not in student:
+        return (
+            f"{_table({'student, last': student})}\n{pace}; agreement on held-out synthetic images, not on real "
+            "ones: without test images no accuracy is known"
+        )
     best = {name: student[f"{name}_best"] for name in TEST_METRICS if f"{name}_best" in student}
-    rows = [
-        _HEADER,
-        _row("teacher", teacher, teacher),
-        _row("student, last", student, last),
-        _row("student, best", student, best),
-    ]
+    networks = {
+        "teacher": summary["teacher"],
+        "student, last": student | {"acc1": student["acc1_last"]},
+        "student, best": {name: student[name] for name in ("arch", "parameters")} | best,
+    }
     return (
-        f"{_aligned(rows)}\n"
+        f"{_table(networks)}\n"
         f"{_describe_stability(**summary['stability'])}\n"
         f"{pace}; each best value is chosen by itself on the test images"
     )
@@ -122,25 +117,32 @@ def _describe_stability(mean: float | None, variance: float | None, from_epoch: 
 
 def evaluation_table(nets: dict[str, Trained], measured: dict[str, dict[str, float]]) -> str:
     """Test metrics by network as lines of text."""
-    rows: list[tuple[str, ...]] = [_HEADER]
-    for name, trained in nets.items():
-        parameters = count_parameters(trained.variables["params"])
-        rows.append(_row(name, {"arch": trained.net.arch, "parameters": parameters}, measured[name]))
-    return _aligned(rows)
+    return _table(
+        {
+            name: {"arch": net.net.arch, "parameters": count_parameters(net.variables["params"])} | measured[name]
+            for name, net in nets.items()
+        }
+    )
 
 
-_HEADER = ("", "", "acc@1 %", "acc@5 %", "agree@1 %", "loyalty", "loyalty (released)", "parameters")
+_COLUMNS = {  # name in a summary: heading, digits
+    "acc1": ("acc@1 %", 2),
+    "acc5": ("acc@5 %", 2),
+    "agree1": ("agree@1 %", 2),
+    "loyalty": ("loyalty", 4),
+    "loyalty_released": ("loyalty (released)", 4),
+    "agree1_synthetic": ("synthetic agree@1 %", 2),
+    "loyalty_synthetic": ("synthetic loyalty", 4),
+}
 
 
-def _row(name: str, network: dict[str, Any], metrics: dict[str, float]) -> tuple[str, ...]:
-    cells = [f"{metrics[key]:.{digits}f}" if key in metrics else "" for key, digits in _DIGITS.items()]
-    return (name, network["arch"], *cells, f"{network['parameters']:,}")
-
-
-_DIGITS = dict(zip(TEST_METRICS, (2, 2, 2, 4, 4), strict=True))
-
-
-def _aligned(rows: Sequence[tuple[str, ...]]) -> str:
+def _table(networks: dict[str, dict[str, Any]]) -> str:
+    """A line a network under a line of headings; columns that all leave empty are left out."""
+    names = [name for name in _COLUMNS if any(name in network for network in networks.values())]
+    rows = [("", "", *(_COLUMNS[name][0] for name in names), "parameters")]
+    for label, network in networks.items():
+        cells = [f"{network[name]:.{_COLUMNS[name][1]}f}" if name in network else "" for name in names]
+        rows.append((label, network["arch"], *cells, f"{network['parameters']:,}"))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         "  ".join(

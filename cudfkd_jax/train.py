@@ -14,6 +14,7 @@ from cudfkd_jax.evaluate import make_evaluate, make_predict
 from cudfkd_jax.files import write_json
 from cudfkd_jax.loops import Epoch, Steps, make_epoch_function
 from cudfkd_jax.models import count_parameters
+from cudfkd_jax.records import Record
 from cudfkd_jax.summary import SUMMARY, TEST_METRICS, common_summary
 from cudfkd_jax.supervised import SupervisedProblem
 from cudfkd_jax.weights import Trained, save_net
@@ -54,11 +55,12 @@ def train(
         predict = make_predict(build.classifier(config, teacher.net), devices, batch_size)
         teacher_logits = predict(devices.replicate(teacher.variables), test.images)
     used = _used_by(problem, teacher)
-    net = build.described(config, _arch(config, section))
+    net = build.described(config, _role(section))
     stage = trainer.Stage(
         name=section,
         folder=folder,
         epochs=config[section].epochs,
+        done=functools.partial(_is_noisy_enough, config.teacher.stop_accuracy if section == "teacher" else 0.0),
         steps_per_epoch=epoch.steps,
         images_per_step=config[section].batch_size,
         init=lambda: supervised.init_state(
@@ -89,7 +91,7 @@ def _problem(
     config: ConfigDict, section: str, dataset: Dataset, teacher: Trained | None
 ) -> tuple[SupervisedProblem, Epoch]:
     epoch = build.supervised_epoch(config, section, len(dataset.splits["train"].labels))
-    network = build.classifier(config, build.described(config, _arch(config, section)))
+    network = build.classifier(config, build.described(config, _role(section)))
     helper = build.classifier(config, teacher.net) if teacher and section == "kd" else None
     return build.supervised_problem(config, section, network, epoch, helper), epoch
 
@@ -98,5 +100,10 @@ def _used_by(problem: SupervisedProblem, teacher: Trained | None) -> tuple[Any, 
     return (teacher.variables,) if teacher and problem.distillation else ()
 
 
-def _arch(config: ConfigDict, section: str) -> str:
-    return config.teacher.arch if section == "teacher" else config.student.arch
+def _is_noisy_enough(stop_accuracy: float, record: Record) -> bool:
+    """Whether a teacher that is to stay noisy (Figure 4) has been trained for long enough."""
+    return bool(stop_accuracy) and record.get("acc1", 0.0) >= stop_accuracy
+
+
+def _role(section: str) -> str:
+    return "teacher" if section == "teacher" else "student"

@@ -36,6 +36,7 @@ class Stage:
         name: shown to the user.
         folder: of its files: `checkpoints/`, `metrics.jsonl`, `tensorboard/`.
         epochs, steps_per_epoch: its length.
+        done: whether it ends with the epoch of this record, before `epochs`.
         images_per_step: that the trained network sees, over all devices.
         init: makes the state before the first step; jit-compiled, and traced for the shapes of a checkpoint.
         run_epoch: see `loops.make_epoch_function`.
@@ -50,6 +51,7 @@ class Stage:
     name: str
     folder: Path
     epochs: int
+    done: Callable[[Record], bool]
     steps_per_epoch: int
     images_per_step: int
     init: Callable[[], RunState]
@@ -94,7 +96,7 @@ def run(stage: Stage, upkeep: Upkeep) -> tuple[RunState, list[Record]]:
     state = initialise(stage.init) if state is None else state
     first_step = int(state.step)
     history = records.cut_back(stage.folder / METRICS, first_step // stage.steps_per_epoch)
-    if len(history) == stage.epochs:
+    if _is_over(stage, history):
         return state, history
     progress = Progress(
         stage.name,
@@ -110,18 +112,22 @@ def run(stage: Stage, upkeep: Upkeep) -> tuple[RunState, list[Record]]:
     state = stage.devices.replicate(state)
     saver = _Saver(stage, upkeep)
     with Signals() as signals, progress:
-        while len(history) < stage.epochs:
+        while not _is_over(stage, history):
             state, record = _run_epoch(stage, upkeep, state, len(history) + 1, saver, signals, progress)
             history.append(record)
             records.append(stage.folder / METRICS, record)
             progress.epoch(record)
             stage.after_epoch(stage.devices.unreplicate(state), history)
             state = state.start_epoch()
-            if len(history) == stage.epochs or signals.received or saver.due(at_epoch_end=True):
+            if _is_over(stage, history) or signals.received or saver.due(at_epoch_end=True):
                 saver.save(stage.devices.unreplicate(state))
             if signals.received:
                 raise StoppedError(signals.received)
     return stage.devices.unreplicate(state), history
+
+
+def _is_over(stage: Stage, history: list[Record]) -> bool:
+    return len(history) == stage.epochs or bool(history and stage.done(history[-1]))
 
 
 class _Saver:

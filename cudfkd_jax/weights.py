@@ -25,11 +25,12 @@ class Net:
     """A description of a trained classifier.
 
     Attributes:
-        arch: its name in `cudfkd_jax.models`.
+        arch: its name in `cudfkd_jax.models`, or the import path or name of its linen module.
         num_classes: length of its logits.
         image_shape: `[H, W, C]` of its inputs.
         mean, std: per channel, of images in [0, 1]; subtracted from and divided out of its inputs.
         metrics: what it reached, in the names of `summary.json`.
+        train_argument: how it is told its mode; see `capture.mode_arguments`.
     """
 
     arch: str
@@ -38,6 +39,7 @@ class Net:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     metrics: dict[str, Any]
+    train_argument: str = ""
 
     def __post_init__(self) -> None:
         numbers = (*self.mean, *self.std)

@@ -38,7 +38,9 @@ def config() -> ConfigDict:
 
 
 def problem(c: ConfigDict) -> Problem:
-    return build.problem(c, classifier(8))._replace(student=classifier(4))
+    net = build.described(c, "teacher")
+    pair = build.Pair(classifier(8), net, teacher_variables(), classifier(4), net)
+    return build.problem(c, pair)
 
 
 @jax.jit

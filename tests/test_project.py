@@ -17,12 +17,13 @@ _NAME = _PACKAGE.name
 # affair (without cycles).
 _LAYERS = (
     {"main"},
-    {"stages", "export"},
-    {"distill", "train"},
+    {"api"},
+    {"stages", "export", "settings"},
+    {"datafree", "train"},
     {"build"},
     {"trainer", "evaluate", "summary", "formats"},
-    {"loops", "supervised", "checkpoint", "progress", "samples", "torch_io", "workdir", "weights"},
-    {"steps", "records", "data", "torch_names"},
+    {"loops", "supervised", "checkpoint", "progress", "samples", "torch_io", "workdir"},
+    {"steps", "records", "data", "torch_names", "flax_io", "weights"},
     {"methods"},
     {"capture", "curriculum", "metrics", "models", "train_state", "defaults"},
     {"losses", "parallel", "files", "augment"},
@@ -30,7 +31,17 @@ _LAYERS = (
 )
 
 # Who may know what, and nobody else.
-_KNOWS_THE_CONFIGURATION = {"main", "stages", "distill", "train", "build", "defaults", "summary"}
+_KNOWS_THE_CONFIGURATION = {
+    "main",
+    "api",
+    "settings",
+    "stages",
+    "datafree",
+    "train",
+    "build",
+    "defaults",
+    "summary",
+}
 _KNOWS_DEVICES = {"parallel"}
 _UNPICKLES = {"data.pickles"}
 _KNOWS_TORCH = {"torch_io"}

@@ -8,7 +8,7 @@ import jax
 import pytest
 from helpers import flip_byte, snapshot
 
-from cudfkd_jax import build, data, distill, stages, steps, train, weights
+from cudfkd_jax import build, data, datafree, stages, steps, train, weights
 from cudfkd_jax.errors import UserError
 
 DISTILLED = ("config.json", "metrics.jsonl", "summary.json", "checkpoints", "samples", "student", "student_best")
@@ -47,12 +47,12 @@ def recorded(monkeypatch):
         calls.append((section, folder, sorted(dataset.splits), teacher and teacher.sha256))
         raise KeyboardInterrupt
 
-    def distill_(config, folder, teacher, test):
-        calls.append(("distill", folder, len(test.labels), teacher.sha256))
+    def distill_(config, folder, networks, test):
+        calls.append(("distill", folder, len(test.labels), weights.digest(networks.teacher_variables)))
         raise KeyboardInterrupt
 
     monkeypatch.setattr(train, "train", train_)
-    monkeypatch.setattr(distill, "distill", distill_)
+    monkeypatch.setattr(datafree, "distill", distill_)
     return calls
 
 
@@ -306,7 +306,7 @@ def test_a_path_that_cannot_be_looked_at_is_refused(tmp_path, tiny_config, refus
 
 def test_the_student_does_not_start_from_the_teachers_first_weights(tiny_config):
     """Networks of one family share names and shapes: only their keys keep them apart."""
-    network = build.classifier(tiny_config, build.described(tiny_config, "wrn10_1"))
+    network = build.classifier(tiny_config, build.described(tiny_config, "student"))
     first = {
         stage: jax.tree.leaves(
             network.init(steps.purpose_key(build.root_key(tiny_config, stage), steps.STUDENT_INIT), (8, 8, 1))

@@ -13,11 +13,12 @@ from jax.typing import DTypeLike
 
 from cudfkd_jax.errors import UserError
 from cudfkd_jax.models.generator import Generator
+from cudfkd_jax.models.imported import import_network, is_import_path
 from cudfkd_jax.models.resnet import BasicBlock, Bottleneck, ResNet
 from cudfkd_jax.models.vgg import VGG
 from cudfkd_jax.models.wrn import WideResNet
 
-__all__ = ["MODELS", "Generator", "build_classifier", "count_parameters"]
+__all__ = ["MODELS", "Generator", "build_classifier", "count_parameters", "is_import_path"]
 
 # Each takes num_classes and dtype.
 MODELS: Mapping[str, Callable[..., nn.Module]] = {
@@ -38,7 +39,8 @@ def build_classifier(arch: str, num_classes: int, dtype: DTypeLike | None = None
     """The classifier called `arch`.
 
     Args:
-      arch: a key of MODELS, or wrnD_W for any depth D = 6n + 4 >= 10 and width W >= 1.
+      arch: a key of MODELS, wrnD_W for any depth D = 6n + 4 >= 10 and width W >= 1, or an import path
+        `package.module:Name`, which gets no arguments.
       num_classes: length of the logits.
       dtype: dtype of convolutions and linear layers; None takes that of inputs and parameters. Parameters,
         BatchNorm statistics and logits stay float32 (float64 with float64 variables).
@@ -46,6 +48,8 @@ def build_classifier(arch: str, num_classes: int, dtype: DTypeLike | None = None
     Raises:
       UserError: on an unknown or illegal name; the valid ones are listed, the nearest first.
     """
+    if is_import_path(arch):
+        return import_network(arch)
     if arch in MODELS:
         return MODELS[arch](num_classes=num_classes, dtype=dtype)
     wide = re.fullmatch(r"wrn([1-9][0-9]*)_([1-9][0-9]*)", arch)

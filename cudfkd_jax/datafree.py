@@ -1,0 +1,192 @@
+"""The data-free stage: a student is distilled, measured on the test images, saved and summed up."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from cudfkd_jax import build, records, samples, steps, trainer
+from cudfkd_jax.build import Pair
+from cudfkd_jax.capture import Classifier
+from cudfkd_jax.data import Split
+from cudfkd_jax.errors import UserError
+from cudfkd_jax.evaluate import evaluate, make_evaluate, make_predict
+from cudfkd_jax.files import write_json
+from cudfkd_jax.loops import distillation_steps, make_epoch_function
+from cudfkd_jax.models import count_parameters
+from cudfkd_jax.parallel import Devices
+from cudfkd_jax.records import Record
+from cudfkd_jax.steps import HELD_OUT, PREVIEW, Problem, RunState, purpose_key
+from cudfkd_jax.summary import SUMMARY, SYNTHETIC, TEST_METRICS, distill_summary
+from cudfkd_jax.weights import Net, save_net
+
+STUDENT, STUDENT_BEST, SAMPLES = "student", "student_best", "samples"
+_PREVIEWED = 64  # images in a picture
+
+
+def check_shapes(config: ConfigDict, networks: Pair) -> None:
+    """Traces all steps without compiling or computing anything.
+
+    Raises:
+        UserError: what the method needs of the networks cannot be had.
+    """
+    student, shape = networks.student, networks.student_net.image_shape
+    _check_logits("teacher", networks.teacher, lambda: networks.teacher_variables, config)
+    _check_logits("student", student, lambda: student.init(jax.random.key(0), shape), config)
+    problem = build.problem(config, networks)
+    init = functools.partial(steps.init_state, problem=problem, image_shape=tuple(config.data.image_shape))
+    jax.eval_shape(init, build.root_key(config, "distill"), networks.teacher_variables)
+
+
+def _check_logits(role: str, network: Classifier, variables: Callable[[], Any], config: ConfigDict) -> None:
+    images = jax.ShapeDtypeStruct((2, *config.data.image_shape), jnp.float32)
+    try:
+        logits = jax.eval_shape(lambda x, v: network(v, x).value, images, jax.eval_shape(variables))
+    except UserError:
+        raise
+    except Exception as error:  # somebody's module can fail in any way
+        text = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise UserError(
+            f"the {role} cannot be applied to images {list(config.data.image_shape)}: {text}; "
+            f"mend --config.{role}.module, its weights or --config.data.image_shape"
+        ) from error
+    if getattr(logits, "shape", None) != (2, config.data.num_classes):
+        kind = f"shape {list(logits.shape)}" if hasattr(logits, "shape") else f"a {type(logits).__name__}"
+        raise UserError(
+            f"the {role} returns {kind} for 2 images, not logits [2, {config.data.num_classes}]; "
+            f"choose another --config.{role}.module or set --config.data.num_classes"
+        )
+
+
+def distill(config: ConfigDict, workdir: Path, networks: Pair, test: Split | None) -> dict[str, Any]:
+    """Distils a student into `workdir`, from where an earlier call stopped.
+
+    Args:
+        config: checked by `build.check`.
+        workdir: receives `metrics.jsonl`, `checkpoints/`, `samples/`, `student/` (the last student),
+            `student_best/` (chosen on the test images) and, when all is done, `summary.json`.
+        networks: the teacher, which stays as it is, and the student.
+        test: only measured on; None measures agreement with the teacher on held-out synthetic images.
+
+    Returns:
+        The summary.
+    """
+    devices = build.devices(config)
+    problem = build.problem(config, networks)
+    epoch = build.distill_epoch(config)
+    net = networks.student_net
+    frozen = devices.replicate(networks.teacher_variables)
+    batch_size = config.evaluation.batch_size
+    predict_teacher = functools.partial(make_predict(problem.teacher, devices, batch_size), frozen)
+    teacher_metrics: dict[str, float] = {}
+    if test is None:
+        measure = _synthetic_evaluate(config, problem, devices, predict_teacher)
+    else:
+        teacher_logits = predict_teacher(test.images)
+        teacher_metrics = evaluate(teacher_logits, test.labels)
+        measure = make_evaluate(problem.student, devices, batch_size, test, teacher_logits)
+    preview = jax.jit(problem.method.preview, static_argnums=2)
+    best = _BestStudent(workdir / STUDENT_BEST)
+
+    def after_epoch(state: RunState, history: list[Record]) -> None:
+        best.offer(net, state, history)
+        _save_samples(config, workdir, preview, state, len(history))
+
+    stage = trainer.Stage(
+        name="distill",
+        folder=workdir,
+        epochs=config.distill.epochs,
+        done=lambda record: False,
+        steps_per_epoch=epoch.steps,
+        images_per_step=config.distill.batch_size,
+        init=functools.partial(
+            steps.init_state,
+            build.root_key(config, "distill"),
+            networks.teacher_variables,
+            problem=problem,
+            image_shape=net.image_shape,
+        ),
+        run_epoch=make_epoch_function(config.loop, epoch, devices, distillation_steps(problem)),
+        frozen=(frozen,),
+        evaluate=measure,
+        after_epoch=after_epoch,
+        after_checkpoint=best.publish,
+        devices=devices,
+    )
+    state, history = trainer.run(stage, build.upkeep(config))
+    save_net(workdir / STUDENT, _with_metrics(net, history[-1]), jax.device_get(state.student.variables))
+    summary = distill_summary(
+        config=config,
+        history=history,
+        teacher={"arch": networks.teacher_net.arch, **_parameters(networks.teacher_variables), **teacher_metrics},
+        student={"arch": net.arch, **_parameters(state.student.variables)},
+        devices=devices,
+    )
+    write_json(workdir / SUMMARY, summary)
+    return summary
+
+
+class _BestStudent:
+    """Keeps the best student back until its epoch is in a checkpoint.
+
+    Written at once, it could be of an epoch that a crash makes the run repeat, elsewhere with other bits.
+    """
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+        self._waiting: tuple[Net, Any] | None = None
+
+    def offer(self, net: Net, state: RunState, history: list[Record]) -> None:
+        """Takes the student of the newest epoch if it is the best so far."""
+        epoch = len(history)
+        best = records.best(history, "acc1")
+        if best and best.epoch == epoch:
+            chosen = _with_metrics(net, history[-1], epoch=epoch, chosen_on="test images")
+            self._waiting = chosen, jax.device_get(state.student.variables)
+
+    def publish(self) -> None:
+        """Writes what is waiting."""
+        if self._waiting:
+            save_net(self._folder, *self._waiting)
+            self._waiting = None
+
+
+def _synthetic_evaluate(
+    config: ConfigDict, problem: Problem, devices: Devices, predict_teacher: Callable[[np.ndarray], np.ndarray]
+) -> Callable[[RunState], dict[str, float]]:
+    """A function from a run state (one copy) to agreement with the teacher on images made for that alone."""
+    predict = make_predict(problem.student, devices, config.evaluation.batch_size)
+    preview = jax.jit(problem.method.preview, static_argnums=2)
+
+    def measure(state: RunState) -> dict[str, float]:
+        made = preview(state.aux, purpose_key(state.key, HELD_OUT), config.evaluation.synthetic_images)
+        images = np.rint(np.clip(made, 0, 1) * 255).astype(np.uint8)
+        student_logits = predict(devices.replicate(state.student.variables), images)
+        found = evaluate(student_logits, None, predict_teacher(images))
+        return {name + SYNTHETIC: value for name, value in found.items()}
+
+    return measure
+
+
+def _save_samples(
+    config: ConfigDict, workdir: Path, preview: Callable[..., jax.Array], state: RunState, epoch: int
+) -> None:
+    every = config.log.samples_every_epochs
+    if every and (epoch % every == 0 or epoch == config.distill.epochs):
+        images = preview(state.aux, purpose_key(state.key, PREVIEW), _PREVIEWED)
+        samples.save_grid(workdir / SAMPLES / f"epoch_{epoch:04d}.png", np.asarray(images))
+
+
+def _parameters(variables: Any) -> dict[str, int]:
+    return {"parameters": count_parameters(variables["params"])}
+
+
+def _with_metrics(net: Net, record: Record, **more: Any) -> Net:
+    metrics = {name: record[name] for name in TEST_METRICS if name in record}
+    return dataclasses.replace(net, metrics=metrics | more)

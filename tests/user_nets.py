@@ -1,0 +1,83 @@
+"""Networks as users write them, each calling the mode by another name."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+
+class Plain(nn.Module):
+    """Convolutions, BatchNorm and dropout."""
+
+    num_classes: int = 10
+
+    @nn.compact
+    def __call__(self, x, train: bool):
+        for features in (8, 16):
+            x = nn.Conv(features, (3, 3), 2, use_bias=False)(x)
+            x = nn.relu(nn.BatchNorm(use_running_average=not train)(x))
+        x = nn.Dropout(0.1, deterministic=not train)(x.mean((1, 2)))
+        return nn.Dense(self.num_classes)(x)
+
+
+class Training(nn.Module):
+    @nn.compact
+    def __call__(self, x, *, training=False):
+        x = nn.BatchNorm(use_running_average=not training)(nn.Conv(4, (3, 3))(x))
+        return nn.Dense(10)(x.mean((1, 2)))
+
+
+class Deterministic(nn.Module):
+    @nn.compact
+    def __call__(self, x, deterministic: bool = True):
+        x = nn.Dropout(0.5, deterministic=deterministic)(nn.Conv(4, (3, 3))(x))
+        return nn.Dense(10)(x.mean((1, 2)))
+
+
+class UseRunningAverage(nn.Module):
+    @nn.compact
+    def __call__(self, x, use_running_average):
+        x = nn.BatchNorm(use_running_average=use_running_average)(nn.Conv(4, (3, 3))(x))
+        return nn.Dense(10)(x.mean((1, 2)))
+
+
+class OtherName(nn.Module):
+    @nn.compact
+    def __call__(self, x, frozen):
+        x = nn.BatchNorm(use_running_average=frozen)(nn.Conv(4, (3, 3))(x))
+        return nn.Dense(10)(x.mean((1, 2)))
+
+
+class NoMode(nn.Module):
+    """GroupNorm alone: training and evaluation are alike."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.GroupNorm(2)(nn.Conv(8, (3, 3), 2)(x)))
+        return nn.Dense(10)(x.mean((1, 2)))
+
+
+class WantsArguments(nn.Module):
+    features: int
+
+    @nn.compact
+    def __call__(self, x, train: bool):
+        return nn.Dense(self.features)(x.mean((1, 2)))
+
+
+class NotLogits(nn.Module):
+    @nn.compact
+    def __call__(self, x, train: bool):
+        return {"logits": nn.Dense(10)(x.mean((1, 2)))}
+
+
+class Fails(nn.Module):
+    @nn.compact
+    def __call__(self, x, train: bool):
+        return nn.Dense(10)(jnp.reshape(x, (7, 7)))
+
+
+def factory():
+    return Plain()
+
+
+def not_a_network():
+    return 3
