@@ -44,7 +44,9 @@ def test_shows_the_commands_that_people_need():
 
 
 @pytest.mark.parametrize("command", _COMMANDS)
-def test_command_is_understood(command, monkeypatch):
+def test_command_is_understood(command, monkeypatch, tmp_path):
+    (tmp_path / "my_nets.py").write_text(_blocks("python")[0])
+    monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(_ROOT)
     words = shlex.split(command)
     arguments = _of_main(command)
@@ -94,6 +96,7 @@ def test_every_data_source_is_in_the_table():
     known = build.data.SOURCES
     assert set(re.findall(r"^\| `(\w+)` \| ", _TEXT, re.MULTILINE)) == {
         *known,
+        build.NO_DATA,
         *stages.STAGES,
         *formats.FORMATS,
     }
@@ -152,7 +155,7 @@ def test_make_demo_is_the_first_line_for_users():
 
 
 def test_program_gives_logits_of_a_saved_student(tmp_path, monkeypatch):
-    (program,) = _blocks("python")
+    *_, program = _blocks("python")
     net = weights.Net("wrn10_1", 10, (16, 16, 1), (0.5,), (0.5,), {})
     module = Classifier(models.build_classifier(net.arch, net.num_classes), net.mean, net.std)
     shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), net.image_shape))
@@ -162,6 +165,23 @@ def test_program_gives_logits_of_a_saved_student(tmp_path, monkeypatch):
     scope = {"images": np.zeros((2, 16, 16, 1), np.float32)}
     exec(program, scope)
     assert scope["logits"].shape == (2, 10)
+
+
+@pytest.mark.slow
+def test_a_network_of_ones_own_is_trained_and_distilled_from_python(tmp_path, monkeypatch, capsys):
+    """The two programs and the command of "Use your own teacher", on a smaller configuration."""
+    module, program, _ = _blocks("python")
+    (command,) = (command for command in _COMMANDS if "my_nets:Teacher" in command)
+    (tmp_path / "configs").mkdir()
+    shutil.copy(_ROOT / "tests/tiny.py", tmp_path / "configs/digits.py")
+    (tmp_path / "my_nets.py").write_text(module)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert main.main([*_of_main(command), "--stage=teacher"]) == 0
+    exec(program.replace("(16, 16, 1)", "(8, 8, 1)"), scope := {})
+    result = scope["result"]
+    assert 0 <= result.metrics["agree1_synthetic"] <= 100 and f"{result.metrics}\n" in capsys.readouterr().out
+    assert result.student.variables.keys() == {"params", "batch_stats"}
 
 
 def test_installed_command_shows_the_same_help():
