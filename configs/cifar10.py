@@ -36,9 +36,9 @@ def get_config(arguments: str = ""):
     chosen = defaults.parse_arguments(arguments)
     pair = ("wrn16_2", "wrn16_1") if "runlocal" in chosen else ("resnet34", "resnet18")
     config = defaults.with_arguments(*pair, chosen, noisy_accuracy=94.07)
-    config.update(_WRN if config.teacher.arch.startswith("wrn") else _RESNET)
+    if config.method == "cudfkd":
+        config.update(_WRN if config.teacher.arch.startswith("wrn") else _RESNET)
     config.curriculum.update(lambda_0=2.0, lambda_slope=1e-4)
-    config.generator.update(latent_dim=512, stages=2)
     if "runlocal" in chosen:
-        defaults.run_locally(config, rounds_per_epoch=8, batch_size=64)
+        defaults.run_locally(config, student_steps=80, batch_size=64)
     return config

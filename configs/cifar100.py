@@ -36,9 +36,9 @@ def get_config(arguments: str = ""):
     config.data.update(
         name="cifar100", num_classes=100, mean=(0.5071, 0.4867, 0.4408), std=(0.2675, 0.2565, 0.2761)
     )
-    config.update(_WRN if config.teacher.arch.startswith("wrn") else _RESNET)
+    if config.method == "cudfkd":
+        config.update(_WRN if config.teacher.arch.startswith("wrn") else _RESNET)
     config.curriculum.update(lambda_0=1.0, lambda_slope=2e-5)
-    config.generator.update(latent_dim=512, stages=2)
     if "runlocal" in chosen:
-        defaults.run_locally(config, rounds_per_epoch=8, batch_size=64)
+        defaults.run_locally(config, student_steps=80, batch_size=64)
     return config

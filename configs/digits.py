@@ -20,8 +20,12 @@ def get_config(arguments: str = ""):
     config.data.update(mean=(0.3058,), std=(0.3191,))
     defaults.train_for(config, epochs=12, batch_size=64, warmup_epochs=1.0)
     config.generator.update(latent_dim=128, width=32)
-    config.distill.update(epochs=15, rounds_per_epoch=10, batch_size=64, loss="kl", temperature=20.0)
-    config.curriculum.update(alpha=0.05, adv=0.5)
+    if config.method == "cudfkd":
+        config.distill.update(loss="kl", temperature=20.0)
+        config.curriculum.update(alpha=0.05, adv=0.5)
+    defaults.scale_steps(config, student_steps=100, synthesis_steps=100, batch_size=64)
+    config.distill.epochs = 15
+    config.cmi.update(bank_rows=2048, bank_draws=256)
     config.evaluation.stability_from = 5
     config.log.samples_every_epochs = 3
     if "runlocal" in chosen:

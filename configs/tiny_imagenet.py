@@ -20,9 +20,11 @@ def get_config(arguments: str = ""):
     config = defaults.with_arguments(*pair, chosen)
     config.data.update(name="tiny_imagenet", source="folder", image_shape=(64, 64, 3), num_classes=200, padding=8)
     config.data.update(mean=(0.4802, 0.4481, 0.3975), std=(0.2302, 0.2265, 0.2262))
-    config.distill.update(batch_size=512, epochs=400, temperature=5.0, loss="l1")
+    if config.method == "cudfkd":
+        config.distill.update(batch_size=512, epochs=400, temperature=5.0, loss="l1")
+        config.generator.latent_dim = 1024
     config.curriculum.update(alpha=0.15, adv=1.0, k_begin=0.2, k_end=0.75, lambda_0=1.0, lambda_slope=2e-5)
-    config.generator.update(latent_dim=1024, stages=3)
+    config.generator.stages = 3
     if "runlocal" in chosen:
-        defaults.run_locally(config, rounds_per_epoch=4, batch_size=32)
+        defaults.run_locally(config, student_steps=40, batch_size=32)
     return config

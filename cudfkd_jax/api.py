@@ -15,12 +15,12 @@ from flax import traverse_util
 from flax.core import unfreeze
 from ml_collections import ConfigDict
 
-from cudfkd_jax import build, datafree, defaults, stages, weights
-from cudfkd_jax.build import Pair
+from cudfkd_jax import configuration, datafree, defaults, networks, stages, validate, weights
 from cudfkd_jax.capture import Classifier
 from cudfkd_jax.data import Split
 from cudfkd_jax.data.base import make_split
 from cudfkd_jax.errors import UserError
+from cudfkd_jax.networks import Pair
 from cudfkd_jax.settings import check_keys
 from cudfkd_jax.summary import SUMMARY
 from cudfkd_jax.weights import Net, Trained
@@ -81,11 +81,11 @@ def distill(
         RunFailedError: a loss is no longer finite.
     """
     settings = _settings(config, image_shape, num_classes, mean, std, student)
-    networks = Pair(*_teacher(teacher, settings), *_student(student, settings))
-    settings.data.update(source=build.NO_DATA, name="" if test is None else "test images")
-    settings.student.module = "" if isinstance(student, str) else networks.student_net.arch
+    pair = Pair(*_teacher(teacher, settings), *_student(student, settings))
+    settings.data.update(source=configuration.NO_DATA, name="" if test is None else "test images")
+    settings.student.module = "" if isinstance(student, str) else pair.student_net.arch
     with _folder(workdir) as folder:
-        stages.run_pair(settings, folder, networks, test and _split(*test, settings))
+        stages.run_pair(settings, folder, pair, test and _split(*test, settings))
         summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
         return Result(weights.load_net(folder / datafree.STUDENT), summary["student"], summary)
 
@@ -118,7 +118,7 @@ def _settings(
     config.teacher.module = config.student.module = ""
     if isinstance(student, str):
         config.student.arch = student
-    build.check(config)
+    validate.check(config)
     return config
 
 
@@ -138,8 +138,8 @@ def _teacher(teacher: Teacher, config: ConfigDict) -> tuple[Classifier, Net, dic
 
 def _student(student: nn.Module | str, config: ConfigDict) -> tuple[Classifier, Net]:
     if isinstance(student, str):
-        net = build.described(config, "student")
-        return build.classifier(config, net), net
+        net = networks.described(config, "student")
+        return networks.classifier(config, net), net
     return _network(student, config, config.student.train_argument)
 
 

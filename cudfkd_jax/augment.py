@@ -1,7 +1,11 @@
 """Training augmentation of a whole batch on the device."""
 
+import math
+
 import jax
 import jax.numpy as jnp
+
+_TRIES = 10
 
 
 def random_crop_flip(key: jax.Array, images: jax.Array, *, padding: int, flip: bool) -> jax.Array:
@@ -34,3 +38,62 @@ def random_crop_flip(key: jax.Array, images: jax.Array, *, padding: int, flip: b
         mirrored = jax.random.bernoulli(flip_key, shape=(batch, 1, 1, 1))
         images = jnp.where(mirrored, images[:, :, ::-1], images)
     return images
+
+
+def random_resized_crop(
+    key: jax.Array,
+    images: jax.Array,
+    *,
+    area: tuple[float, float] = (0.25, 1.0),
+    aspect_ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> jax.Array:
+    """Cuts a random box out of each image and enlarges it to the image's size; differentiable in the pixels.
+
+    The crop of Szegedy et al., "Going Deeper with Convolutions", 2015, §6: a box of whole pixels whose share of
+    the area is uniform and whose aspect ratio is log-uniform, drawn again (up to ten times) where it does not
+    fit, at a uniform place. The box alone is interpolated, bilinearly with pixel centres at half-integers.
+
+    Args:
+      key: random key; one key gives one set of boxes, whatever the pixels.
+      images: float [B, H, W, C].
+      area: least and greatest share of the image's area before the sides are rounded.
+      aspect_ratio: least and greatest width / height.
+
+    Returns:
+      Images of the same shape and type; whole images where none of the ten boxes fits.
+    """
+    batch, height, width, _ = images.shape
+    corners, sides = _boxes(key, batch, height, width, area, aspect_ratio)
+    rows = _bilinear_weights(corners[:, 0], sides[:, 0], height, images.dtype)
+    columns = _bilinear_weights(corners[:, 1], sides[:, 1], width, images.dtype)
+    # Pixels in full precision: accelerators would round the factors of a default matrix product.
+    return jnp.einsum("bij,bjkc,blk->bilc", rows, images, columns, precision=jax.lax.Precision.HIGHEST)
+
+
+def _boxes(
+    key: jax.Array,
+    batch: int,
+    height: int,
+    width: int,
+    area: tuple[float, float],
+    aspect_ratio: tuple[float, float],
+) -> tuple[jax.Array, jax.Array]:
+    """Random boxes as int32 (top, left) and (height, width), `[batch, 2]` each."""
+    area_key, ratio_key, corner_key = jax.random.split(key, 3)
+    pixels = height * width * jax.random.uniform(area_key, (batch, _TRIES), minval=area[0], maxval=area[1])
+    low, high = (math.log(ratio) for ratio in aspect_ratio)
+    ratios = jnp.exp(jax.random.uniform(ratio_key, (batch, _TRIES), minval=low, maxval=high))
+    sides = jnp.round(jnp.stack([jnp.sqrt(pixels / ratios), jnp.sqrt(pixels * ratios)], axis=-1)).astype(jnp.int32)
+    whole = jnp.asarray([height, width], jnp.int32)
+    fits = jnp.all((sides > 0) & (sides <= whole), axis=-1)
+    first = jnp.take_along_axis(sides, jnp.argmax(fits, axis=1)[:, None, None], axis=1)[:, 0]
+    sides = jnp.where(jnp.any(fits, axis=1)[:, None], first, whole)
+    return jax.random.randint(corner_key, (batch, 2), 0, whole - sides + 1), sides
+
+
+def _bilinear_weights(start: jax.Array, side: jax.Array, size: int, dtype: jnp.dtype) -> jax.Array:
+    """By output and input pixel, the weights that stretch a box's side over all of it, `[B, size, size]`."""
+    pixels = jnp.arange(size, dtype=dtype)
+    start, side = start[:, None].astype(dtype), side[:, None].astype(dtype)
+    sources = start + jnp.clip((pixels + 0.5) * (side / size) - 0.5, 0, side - 1)
+    return jnp.maximum(0, 1 - jnp.abs(sources[:, :, None] - pixels))

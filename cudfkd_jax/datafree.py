@@ -11,8 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from cudfkd_jax import build, records, samples, steps, trainer
-from cudfkd_jax.build import Pair
+from cudfkd_jax import build, configuration, records, samples, steps, trainer
 from cudfkd_jax.capture import Classifier
 from cudfkd_jax.data import Split
 from cudfkd_jax.errors import UserError
@@ -20,6 +19,7 @@ from cudfkd_jax.evaluate import evaluate, make_evaluate, make_predict
 from cudfkd_jax.files import write_json
 from cudfkd_jax.loops import distillation_steps, make_epoch_function
 from cudfkd_jax.models import count_parameters
+from cudfkd_jax.networks import Pair
 from cudfkd_jax.parallel import Devices
 from cudfkd_jax.records import Record
 from cudfkd_jax.steps import HELD_OUT, PREVIEW, Problem, RunState, purpose_key
@@ -30,18 +30,18 @@ STUDENT, STUDENT_BEST, SAMPLES = "student", "student_best", "samples"
 _PREVIEWED = 64  # images in a picture
 
 
-def check_shapes(config: ConfigDict, networks: Pair) -> None:
+def check_shapes(config: ConfigDict, pair: Pair) -> None:
     """Traces all steps without compiling or computing anything.
 
     Raises:
         UserError: what the method needs of the networks cannot be had.
     """
-    student, shape = networks.student, networks.student_net.image_shape
-    _check_logits("teacher", networks.teacher, lambda: networks.teacher_variables, config)
+    student, shape = pair.student, pair.student_net.image_shape
+    _check_logits("teacher", pair.teacher, lambda: pair.teacher_variables, config)
     _check_logits("student", student, lambda: student.init(jax.random.key(0), shape), config)
-    problem = build.problem(config, networks)
+    problem = build.problem(config, pair)
     init = functools.partial(steps.init_state, problem=problem, image_shape=tuple(config.data.image_shape))
-    jax.eval_shape(init, build.root_key(config, "distill"), networks.teacher_variables)
+    jax.eval_shape(init, build.root_key(config, "distill"), pair.teacher_variables)
 
 
 def _check_logits(role: str, network: Classifier, variables: Callable[[], Any], config: ConfigDict) -> None:
@@ -64,24 +64,24 @@ def _check_logits(role: str, network: Classifier, variables: Callable[[], Any], 
         )
 
 
-def distill(config: ConfigDict, workdir: Path, networks: Pair, test: Split | None) -> dict[str, Any]:
+def distill(config: ConfigDict, workdir: Path, pair: Pair, test: Split | None) -> dict[str, Any]:
     """Distils a student into `workdir`, from where an earlier call stopped.
 
     Args:
-        config: checked by `build.check`.
+        config: checked by `validate.check`.
         workdir: receives `metrics.jsonl`, `checkpoints/`, `samples/`, `student/` (the last student),
             `student_best/` (chosen on the test images) and, when all is done, `summary.json`.
-        networks: the teacher, which stays as it is, and the student.
+        pair: the teacher, which stays as it is, and the student.
         test: only measured on; None measures agreement with the teacher on held-out synthetic images.
 
     Returns:
         The summary.
     """
     devices = build.devices(config)
-    problem = build.problem(config, networks)
-    epoch = build.distill_epoch(config)
-    net = networks.student_net
-    frozen = devices.replicate(networks.teacher_variables)
+    problem = build.problem(config, pair)
+    epoch = configuration.distill_epoch(config)
+    net = pair.student_net
+    frozen = devices.replicate(pair.teacher_variables)
     batch_size = config.evaluation.batch_size
     predict_teacher = functools.partial(make_predict(problem.teacher, devices, batch_size), frozen)
     teacher_metrics: dict[str, float] = {}
@@ -108,7 +108,7 @@ def distill(config: ConfigDict, workdir: Path, networks: Pair, test: Split | Non
         init=functools.partial(
             steps.init_state,
             build.root_key(config, "distill"),
-            networks.teacher_variables,
+            pair.teacher_variables,
             problem=problem,
             image_shape=net.image_shape,
         ),
@@ -124,7 +124,7 @@ def distill(config: ConfigDict, workdir: Path, networks: Pair, test: Split | Non
     summary = distill_summary(
         config=config,
         history=history,
-        teacher={"arch": networks.teacher_net.arch, **_parameters(networks.teacher_variables), **teacher_metrics},
+        teacher={"arch": pair.teacher_net.arch, **_parameters(pair.teacher_variables), **teacher_metrics},
         student={"arch": net.arch, **_parameters(state.student.variables)},
         devices=devices,
     )

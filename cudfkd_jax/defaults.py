@@ -4,17 +4,21 @@ Files under `configs/` change a few of them; `--config.section.key=value` change
 reader, and refuses values out of range.
 """
 
+import difflib
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from cudfkd_jax.errors import UserError
+from cudfkd_jax.recipes import RECIPES
 
 
 def get_config() -> ConfigDict:
     """The whole default configuration."""
     config = ConfigDict()
     config.seed = 0  # of everything random but the digits' split
+    # "cudfkd", "dafl", "zskt", "dfad", "dfq", "adi", "cmi", "mb_dfkd", "pre_dfkd". To be chosen after the colon of
+    # --config, for its other settings come with it (`recipes.py`).
     config.method = "cudfkd"
     config.devices = 0  # local devices to use; 0: all
     config.loop = "auto"  # "python", "scan" (one compiled call an epoch) or "auto": python on the CPU
@@ -31,8 +35,8 @@ def get_config() -> ConfigDict:
     data.num_classes = 10
     data.mean = (0.4914, 0.4822, 0.4465)  # per channel, of images in [0, 1]
     data.std = (0.2023, 0.1994, 0.2010)
-    data.padding = 4  # of random crops when training with data; 0: none
-    data.flip = True  # mirrored images when training with data
+    data.padding = 4  # of random crops when training with data, or on pools of images (ADI, CMI); 0: none
+    data.flip = True  # mirrored images there
 
     teacher = config.teacher = ConfigDict()
     teacher.arch = "resnet34"
@@ -60,7 +64,11 @@ def get_config() -> ConfigDict:
     generator.latent_dim = 512  # nz
     generator.width = 64  # ngf
     generator.stages = 2  # up-samplings by 2
+    generator.size = "large"  # or "small": half the channels at the start (CMI)
+    generator.initialisation = "normal"  # N(0, 0.02), CuDFKD's; or "torch", PyTorch's default
+    generator.ema_decay = 0.0  # of the average of its weights that student images come from; 0: the weights
     generator.learning_rate = 1e-3  # Adam
+    generator.schedule = "constant"  # or "cosine": to 0 over the epochs, as the student's
     generator.beta1 = 0.9
     generator.beta2 = 0.99
 
@@ -69,7 +77,7 @@ def get_config() -> ConfigDict:
     distill.rounds_per_epoch = 40
     distill.synthesis_steps = 1  # a round
     distill.student_steps = 10  # a round
-    distill.batch_size = 512  # of both kinds of step, over all devices
+    distill.batch_size = 512  # of student steps, over all devices; replayed images come on top
     distill.loss = "l1"  # D of Eq. 6: "kl", "l1" or "js"
     distill.temperature = 20.0  # T
     distill.learning_rate = 0.1  # SGD, cosine to 0, constant within an epoch
@@ -92,11 +100,42 @@ def get_config() -> ConfigDict:
     curriculum.none_keeps_ramp = True  # False: strategy "none" also holds α_adv at its start
 
     synthesis = config.synthesis = ConfigDict()
-    synthesis.adversarial_loss = "kl"  # D of Eq. 4: "kl" or "js"
-    synthesis.adversarial_temperature = 3.0
+    synthesis.batch_size = 0  # of synthesis steps, over all devices; 0: distill.batch_size
+    synthesis.adversarial_loss = "kl"  # D of CuDFKD's Eq. 4: "kl" or "js"
+    synthesis.adversarial_temperature = 3.0  # CuDFKD, ADI, CMI
+    synthesis.adversarial_weight = 1.0  # of the other methods; CuDFKD's is α_adv(t)
     synthesis.bn_weight = 1.0  # α_bn of Eq. 5
     synthesis.class_weight = 1.0  # α_oh of Eq. 5
     synthesis.balance_weight = 20.0
+    synthesis.activation_weight = 0.0  # of the teacher's mean |feature| (DAFL, MB-DFKD, PRE-DFKD)
+
+    memory = config.memory = ConfigDict()  # of past synthetic images, replayed beside each student batch
+    memory.capacity = 0  # images (CuDFKD, MB-DFKD), batch_size // 8 of them a slot; 0: no memory
+    memory.every_epochs = 5  # a slot is stored after the first epoch and so many epochs later each
+
+    zskt = config.zskt = ConfigDict()
+    zskt.attention_weight = 250.0  # beside a KL divergence that is averaged over the classes; 0: no attention
+
+    adi = config.adi = ConfigDict()
+    adi.learning_rate = 0.1  # Adam, of the pixels
+    adi.beta1 = 0.5
+    adi.beta2 = 0.99
+    adi.tv_weight = 1e-3  # total variation
+
+    cmi = config.cmi = ConfigDict()
+    cmi.contrastive_weight = 0.8
+    cmi.contrastive_temperature = 0.1
+    cmi.features = "bn"  # channel means at every BatchNorm input, or at the inputs of the "stages" (ResNets)
+    cmi.head_width = 256  # of the projection head
+    cmi.head_learning_rate = 1e-3
+    cmi.bank_rows = 40960  # features of kept images, to draw negatives from
+    cmi.bank_draws = 4096  # a step
+
+    pre_dfkd = config.pre_dfkd = ConfigDict()
+    pre_dfkd.memory_steps = 4  # of the VAE, a round
+    pre_dfkd.memory_learning_rate = 5e-4  # Adam
+    pre_dfkd.kl_weight = 1e-5  # of the VAE's KL divergence
+    pre_dfkd.latent_learning_rate = 0.02  # of the Adam step on latents that are to be replayed
 
     evaluation = config.evaluation = ConfigDict()
     evaluation.every_epochs = 1
@@ -152,7 +191,7 @@ def with_arguments(
     config = get_config()
     config.teacher.arch = arguments.get("teacher", teacher)
     config.student.arch = arguments.get("student", student)
-    config.method = arguments.get("method", config.method)
+    _use_method(config, arguments.get("method", config.method))
     if "released" in arguments:
         _released(config)
     if "noisy" in arguments:
@@ -162,19 +201,46 @@ def with_arguments(
     return config
 
 
-def run_locally(config: ConfigDict, *, rounds_per_epoch: int, batch_size: int) -> None:
+def run_locally(config: ConfigDict, *, student_steps: int, batch_size: int) -> None:
     """Shortens a configuration to what a CPU does while somebody waits."""
     train_for(config, epochs=1)
     config.generator.latent_dim = 256
-    config.distill.update(epochs=3, rounds_per_epoch=rounds_per_epoch, batch_size=batch_size)
+    config.distill.epochs = 3
+    scale_steps(config, student_steps=student_steps, synthesis_steps=student_steps // 2, batch_size=batch_size)
     config.evaluation.stability_from = 1
     config.log.samples_every_epochs = 1
+
+
+def scale_steps(config: ConfigDict, *, student_steps: int, synthesis_steps: int, batch_size: int) -> None:
+    """Gives the epochs of any method so many student steps, and all its batches this size.
+
+    Methods with one round an epoch get so many synthesis steps in it; the others keep their ratio of both kinds.
+    """
+    d = config.distill
+    if d.rounds_per_epoch == 1:
+        d.update(student_steps=student_steps, synthesis_steps=synthesis_steps)
+    else:
+        d.rounds_per_epoch = max(student_steps // d.student_steps, 1)
+    config.memory.capacity = config.memory.capacity * batch_size // d.batch_size
+    config.synthesis.batch_size = 0
+    d.batch_size = batch_size
 
 
 def train_for(config: ConfigDict, **settings: Any) -> None:
     """Gives these settings to each training with data: teacher, scratch and kd."""
     for section in (config.teacher, config.scratch, config.kd):
         section.update(settings)
+
+
+def _use_method(config: ConfigDict, method: str) -> None:
+    if method not in RECIPES:
+        near = difflib.get_close_matches(method, RECIPES, n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise UserError(f"unknown method {method!r}{hint}; valid: {', '.join(RECIPES)}")
+    config.method = method
+    config.update(RECIPES[method])
+    if method == "cmi" and config.teacher.arch.startswith("resnet"):
+        config.cmi.features = "stages"  # the inputs of all BatchNorm layers would make a head of many millions
 
 
 def _released(config: ConfigDict) -> None:

@@ -1,14 +1,19 @@
 """Configuration files: programs whose `get_config` changes the defaults."""
 
 import difflib
+import re
 import runpy
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
-from ml_collections import ConfigDict
+from absl import flags
+from ml_collections import ConfigDict, config_flags
 
-from cudfkd_jax import build, defaults
+from cudfkd_jax import configuration, defaults
 from cudfkd_jax.errors import UserError
+
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false", tuple: "a tuple", str: "a text"}
 
 
 def load(file: str | None) -> ConfigDict:
@@ -27,7 +32,7 @@ def load(file: str | None) -> ConfigDict:
         loaded = runpy.run_path(path)["get_config"](*arguments)
         if not isinstance(loaded, ConfigDict):
             raise TypeError(f"get_config() returned {type(loaded).__name__}, not ConfigDict")
-        check_keys(build.flatten(loaded), config)
+        check_keys(configuration.flatten(loaded), config)
         config.update(loaded)
     except UserError:
         raise
@@ -41,10 +46,40 @@ def load(file: str | None) -> ConfigDict:
 
 def check_keys(keys: Iterable[str], config: ConfigDict) -> None:
     """Refuses dotted keys that the configuration does not have; the nearest ones are named."""
-    known = build.flatten(config)
+    known = configuration.flatten(config)
     for key in keys:
         if key not in known:
             nearest = ", ".join(difflib.get_close_matches(key, known, n=3, cutoff=0))
             raise UserError(
                 f"unknown configuration key {key!r}; the nearest are {nearest} (all: {defaults.__file__})"
             )
+
+
+def override(config: ConfigDict, arguments: Sequence[str]) -> dict[str, Any]:
+    """Changes the configuration as `--config.KEY=VALUE` arguments say; returns the changes by key.
+
+    Raises:
+        UserError: a key does not exist, a value is of another type, or something else is among the arguments.
+    """
+    given = (re.match(r"--?(?:no)?config\.([^=]*)", argument) for argument in arguments)
+    check_keys([match[1] for match in given if match], config)
+    values, method = flags.FlagValues(), config.method
+    values.set_gnu_getopt()
+    arguments = ["cudfkd", *arguments]
+    try:
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=arguments)
+        stray = values(arguments)[1:]
+    except flags.Error as error:
+        wrong = re.match(r"flag --config\.([\w.]+)=(.*?): ", str(error), re.DOTALL)
+        if wrong is None:
+            raise UserError(f"{error}; --help shows what can be given") from error
+        key, value = wrong[1], configuration.get(config, wrong[1])
+        raise UserError(f"--config.{key}={wrong[2]} must be {_KINDS[type(value)]}, such as {value}") from error
+    if stray:
+        raise UserError(f"unexpected argument {stray[0]!r}; settings are given as --config.key=value")
+    if config.method != method:
+        raise UserError(
+            f"--config.method={config.method}: choose a method after the colon of --config, as in "
+            f"--config=configs/digits.py:method={config.method}, for its other settings come with it"
+        )
+    return config_flags.get_override_values(values["config"])

@@ -18,13 +18,16 @@ from ml_collections import ConfigDict
 from cudfkd_jax import (
     build,
     checkpoint,
+    configuration,
     datafree,
     defaults,
     flax_io,
+    networks,
     torch_io,
     torch_names,
     train,
     trainer,
+    validate,
     weights,
     workdir,
 )
@@ -32,6 +35,7 @@ from cudfkd_jax.capture import has_batch_norm
 from cudfkd_jax.data import Dataset, Split
 from cudfkd_jax.errors import UserError
 from cudfkd_jax.evaluate import evaluate, make_predict
+from cudfkd_jax.networks import Pair
 from cudfkd_jax.summary import SUMMARY, describe, evaluation_table
 from cudfkd_jax.weights import Net, Trained
 
@@ -51,7 +55,7 @@ def run(config: ConfigDict, stage: str, folder: Path, say: Callable[[str], None]
     Raises:
         UserError: before anything is compiled or written.
     """
-    build.check(config)
+    validate.check(config)
     workdir.check_writable(folder)
     workdir.check_free(folder)
     if stage == "teacher" and config.teacher.checkpoint:
@@ -68,11 +72,11 @@ def run(config: ConfigDict, stage: str, folder: Path, say: Callable[[str], None]
             f"--stage={stage} needs a teacher and {folder} has none; run --stage=teacher first "
             "or give --config.teacher.checkpoint"
         )
-    build.check_devices(config, parts)
+    validate.check_devices(config, parts)
     with_data = [part for part in parts if part != "distill"]
-    if with_data and config.data.source == build.NO_DATA:
+    if with_data and config.data.source == configuration.NO_DATA:
         raise UserError(
-            f"data.source={build.NO_DATA} has no images to train on, as --stage={with_data[0]} does; "
+            f"data.source={configuration.NO_DATA} has no images to train on, as --stage={with_data[0]} does; "
             "name the data with --config.data.source, or a trained teacher with --config.teacher.checkpoint"
         )
     for part in parts:
@@ -84,7 +88,7 @@ def run(config: ConfigDict, stage: str, folder: Path, say: Callable[[str], None]
     for part in parts:
         checkpoint.find_newest(_folder(folder, part) / trainer.CHECKPOINTS)
     dataset = None
-    if config.data.source != build.NO_DATA:
+    if config.data.source != configuration.NO_DATA:
         dataset = build.dataset(config, ("test",) if parts == ["distill"] else ("train", "test"))
     _check_shapes(config, parts, dataset, teacher)
     with workdir.lock(folder):
@@ -96,7 +100,7 @@ def run(config: ConfigDict, stage: str, folder: Path, say: Callable[[str], None]
 def run_pair(
     config: ConfigDict,
     folder: Path,
-    networks: build.Pair,
+    pair: Pair,
     test: Split | None,
     say: Callable[[str], None] = print,
 ) -> None:
@@ -105,7 +109,7 @@ def run_pair(
     Args:
         config: checked.
         folder: the run's workdir.
-        networks: teacher and student.
+        pair: teacher and student.
         test: only measured on; None where there are no data.
         say: told what a user should read.
 
@@ -114,19 +118,19 @@ def run_pair(
     """
     workdir.check_writable(folder)
     workdir.check_free(folder)
-    build.check_devices(config, ["distill"])
+    validate.check_devices(config, ["distill"])
     settings = build.result_settings(config, "distill")
-    settings[workdir.TEACHER] = weights.digest(networks.teacher_variables)
+    settings[workdir.TEACHER] = weights.digest(pair.teacher_variables)
     workdir.check_own(folder, _WRITTEN)
     workdir.check_config(folder, settings)
     if (folder / SUMMARY).exists():
         return
     checkpoint.find_newest(folder / trainer.CHECKPOINTS)
-    datafree.check_shapes(config, networks)
+    datafree.check_shapes(config, pair)
     with workdir.lock(folder):
         workdir.check_config(folder, settings)
-        workdir.write_config(folder, settings, build.flatten(config))
-        _distill(config, folder, networks, test, say)
+        workdir.write_config(folder, settings, configuration.flatten(config))
+        _distill(config, folder, pair, test, say)
 
 
 def evaluate_run(config: ConfigDict, folder: Path, say: Callable[[str], None] = print) -> dict[str, Any]:
@@ -140,10 +144,10 @@ def evaluate_run(config: ConfigDict, folder: Path, say: Callable[[str], None] = 
         The test metrics by network: "teacher", "student", "student_best", "scratch" and "kd", as far as they
         are there.
     """
-    build.check(config)
-    if config.data.source == build.NO_DATA:
+    validate.check(config)
+    if config.data.source == configuration.NO_DATA:
         raise UserError(
-            f"--stage=evaluate measures on test images and data.source={build.NO_DATA} has none; "
+            f"--stage=evaluate measures on test images and data.source={configuration.NO_DATA} has none; "
             "name some with --config.data.source"
         )
     teacher = _teacher_of_run(config, folder, say)
@@ -158,7 +162,7 @@ def evaluate_run(config: ConfigDict, folder: Path, say: Callable[[str], None] = 
     test = build.dataset(config, ("test",)).splits["test"]
     devices = build.devices(config)
     logits = {
-        name: make_predict(build.classifier(config, net.net), devices, config.evaluation.batch_size)(
+        name: make_predict(networks.classifier(config, net.net), devices, config.evaluation.batch_size)(
             devices.replicate(net.variables), test.images
         )
         for name, net in nets.items()
@@ -233,13 +237,13 @@ def find_teacher(config: ConfigDict, folder: Path) -> Trained | None:
             return None
         workdir.check_config(where.parent, _settings(config, "teacher", None))
     teacher = weights.load_net(where)
-    build.check_teacher(config, teacher.net, where)
+    networks.check_teacher(config, teacher.net, where)
     weights.check_weights(teacher.variables, _abstract_variables(config, teacher.net), where)
     return teacher
 
 
 def _import_teacher(config: ConfigDict, path: Path) -> Trained:
-    net = build.described(config, "teacher")
+    net = networks.described(config, "teacher")
     expected = _abstract_variables(config, net)
     if path.is_dir() or path.suffix in flax_io.SUFFIXES:
         variables = flax_io.read_variables(path, expected)
@@ -252,7 +256,7 @@ def _import_teacher(config: ConfigDict, path: Path) -> Trained:
         state_dict = torch_io.read_state_dict(path)
         if found := torch_names.infer(state_dict):
             named = dataclasses.replace(net, arch=found.arch, num_classes=found.num_classes)
-            build.check_teacher(config, named, path)
+            networks.check_teacher(config, named, path)
         variables = torch_names.to_variables(state_dict, expected, path)
     return Trained(net, variables, weights.digest(variables))
 
@@ -267,26 +271,24 @@ def _run_part(
 ) -> Trained | None:
     part_folder, settings = _folder(folder, part), _settings(config, part, teacher)
     workdir.check_config(part_folder, settings)
-    whole = build.flatten(config)
+    whole = configuration.flatten(config)
     if config.teacher.checkpoint:  # found again from another directory
         whole["teacher.checkpoint"] = str(Path(config.teacher.checkpoint).expanduser().absolute())
     workdir.write_config(part_folder, settings, whole)
     if part == "distill":
         assert teacher is not None
         test = dataset.splits["test"] if dataset else None
-        _distill(config, part_folder, build.pair(config, teacher.net, teacher.variables), test, say)
+        _distill(config, part_folder, networks.pair(config, teacher.net, teacher.variables), test, say)
         return teacher
     assert dataset
     train.train(config, part, part_folder, dataset, teacher)
     return weights.load_net(part_folder / train.NET) if part == "teacher" else teacher
 
 
-def _distill(
-    config: ConfigDict, folder: Path, networks: build.Pair, test: Split | None, say: Callable[[str], None]
-) -> None:
-    if config.synthesis.bn_weight and not has_batch_norm(networks.teacher_variables):
+def _distill(config: ConfigDict, folder: Path, pair: Pair, test: Split | None, say: Callable[[str], None]) -> None:
+    if config.synthesis.bn_weight and not has_batch_norm(pair.teacher_variables):
         say("the teacher has no BatchNorm: it is distilled without the BN term")
-    datafree.distill(config, folder, networks, test)
+    datafree.distill(config, folder, pair, test)
 
 
 def _check_shapes(config: ConfigDict, parts: list[str], dataset: Dataset | None, teacher: Trained | None) -> None:
@@ -295,14 +297,14 @@ def _check_shapes(config: ConfigDict, parts: list[str], dataset: Dataset | None,
             assert dataset
             train.check_shapes(config, part, dataset, teacher)
         elif teacher:
-            datafree.check_shapes(config, build.pair(config, teacher.net, teacher.variables))
+            datafree.check_shapes(config, networks.pair(config, teacher.net, teacher.variables))
         else:
-            net = build.described(config, "teacher")
-            datafree.check_shapes(config, build.pair(config, net, _abstract_variables(config, net)))
+            net = networks.described(config, "teacher")
+            datafree.check_shapes(config, networks.pair(config, net, _abstract_variables(config, net)))
 
 
 def _abstract_variables(config: ConfigDict, net: Net) -> Any:
-    network = build.classifier(config, net)
+    network = networks.classifier(config, net)
     return jax.eval_shape(lambda: network.init(jax.random.key(0), net.image_shape))
 
 

@@ -1,7 +1,9 @@
 """What a finished stage came to, as `summary.json` and as a table."""
 
 import platform
+import resource
 import statistics
+import sys
 from importlib import metadata
 from typing import Any
 
@@ -70,12 +72,21 @@ def common_summary(config: ConfigDict, history: list[Record], devices: Devices) 
         "wall_s": sum(record["seconds"] + record["evaluation_seconds"] for record in history),
         # The median epoch: the first one compiles.
         "images_per_s": statistics.median(record["images_per_s"] for record in history),
+        "peak_memory_mib": _peak_memory(devices),
         "devices": {"kind": devices.devices[0].device_kind, "count": len(devices.devices)},
         "versions": {
             "python": platform.python_version(),
             **{package: _version(package) for package in _PACKAGES},
         },
     }
+
+
+def _peak_memory(devices: Devices) -> dict[str, float | None]:
+    """The most that this process held at a time, and the most on one device where the device tells."""
+    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, bytes there
+    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    device = (devices.devices[0].memory_stats() or {}).get("peak_bytes_in_use")
+    return {"host": host / 2**20, "device": device / 2**20 if device else None}
 
 
 def _version(package: str) -> str:

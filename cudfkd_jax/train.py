@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from cudfkd_jax import build, supervised, trainer
+from cudfkd_jax import build, networks, supervised, trainer
 from cudfkd_jax.data import Dataset
 from cudfkd_jax.evaluate import make_evaluate, make_predict
 from cudfkd_jax.files import write_json
@@ -36,7 +36,7 @@ def train(
     """Trains a network on data in `folder`, from where an earlier call stopped.
 
     Args:
-        config: checked by `build.check`.
+        config: checked by `validate.check`.
         section: "teacher", "scratch" (the student on labels alone) or "kd" (with a teacher's help).
         folder: receives `metrics.jsonl`, `checkpoints/`, `net/` and, when all is done, `summary.json`.
         dataset: both splits.
@@ -52,10 +52,10 @@ def train(
     batch_size = config.evaluation.batch_size
     teacher_logits = None
     if teacher:
-        predict = make_predict(build.classifier(config, teacher.net), devices, batch_size)
+        predict = make_predict(networks.classifier(config, teacher.net), devices, batch_size)
         teacher_logits = predict(devices.replicate(teacher.variables), test.images)
     used = _used_by(problem, teacher)
-    net = build.described(config, _role(section))
+    net = networks.described(config, _role(section))
     stage = trainer.Stage(
         name=section,
         folder=folder,
@@ -91,8 +91,8 @@ def _problem(
     config: ConfigDict, section: str, dataset: Dataset, teacher: Trained | None
 ) -> tuple[SupervisedProblem, Epoch]:
     epoch = build.supervised_epoch(config, section, len(dataset.splits["train"].labels))
-    network = build.classifier(config, build.described(config, _role(section)))
-    helper = build.classifier(config, teacher.net) if teacher and section == "kd" else None
+    network = networks.classifier(config, networks.described(config, _role(section)))
+    helper = networks.classifier(config, teacher.net) if teacher and section == "kd" else None
     return build.supervised_problem(config, section, network, epoch, helper), epoch
 
 

@@ -25,7 +25,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from cudfkd_jax import build, steps, trainer
+from cudfkd_jax import build, configuration, networks, steps, trainer, validate
 from cudfkd_jax.errors import UserError
 from cudfkd_jax.loops import Epoch, Steps, distillation_steps, make_epoch_function
 from cudfkd_jax.parallel import Devices
@@ -55,16 +55,16 @@ def set_up(config: ConfigDict) -> Setup:
     Raises:
         UserError: a setting is out of range.
     """
-    build.check(config)
-    build.check_devices(config, ["distill"])
+    validate.check(config)
+    validate.check_devices(config, ["distill"])
     devices, key = build.devices(config), build.root_key(config, "distill")
-    net = build.described(config, "teacher")
-    teacher = build.classifier(config, net)
+    net = networks.described(config, "teacher")
+    teacher = networks.classifier(config, net)
     variables = trainer.initialise(lambda: teacher.init(key, net.image_shape))
-    problem = build.problem(config, build.pair(config, net, variables))
+    problem = build.problem(config, networks.pair(config, net, variables))
     init = functools.partial(steps.init_state, key, variables, problem=problem, image_shape=net.image_shape)
     parts = distillation_steps(problem)
-    epoch = build.distill_epoch(config)._replace(rounds=1)
+    epoch = configuration.distill_epoch(config)._replace(rounds=1)
     compiled_round = None
     if config.loop == "scan" or (config.loop == "auto" and devices.devices[0].platform != "cpu"):
         run = make_epoch_function("scan", epoch, devices, parts)

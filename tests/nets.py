@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 from ml_collections import ConfigDict
 
-from cudfkd_jax import build, defaults
+from cudfkd_jax import build, defaults, networks
 from cudfkd_jax.capture import Classifier
 from cudfkd_jax.steps import Problem
 
@@ -38,8 +38,8 @@ def config() -> ConfigDict:
 
 
 def problem(c: ConfigDict) -> Problem:
-    net = build.described(c, "teacher")
-    pair = build.Pair(classifier(8), net, teacher_variables(), classifier(4), net)
+    net = networks.described(c, "teacher")
+    pair = networks.Pair(classifier(8), net, teacher_variables(), classifier(4), net)
     return build.problem(c, pair)
 
 

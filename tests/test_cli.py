@@ -159,7 +159,7 @@ def test_a_configuration_file_need_not_set_everything(place, refused):
         ("data.image_shape=8", "data.image_shape=(8,) must be (height, width, channels)"),
         ("data.mean=('a',)", "data.mean=('a',) must have one number for each of 1 channels"),
         ("data.std=(0.0,)", "data.std=(0.0,) must be greater than 0"),
-        ("method=cudkfd", "unknown method 'cudkfd' (did you mean 'cudfkd'?); valid: cudfkd"),
+        ("method=dafl", "--config.method=dafl: choose a method after the colon of --config"),
         ("teacher.arch=wrn16-2", "unknown model 'wrn16-2': choose one of wrn16_2, "),
         ("student.arch=", "unknown model ''"),
         ("curriculum.strategy=softer", "unknown curriculum.strategy 'softer' (did you mean 'soft'?); valid: "),
@@ -374,9 +374,9 @@ def test_settings_reach_the_run(monkeypatch):
 def test_every_default_can_be_given_again(monkeypatch):
     called = []
     monkeypatch.setattr(stages, "run", lambda config, *args: called.append(config))
-    known = main.build.flatten(defaults.get_config())
+    known = main.configuration.flatten(defaults.get_config())
     assert main.main([f"--config={TINY}", *(f"--config.{key}={value}" for key, value in known.items())]) == 0
-    assert main.build.flatten(called[0]) == known
+    assert main.configuration.flatten(called[0]) == known
 
 
 def test_the_default_workdir_follows_from_the_command(monkeypatch):

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from cudfkd_jax import build, curriculum, defaults
+from cudfkd_jax import build_method, configuration, curriculum, defaults, validate
 from cudfkd_jax.errors import UserError
+from cudfkd_jax.methods import METHODS
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 
@@ -43,7 +44,7 @@ def test_settings_of_the_released_scripts(data, teacher, student):
     assert (u.alpha, u.k_begin, u.k_end) == RELEASED[data, teacher, student][5:8]
     assert ends == pytest.approx(RELEASED[data, teacher, student][8:10], rel=1e-6)
     assert (g.latent_dim, g.stages) == RELEASED[data, teacher, student][10:]
-    assert build.distill_epoch(c) == (40, 1, 10) and build.distill_epoch(c).steps == 400
+    assert configuration.distill_epoch(c) == (40, 1, 10) and configuration.distill_epoch(c).steps == 400
     assert (d.learning_rate, d.momentum, d.weight_decay) == (0.1, 0.9, 1e-4)
     assert (g.learning_rate, g.beta1, g.beta2, g.width) == (1e-3, 0.9, 0.99, 64)
     assert u.lambda_slope == (1e-4 if data == "cifar10" else 2e-5)
@@ -60,13 +61,13 @@ def test_settings_of_the_released_scripts(data, teacher, student):
     ],
 )
 def test_other_pairs_of_the_tables_have_the_settings_of_their_family(data, pair, family):
-    a, b = (build.flatten(_load(data, arguments)) for arguments in (pair, family))
+    a, b = (configuration.flatten(_load(data, arguments)) for arguments in (pair, family))
     assert {key for key in a if a[key] != b[key]} <= {"teacher.arch", "student.arch"}
 
 
 @pytest.mark.parametrize("data", ["digits", "cifar10", "cifar100", "tiny_imagenet"])
 def test_released_changes_what_the_release_does_otherwise_and_nothing_else(data):
-    default, released = (build.flatten(_load(data, arguments)) for arguments in ("", "released"))
+    default, released = (configuration.flatten(_load(data, arguments)) for arguments in ("", "released"))
     changed = {key: released[key] for key in default if default[key] != released[key]}
     assert changed == {
         "curriculum.granularity": "batch",  # one v a batch
@@ -81,20 +82,60 @@ def test_released_changes_what_the_release_does_otherwise_and_nothing_else(data)
 @pytest.mark.parametrize("arguments", ["", "released", "runlocal", "teacher=wrn40_2,student=wrn16_1,released"])
 def test_every_configuration_passes_the_checks(data, arguments):
     config = _load(data, arguments)
-    build.check(config)
-    assert build.flatten(config).keys() == build.flatten(defaults.get_config()).keys()
+    validate.check(config)
+    assert configuration.flatten(config).keys() == configuration.flatten(defaults.get_config()).keys()
+
+
+@pytest.mark.parametrize("data", ["digits", "cifar10", "cifar100", "tiny_imagenet"])
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_has_a_recipe_for_every_data_set(data, method):
+    """400 student steps an epoch (360 of those with 36 rounds), and `runlocal` a small part of them."""
+    config, local = _load(data, f"method={method}"), _load(data, f"method={method},runlocal")
+    for c in (config, local):
+        validate.check(c)
+        assert c.method == method
+    steps, few = (configuration.distill_epoch(c).steps for c in (config, local))
+    assert few <= steps == (100 if data == "digits" else 360 if "dfkd" in method and method != "cudfkd" else 400)
+
+
+def test_settings_of_the_benchmark():
+    """Those that the methods are published with, as far as they differ from each other."""
+    found = {}
+    for method in METHODS:
+        c = _load("cifar10", f"method={method}")
+        d, g = c.distill, c.generator
+        found[method] = (
+            d.batch_size,
+            d.student_steps,
+            d.loss,
+            d.temperature,
+            g.latent_dim,
+            g.learning_rate,
+            g.beta1,
+        )
+    assert found == {
+        "cudfkd": (512, 10, "l1", 20.0, 512, 1e-3, 0.9),
+        "dafl": (256, 5, "kl", 1.0, 512, 1e-3, 0.5),
+        "zskt": (256, 5, "kl", 1.0, 256, 1e-3, 0.5),
+        "dfad": (256, 5, "l1", 1.0, 256, 1e-3, 0.5),
+        "dfq": (256, 10, "kl", 1.0, 256, 1e-3, 0.5),
+        "adi": (256, 400, "kl", 20.0, 512, 1e-3, 0.9),  # it has no generator
+        "cmi": (128, 400, "kl", 20.0, 256, 1e-3, 0.5),
+        "mb_dfkd": (1024, 10, "l1", 20.0, 1000, 0.02, 0.9),
+        "pre_dfkd": (1024, 10, "l1", 20.0, 1000, 0.02, 0.9),
+    }
 
 
 def test_ablation_none_keeps_the_ramp_unless_released():
     config = _load("cifar10")
     config.curriculum.strategy = "none"
     last = 400 * 250 - 1
-    assert float(build.alpha_adv(config)(last)) == pytest.approx(62)
+    assert float(build_method.alpha_adv(config)(last)) == pytest.approx(62)
     released = _load("cifar10", "released")
     released.curriculum.strategy = "none"
-    assert build.alpha_adv(released) is None  # constantly 0: not computed
+    assert build_method.alpha_adv(released) is None  # constantly 0: not computed
     released.curriculum.adv = 0.5
-    assert float(build.alpha_adv(released)(last)) == 0.5
+    assert float(build_method.alpha_adv(released)(last)) == 0.5
 
 
 def test_unknown_argument_is_refused():

@@ -17,30 +17,26 @@ _NAME = _PACKAGE.name
 # affair (without cycles).
 _LAYERS = (
     {"main"},
-    {"api"},
-    {"stages", "export", "settings"},
+    {"api", "compare"},
+    {"stages", "export", "settings", "cells"},
     {"datafree", "train"},
-    {"build"},
+    {"build", "validate"},
+    {"build_method"},
+    {"networks"},
+    {"configuration"},
     {"trainer", "evaluate", "summary", "formats"},
     {"loops", "supervised", "checkpoint", "progress", "samples", "torch_io", "workdir"},
     {"steps", "records", "data", "torch_names", "flax_io", "weights"},
     {"methods"},
     {"capture", "curriculum", "metrics", "models", "train_state", "defaults"},
-    {"losses", "parallel", "files", "augment"},
+    {"losses", "parallel", "files", "augment", "recipes", "paper", "cli"},
     {"errors"},
 )
 
 # Who may know what, and nobody else.
 _KNOWS_THE_CONFIGURATION = {
-    "main",
-    "api",
-    "settings",
-    "stages",
-    "datafree",
-    "train",
-    "build",
-    "defaults",
-    "summary",
+    *("api", "compare", "settings", "stages", "datafree", "train", "defaults", "summary"),
+    *("build", "build_method", "configuration", "networks", "validate"),
 }
 _KNOWS_DEVICES = {"parallel"}
 _UNPICKLES = {"data.pickles"}

@@ -15,8 +15,22 @@ import jax
 import numpy as np
 import pytest
 
-from cudfkd_jax import build, defaults, export, formats, main, models, stages, summary, weights
+from cudfkd_jax import (
+    build,
+    compare,
+    configuration,
+    defaults,
+    export,
+    formats,
+    main,
+    models,
+    stages,
+    summary,
+    validate,
+    weights,
+)
 from cudfkd_jax.capture import Classifier
+from cudfkd_jax.methods import METHODS
 
 _ROOT = Path(__file__).parents[1]
 _TEXT = (_ROOT / "README.md").read_text(encoding="utf-8")
@@ -54,6 +68,11 @@ def test_command_is_understood(command, monkeypatch, tmp_path):
         _check_main(arguments, monkeypatch)
     elif words[0] == "make":
         assert set(words[1:]) <= _TARGETS.keys()
+    elif words[:2] == ["python", "scripts/compare.py"]:
+        given = dict(word.removeprefix("--").split("=", 1) for word in words[2:])
+        assert given.keys() == {"config", "methods", "seeds", "workdir"}
+        assert compare.parse_methods(given["methods"]) and compare.parse_seeds(given["seeds"])
+        _check_main([f"--config={given['config']}"], monkeypatch)
     else:
         assert words[:2] == ["python", "scripts/benchmark.py"], "a command that this test does not know"
         assert words[2].startswith("--config=configs/")
@@ -70,7 +89,7 @@ def _check_main(arguments, monkeypatch):
     monkeypatch.setattr(export, "export", lambda folder, format_: begun.append(defaults.get_config()))
     assert main.main(arguments) == 0
     (config,) = begun
-    build.check(config)
+    validate.check(config)
 
 
 def test_configurations_in_the_table_are_valid_and_give_the_named_networks(monkeypatch):
@@ -84,7 +103,7 @@ def test_configurations_in_the_table_are_valid_and_give_the_named_networks(monke
         monkeypatch.setattr(stages, "run", lambda config, stage, folder, begun=begun: begun.append(config))
         assert main.main([f"--config={argument}"]) == 0
         (config,) = begun
-        build.check(config)
+        validate.check(config)
         assert (config.student.arch, config.teacher.arch) == (student, teacher)
 
 
@@ -92,13 +111,14 @@ def test_every_stage_is_in_the_table():
     assert set(re.findall(r"^\| `(\w+)` \| ", _TEXT, re.MULTILINE)) >= set(stages.STAGES)
 
 
-def test_every_data_source_is_in_the_table():
+def test_every_data_source_and_method_is_in_a_table():
     known = build.data.SOURCES
     assert set(re.findall(r"^\| `(\w+)` \| ", _TEXT, re.MULTILINE)) == {
         *known,
-        build.NO_DATA,
+        configuration.NO_DATA,
         *stages.STAGES,
         *formats.FORMATS,
+        *METHODS,
     }
 
 
@@ -114,7 +134,7 @@ def test_named_files_are_there():
 
 def test_named_settings_exist():
     sections = defaults.get_config()
-    known = build.flatten(sections)
+    known = configuration.flatten(sections)
     dotted = (code.removeprefix("--config.").partition("=")[0] for code in _CODE if "." in code)
     keys = {key for key in dotted if key.split(".")[0] in sections and re.fullmatch(r"\w+(\.\w+)?", key)}
     keys |= {code.removeprefix("--config.").partition("=")[0] for code in _CODE if code.startswith("--config.")}

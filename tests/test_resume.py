@@ -39,7 +39,7 @@ def _outcome(workdir: Path):
     records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     records = [{key: value for key, value in record.items() if key not in TIMES} for record in records]
     summary = json.loads((workdir / "summary.json").read_text())
-    for key in ("wall_s", "images_per_s"):
+    for key in ("wall_s", "images_per_s", "peak_memory_mib"):
         del summary[key]
     return weights, records, summary
 

@@ -8,7 +8,7 @@ import jax
 import pytest
 from helpers import flip_byte, snapshot
 
-from cudfkd_jax import build, data, datafree, stages, steps, train, weights
+from cudfkd_jax import build, configuration, data, datafree, networks, stages, steps, train, weights
 from cudfkd_jax.errors import UserError
 
 DISTILLED = ("config.json", "metrics.jsonl", "summary.json", "checkpoints", "samples", "student", "student_best")
@@ -47,8 +47,8 @@ def recorded(monkeypatch):
         calls.append((section, folder, sorted(dataset.splits), teacher and teacher.sha256))
         raise KeyboardInterrupt
 
-    def distill_(config, folder, networks, test):
-        calls.append(("distill", folder, len(test.labels), weights.digest(networks.teacher_variables)))
+    def distill_(config, folder, pair, test):
+        calls.append(("distill", folder, len(test.labels), weights.digest(pair.teacher_variables)))
         raise KeyboardInterrupt
 
     monkeypatch.setattr(train, "train", train_)
@@ -78,7 +78,7 @@ def test_a_whole_run_leaves_what_it_promises(finished_run, tiny_config):
     assert {"samples/epoch_0008.png", "samples/epoch_0016.png"} <= files
     assert len((finished_run / "metrics.jsonl").read_text().splitlines()) == tiny_config.distill.epochs
     saved = stages.saved_config(finished_run)
-    assert build.flatten(saved) == build.flatten(tiny_config)
+    assert configuration.flatten(saved) == configuration.flatten(tiny_config)
 
 
 @pytest.mark.parametrize("stage", ["all", "teacher", "distill"])
@@ -306,7 +306,7 @@ def test_a_path_that_cannot_be_looked_at_is_refused(tmp_path, tiny_config, refus
 
 def test_the_student_does_not_start_from_the_teachers_first_weights(tiny_config):
     """Networks of one family share names and shapes: only their keys keep them apart."""
-    network = build.classifier(tiny_config, build.described(tiny_config, "student"))
+    network = networks.classifier(tiny_config, networks.described(tiny_config, "student"))
     first = {
         stage: jax.tree.leaves(
             network.init(steps.purpose_key(build.root_key(tiny_config, stage), steps.STUDENT_INIT), (8, 8, 1))

@@ -42,6 +42,7 @@ def test_best_and_last_are_kept_apart():
     assert summary["teacher"] == {"arch": "wrn16_2", "parameters": 7, "acc1": 95.0, "acc5": 100.0}
     assert summary["wall_s"] == 113.0
     assert summary["images_per_s"] == 400.0  # the epoch that compiles does not count
+    assert 10 < summary["peak_memory_mib"]["host"] < 100_000
 
 
 @pytest.mark.parametrize(("from_epoch", "every", "values"), [(1, 1, ACC1), (3, 1, ACC1[2:]), (3, 2, [90.0, 80.0])])

@@ -3,12 +3,22 @@
     min_θ  Σ_k  w_k(t) · L_k( G_θ(z), f_t, f_s ),    z ~ N(0, I)                           (Eq. 4)
 
 A method is a choice of terms and of a student loss; see `cudfkd.py` for the first.
+
+The student may be trained on images of an exponential moving average of the generator,
+
+    θ̄ ← d · θ̄ + (1 − d) · θ    after each synthesis step, θ̄ = θ at the start,
+
+which changes more slowly than the generator and so lets the student forget less of what it saw (cf. K. Do et al.,
+"Momentum Adversarial Distillation", NeurIPS 2022, where such an average gives a part of the student's images).
 """
+
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from flax import struct
 
 from cudfkd_jax.capture import apply
 from cudfkd_jax.methods.base import FrozenClassifier, Method, Metrics
@@ -16,6 +26,18 @@ from cudfkd_jax.methods.student import StudentLoss
 from cudfkd_jax.methods.terms import STUDENT, Synthetic, Term
 from cudfkd_jax.parallel import SINGLE, Axis
 from cudfkd_jax.train_state import TrainState, gradient_norm
+
+
+class Averaged(struct.PyTreeNode):
+    """A generator in training and its exponential moving average.
+
+    Attributes:
+        state: of the generator in training.
+        average: `{'params', 'batch_stats'}`, the averages of the same.
+    """
+
+    state: TrainState
+    average: dict[str, Any]
 
 
 def generative_method(
@@ -26,8 +48,10 @@ def generative_method(
     batch_size: int,
     terms: tuple[Term, ...],
     student_loss: StudentLoss,
+    student_capture: tuple[str, ...] = (),
+    ema_decay: float = 0.0,
 ) -> Method:
-    """A method whose only state is a generator's `TrainState`.
+    """A method whose only state is a generator's: a `TrainState`, or `Averaged` where an average is kept.
 
     Args:
         generator: called as `generator(z, train)`, z `[B, latent_dim]`, images `[B, H, W, C]` in [0, 1].
@@ -35,6 +59,8 @@ def generative_method(
         batch_size: of a synthesis step and of a student step, over all devices.
         terms: the synthesis objective; leave out terms whose weight is constantly 0.
         student_loss: see `Method`.
+        student_capture: see `Method`.
+        ema_decay: d in [0, 1) of the generator that images are sampled from; 0 samples from the one in training.
     """
     needs = {need for term in terms for need in term.needs}
     capture = tuple(sorted(needs - {STUDENT}))
@@ -79,4 +105,28 @@ def generative_method(
     def preview(aux: TrainState, key: jax.Array, count: int) -> jax.Array:
         return apply(generator, aux.variables, jax.random.normal(key, (count, latent_dim)), axis=SINGLE).value
 
-    return Method(init, synthesise, sample, student_loss, preview)
+    method = Method(init, synthesise, sample, student_loss, preview, student_capture=student_capture)
+    return _averaged(method, ema_decay) if ema_decay else method
+
+
+def _averaged(method: Method, decay: float) -> Method:
+    """The method, whose aux is a `TrainState`, with images from the average of its generator."""
+
+    def init(key: jax.Array) -> Averaged:
+        state = method.init(key)
+        # Buffers of its own: a step gives up those of the whole state, and may do so only once.
+        return Averaged(state, jax.tree.map(jnp.copy, state.variables))
+
+    def synthesise(aux: Averaged, *arguments: Any) -> tuple[Averaged, Metrics]:
+        state, metrics = method.synthesise(aux.state, *arguments)
+        return Averaged(state, optax.incremental_update(state.variables, aux.average, 1 - decay)), metrics
+
+    def sampled(aux: Averaged) -> TrainState:
+        return aux.state.replace(**aux.average)
+
+    return method._replace(
+        init=init,
+        synthesise=synthesise,
+        sample=lambda aux, *arguments: method.sample(sampled(aux), *arguments),
+        preview=lambda aux, *arguments: method.preview(sampled(aux), *arguments),
+    )

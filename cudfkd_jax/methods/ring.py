@@ -52,6 +52,23 @@ class Ring(struct.PyTreeNode):
         rows = jax.random.randint(row_key, (count,), first, self.values.shape[1] if last is None else last)
         return self.values[slots, rows]
 
+    def draw_distinct(self, key: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+        """`count` rows of filled slots without replacement, each set of rows as likely.
+
+        Args:
+            key: of the draw.
+            count: how many, at most slots times rows.
+
+        Returns:
+            The rows `[count, ...]`, and bool `[count]`, which of them were drawn: where fewer are filled, all of
+            these come first and the others stand for nothing.
+        """
+        slots, rows = self.values.shape[:2]
+        filled = jnp.arange(slots * rows) < self.filled * rows
+        lots = jnp.where(filled, jax.random.uniform(key, (slots * rows,)), -1)
+        highest, chosen = jax.lax.top_k(lots, count)
+        return self.values.reshape(slots * rows, *self.values.shape[2:])[chosen], highest >= 0
+
 
 def to_uint8(images: jax.Array) -> jax.Array:
     """Images in [0, 1] as they are kept in a pool, rounded to 256 levels."""

@@ -1,5 +1,8 @@
 """The generator of synthetic images: a linear layer and convolutions on nearest-neighbour up-sampled maps."""
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -9,24 +12,49 @@ from jax.typing import DTypeLike
 from cudfkd_jax.errors import UserError
 from cudfkd_jax.models import layers
 
-_WEIGHTS = initializers.normal(0.02)
+_NORMAL = initializers.normal(0.02)
+
+
+class _Initialisers(NamedTuple):
+    weights: initializers.Initializer
+    bias: Callable[[int], initializers.Initializer]  # of a layer whose units have that many inputs
+    bn_scale: initializers.Initializer
+
+
+def _normal_around_one(key, shape, dtype=jnp.float32, out_sharding=None):
+    """N(1, 0.02)."""
+    del out_sharding
+    return 1 + _NORMAL(key, shape, dtype)
+
+
+_INITIALISERS = {
+    "normal": _Initialisers(_NORMAL, lambda fan_in: initializers.zeros, _normal_around_one),
+    "torch": _Initialisers(layers.torch_uniform, layers.torch_uniform_bias, initializers.ones),
+}
+SIZES = ("large", "small")
+INITIALISATIONS = tuple(_INITIALISERS)
 
 
 class Generator(nn.Module):
-    """Latent vectors to images, as in the released code: weights N(0, 0.02), biases 0, BN scales N(1, 0.02).
+    """Latent vectors to images.
 
-    Linear to H/2^d x W/2^d maps and BatchNorm; d stages of nearest x2, 3x3 convolution that halves the
-    channels, BatchNorm, LeakyReLU 0.2; a 3x3 convolution to the image channels and a sigmoid.
+    Linear to H/2^d x W/2^d maps and BatchNorm; d stages of nearest x2, 3x3 convolution, BatchNorm, LeakyReLU
+    0.2; a 3x3 convolution to the image channels and a sigmoid. Each stage halves the channels, down to ngf; the
+    first one of a small generator keeps them, of which it starts with half as many.
 
     Attributes:
       image_shape: (H, W, C) of the images; H and W divisible by 2^stages.
       latent_dim: length of a latent vector.
-      ngf: channels after the last stage; the linear layer feeds ngf * 2^stages of them.
+      ngf: channels after the last stage.
       stages: number d of up-sampling stages.
       dtype: dtype of the convolutions and the linear layer; None takes that of inputs and parameters.
+      size: "large" starts with ngf * 2^stages channels, "small" with half of that; one of SIZES.
+      initialisation: "normal" as CuDFKD's released code: weights N(0, 0.02), biases 0, BN scales N(1, 0.02);
+        "torch" is PyTorch's default, as in the benchmark of the other methods: weights and biases
+        U(-1/sqrt(fan_in), 1/sqrt(fan_in)), BN scales 1. One of INITIALISATIONS.
 
     Raises:
-      UserError: at construction, where H or W is not divisible by 2^stages.
+      UserError: at construction, where H or W is not divisible by 2^stages, or a name is not known.
     """
 
     image_shape: tuple[int, int, int]
@@ -34,6 +62,8 @@ class Generator(nn.Module):
     ngf: int = 64
     stages: int = 2
     dtype: DTypeLike | None = None
+    size: str = "large"
+    initialisation: str = "normal"
 
     def __post_init__(self) -> None:
         height, width, _ = self.image_shape
@@ -43,23 +73,52 @@ class Generator(nn.Module):
                 f"a generator with {self.stages} up-sampling stages cannot make {height}x{width} images: "
                 f"choose a height and width divisible by {scale}, or fewer stages"
             )
+        for name, value, valid in (
+            ("size", self.size, SIZES),
+            ("initialisation", self.initialisation, INITIALISATIONS),
+        ):
+            if value not in valid:
+                raise UserError(f"unknown generator {name} {value!r}: choose one of {', '.join(valid)}")
         super().__post_init__()
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Channels of the first maps and after each stage."""
+        most = (self.ngf << self.stages) // (2 if self.size == "small" else 1)
+        return tuple(min(self.ngf << stages_left, most) for stages_left in reversed(range(self.stages + 1)))
 
     @nn.compact
     def __call__(self, z: jax.Array, train: bool) -> jax.Array:
         """Latents [B, latent_dim] ~ N(0, 1) -> images [B, H, W, C] in [0, 1], float32 or wider."""
         height, width, image_channels = self.image_shape
         h, w = height >> self.stages, width >> self.stages
-        channels = self.ngf << self.stages
-        x = nn.Dense(h * w * channels, kernel_init=_WEIGHTS, dtype=self.dtype, name="linear")(z)
-        x = x.reshape(-1, h, w, channels)
-        x = _batch_norm("bn0", train, self.dtype)(x)
-        for stage in range(1, self.stages + 1):
-            channels //= 2
-            x = _conv(channels, f"conv{stage}", self.dtype)(upsample_2x(x))
-            x = nn.leaky_relu(_batch_norm(f"bn{stage}", train, self.dtype)(x), 0.2)
-        x = _conv(image_channels, f"conv{self.stages + 1}", self.dtype, use_bias=True)(x)
-        return nn.sigmoid(layers.at_least_float32(x))
+        initial = _INITIALISERS[self.initialisation]
+
+        def batch_norm(name: str) -> nn.BatchNorm:
+            return layers.batch_norm(train, name=name, dtype=self.dtype, scale_init=initial.bn_scale)
+
+        linear = nn.Dense(
+            h * w * self.widths[0],
+            kernel_init=initial.weights,
+            bias_init=initial.bias(self.latent_dim),
+            dtype=self.dtype,
+            name="linear",
+        )
+        x = linear(z).reshape(-1, h, w, self.widths[0])
+        x = batch_norm("bn0")(x)
+        for stage, channels in enumerate(self.widths[1:], 1):
+            conv = layers.conv(channels, 3, kernel_init=initial.weights, dtype=self.dtype, name=f"conv{stage}")
+            x = nn.leaky_relu(batch_norm(f"bn{stage}")(conv(upsample_2x(x))), 0.2)
+        to_image = nn.Conv(
+            image_channels,
+            (3, 3),
+            padding=1,
+            kernel_init=initial.weights,
+            bias_init=initial.bias(9 * self.widths[-1]),
+            dtype=self.dtype,
+            name=f"conv{self.stages + 1}",
+        )
+        return nn.sigmoid(layers.at_least_float32(to_image(x)))
 
 
 def upsample_2x(x: jax.Array) -> jax.Array:
@@ -68,17 +127,3 @@ def upsample_2x(x: jax.Array) -> jax.Array:
     # The fastest form on the CPU, forward and backward, against jnp.repeat and jax.image.resize.
     tiles = jnp.broadcast_to(x[:, :, None, :, None, :], (batch, h, 2, w, 2, channels))
     return tiles.reshape(batch, 2 * h, 2 * w, channels)
-
-
-def _conv(features: int, name: str, dtype: DTypeLike | None, use_bias: bool = False) -> nn.Conv:
-    return layers.conv(features, 3, use_bias=use_bias, kernel_init=_WEIGHTS, dtype=dtype, name=name)
-
-
-def _batch_norm(name: str, train: bool, dtype: DTypeLike | None) -> nn.BatchNorm:
-    return layers.batch_norm(train, name=name, dtype=dtype, scale_init=_normal_around_one)
-
-
-def _normal_around_one(key, shape, dtype=jnp.float32, out_sharding=None):
-    """N(1, 0.02)."""
-    del out_sharding
-    return 1 + _WEIGHTS(key, shape, dtype)

@@ -1,0 +1,111 @@
+"""Many runs, each a process of its own: one after another or a few at a time, resumable, failures kept apart."""
+
+import concurrent.futures
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cudfkd_jax.errors import UserError
+from cudfkd_jax.progress import duration
+from cudfkd_jax.summary import SUMMARY
+
+
+class Cell(NamedTuple):
+    """One run.
+
+    Attributes:
+        name: shown to the user.
+        folder: its workdir; its output goes to a file beside it, `<folder>.log`.
+        arguments: of the command line, without `--workdir`.
+    """
+
+    name: str
+    folder: Path
+    arguments: tuple[str, ...]
+
+
+class Outcome(NamedTuple):
+    """What a run came to: its `summary.json`, or the line that says why there is none."""
+
+    cell: Cell
+    summary: dict[str, Any] | None
+    error: str = ""
+
+
+def run_cells(cells: Sequence[Cell], *, jobs: int = 1, say: Callable[[str], None] = print) -> list[Outcome]:
+    """Runs what is not finished yet; a run that fails does not keep the others from running.
+
+    Args:
+        cells: in the order in which they are begun and returned.
+        jobs: how many run at a time, on the same devices.
+        say: told what a user should read.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C, which the runs get too and save their state.
+    """
+    waiting = [cell for cell in cells if not finished(cell)]
+    if len(waiting) < len(cells):
+        say(f"{len(cells) - len(waiting)} of {len(cells)} runs are finished already")
+    start, done, lock = time.monotonic(), 0, threading.Lock()
+    stop = threading.Event()
+
+    def run(cell: Cell) -> Outcome:
+        nonlocal done
+        outcome = Outcome(cell, None, "not begun") if stop.is_set() else _run(cell)
+        with lock:
+            done += 1
+            left = (time.monotonic() - start) / done * (len(waiting) - done)
+            say(f"run {done}/{len(waiting)}  {cell.name}  {_result(outcome)}  about {duration(left)} left")
+        return outcome
+
+    with concurrent.futures.ThreadPoolExecutor(max_workers=jobs) as pool:
+        try:
+            outcomes = dict(zip(waiting, pool.map(run, waiting), strict=True))
+        except KeyboardInterrupt:
+            stop.set()
+            raise
+    return [outcomes.get(cell) or Outcome(cell, read_summary(cell)) for cell in cells]
+
+
+def finished(cell: Cell) -> bool:
+    """Whether a run has come to its end."""
+    return (cell.folder / SUMMARY).exists()
+
+
+def read_summary(cell: Cell) -> dict[str, Any]:
+    """What a finished run wrote.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = cell.folder / SUMMARY
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path} is damaged; remove it, and the same command writes it again") from error
+
+
+def _run(cell: Cell) -> Outcome:
+    cell.folder.parent.mkdir(parents=True, exist_ok=True)
+    log = cell.folder.with_name(cell.folder.name + ".log")
+    command = [sys.executable, "-m", "cudfkd_jax.main", *cell.arguments, f"--workdir={cell.folder}"]
+    with log.open("a", encoding="utf-8") as stream:
+        status = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, check=False).returncode
+    if status == 0:
+        return Outcome(cell, read_summary(cell))
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    said = next((line for line in reversed(lines) if line.startswith("cudfkd: ")), f"exit status {status}")
+    return Outcome(cell, None, f"{said.removeprefix('cudfkd: ')} ({log})")
+
+
+def _result(outcome: Outcome) -> str:
+    if outcome.summary is None:
+        return f"failed: {outcome.error}"
+    student = outcome.summary["student"]
+    name = "acc1_last" if "acc1_last" in student else "agree1_synthetic"
+    return f"{name} {student[name]:.2f} in {duration(outcome.summary['wall_s'])}"

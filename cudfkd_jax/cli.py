@@ -1,0 +1,90 @@
+"""What the command lines share: options, one line for an error, exit status, the compilation cache."""
+
+import argparse
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import jax
+from absl import logging
+
+from cudfkd_jax.errors import RunFailedError, StoppedError, UserError
+
+_INTERRUPTED = 128 + signal.SIGINT
+
+
+class Parser(argparse.ArgumentParser):
+    """Options by their whole names; what is wrong is one line, like every error of users."""
+
+    def __init__(self) -> None:
+        super().__init__(add_help=False, allow_abbrev=False)
+        self.add_argument("--debug", action="store_true")
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; --help shows what can be given")
+
+
+def guard(action: Callable[[Sequence[str]], None], arguments: Sequence[str], usage: str) -> int:
+    """Does what the arguments say and returns the exit status; errors become one line on stderr.
+
+    Args:
+        action: called with the arguments.
+        arguments: of the command line; `--help` prints `usage` instead, `--debug` prints tracebacks too.
+        usage: of the command.
+    """
+    if {"--help", "-h"} & set(arguments):
+        print(usage)
+        return 0
+    logging.set_verbosity(logging.WARNING)
+    try:
+        action(arguments)
+    except (Exception, KeyboardInterrupt) as error:
+        if "--debug" in arguments:
+            traceback.print_exception(error)
+        print(f"cudfkd: {_describe(error)}", file=sys.stderr)
+        return _status(error)
+    return 0
+
+
+def leave(command: Callable[[Sequence[str]], int]) -> NoReturn:
+    """Runs a command on the arguments of this process and leaves with its exit status."""
+    sys.path.insert(0, "")  # as `python -m` has it: networks by import path may lie in the current folder
+    status = command(sys.argv[1:])
+    if status == _INTERRUPTED:  # JAX crashes in its clean-up when Ctrl-C came while it compiled
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs in the user's cache folder unless JAX is told another one."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cudfkd_jax" / "xla"
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def _describe(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or "interrupted"
+    if isinstance(error, (StoppedError, KeyboardInterrupt)):
+        return text
+    if "RESOURCE_EXHAUSTED" in text:
+        return (
+            "error: out of memory on the device; lower --config.distill.batch_size or --config.teacher.batch_size"
+        )
+    if isinstance(error, (UserError, RunFailedError, OSError)):
+        return f"error: {text}"
+    return f"error: {type(error).__name__}: {text[:300]} (--debug shows where)"
+
+
+def _status(error: BaseException) -> int:
+    if isinstance(error, StoppedError):
+        return 128 + error.number
+    if isinstance(error, KeyboardInterrupt):
+        return _INTERRUPTED
+    return 2 if isinstance(error, UserError) else 1

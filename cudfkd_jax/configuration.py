@@ -1,0 +1,54 @@
+"""Reading a ConfigDict: dotted keys, choices, and what several readers derive from it."""
+
+import difflib
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from cudfkd_jax.errors import UserError
+from cudfkd_jax.loops import Epoch
+
+NO_DATA = "none"  # as data.source
+
+
+def choose(key: str, value: str, valid: Sequence[str]) -> None:
+    """Refuses a value that is not among the valid ones, which are listed with the nearest first."""
+    if value not in valid:
+        near = difflib.get_close_matches(value, valid, n=1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        raise UserError(f"unknown {key} {value!r}{hint}; valid: {', '.join(valid)}")
+
+
+def get(config: ConfigDict, key: str) -> Any:
+    """The value at a dotted key."""
+    return functools.reduce(lambda node, part: node[part], key.split("."), config)
+
+
+def flatten(config: ConfigDict) -> dict[str, Any]:
+    """The configuration by dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            flat |= {f"{key}.{inner}": leaf for inner, leaf in flatten(value).items()}
+        else:
+            flat[key] = value
+    return flat
+
+
+def distill_epoch(config: ConfigDict) -> Epoch:
+    """How the steps of a data-free epoch follow each other."""
+    d = config.distill
+    return Epoch(d.rounds_per_epoch, d.synthesis_steps, d.student_steps)
+
+
+def synthesis_batch_size(config: ConfigDict) -> int:
+    """Images of a synthesis step, over all devices."""
+    return config.synthesis.batch_size or config.distill.batch_size
+
+
+def compute_dtype(config: ConfigDict) -> Any:
+    """The dtype of convolutions and matrix products; None for that of parameters and inputs."""
+    return jnp.bfloat16 if config.compute_dtype == "bfloat16" else None

@@ -1,0 +1,27 @@
+"""DFAD: generator and student play a game about the distance of their logits.
+
+G. Fang, J. Song, C. Shen, X. Wang, D. Chen, M. Song, "Data-Free Adversarial Distillation", arXiv:1912.11006,
+2019. For a batch x = G_θ(z) `[B, H, W, C]`, z ~ N(0, I) `[B, nz]`, and teacher's and student's logits z_t, z_s
+`[B, K]`:
+
+    generator   − 1/(B·K) Σ_i ‖z_t(x_i) − z_s(x_i)‖₁      over every image, gradients through both networks
+    student       1/(B·K) Σ_i ‖z_t(x_i) − z_s(x_i)‖₁
+
+The logarithm −ln(1 + distance), which the paper offers for the generator and the original release takes for
+segmentation, is left out, as in that release's code for classifiers. That release also keeps the student in
+training mode while the generator trains, so that its running statistics follow the generator's batches too; and
+its generator (128 channels) ends in tanh and a BatchNorm without scale. Here both networks are frozen while the
+generator trains and the generator is the one all methods share, as in the benchmark of Fang et al. ("Contrastive
+Model Inversion for Data-Free Knowledge Distillation", IJCAI 2021).
+"""
+
+import optax
+
+from cudfkd_jax import losses
+from cudfkd_jax.methods import terms
+from cudfkd_jax.methods.terms import Term
+
+
+def synthesis_terms() -> tuple[Term, ...]:
+    """The generator's objective: one term, whose weight would change nothing under Adam."""
+    return (terms.adversarial_term(losses.l1_distance, optax.constant_schedule(1.0)),)

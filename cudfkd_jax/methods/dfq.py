@@ -1,0 +1,50 @@
+"""DFQ: adversarial images that match the teacher's BatchNorm statistics.
+
+Y. Choi, J. Choi, M. El-Khamy, J. Lee, "Data-Free Network Quantization With Adversarial Knowledge Distillation",
+CVPR Workshops 2020. For a batch x = G_θ(z) `[B, H, W, C]`, z ~ N(0, I) `[B, nz]`, teacher's and student's logits
+z_t, z_s `[B, K]`, p̄ `[K]` the batch mean of softmax(z_t), and for each BatchNorm layer of the teacher the mean and
+variance μ, σ² `[channels]` of its input beside the remembered μ_bn, σ²_bn:
+
+    generator   − α_adv · 1/B Σ_i KL(softmax z_t(x_i) ‖ softmax z_s(x_i))   over every image, through both networks
+                + α_bn · Σ_layers (‖μ − μ_bn‖₂ + ‖σ² − σ²_bn‖₂)
+                + α_oh · 1/B Σ_i CE(z_t(x_i), arg max z_t(x_i)) + α_bal · Σ_c p̄_c ln p̄_c
+    student     1/B Σ_i KL(softmax z_t(x_i) ‖ softmax z_s(x_i)),   T = 1
+
+The paper matches the statistics with the KL divergence of two Gaussians and sharpens with the entropy of each
+prediction instead of the cross entropy to its arg max; it warms the generator up without the adversarial term,
+and may train several generators and students at once. Here the method has the form in which it is compared with
+others (the benchmark of Fang et al., "Contrastive Model Inversion for Data-Free Knowledge Distillation", IJCAI
+2021): the terms above with weights 1, 1, 1 and 20, one generator, one student. Its scripts give a temperature of
+20 that its code does not read; T is 1.
+"""
+
+import functools
+
+import optax
+
+from cudfkd_jax import losses
+from cudfkd_jax.methods import terms
+from cudfkd_jax.methods.terms import Term
+
+
+def synthesis_terms(
+    *, adversarial_weight: float, bn_weight: float, class_weight: float, balance_weight: float
+) -> tuple[Term, ...]:
+    """The generator's objective; a term of weight 0 is left out.
+
+    Args:
+        adversarial_weight: α_adv >= 0.
+        bn_weight: α_bn >= 0; needs a teacher with BatchNorm.
+        class_weight: α_oh >= 0.
+        balance_weight: α_bal >= 0.
+    """
+    chosen = []
+    if adversarial_weight:
+        divergence = functools.partial(losses.kl_divergence, temperature=1.0)
+        chosen.append(terms.adversarial_term(divergence, optax.constant_schedule(adversarial_weight)))
+    weighted = (
+        (terms.bn_term, bn_weight),
+        (terms.class_term, class_weight),
+        (terms.balance_term, balance_weight),
+    )
+    return (*chosen, *(term(weight) for term, weight in weighted if weight))

@@ -1,0 +1,164 @@
+"""MB-DFKD: data-free knowledge distillation with a memory bank of past synthetic images.
+
+K. Binici, N. T. Pham, T. Mitra, K. Leman, "Preventing Catastrophic Forgetting and Distribution Mismatch in
+Knowledge Distillation via Synthetic Data", WACV 2022. For x = G_θ(z), B images, C classes, p̄ the batch mean of
+softmax(z_t), φ the teacher's features before its last layer:
+
+    generator   L_oh(x) + 5 · Σ_c p̄_c log10 p̄_c − 0.1 · mean |φ| + 1 − JS(x)
+    JS          1/(B·C) Σ_i JS(softmax(z_t(x_i)/3), softmax(z_s(x_i)/3)),  no gradient through the teacher
+    student     1/B' Σ_i mean_c |z_t(x_i) − z_s(x_i)|  on B' = B + B/8 images: new ones and a slot of the memory
+
+After epochs 0, 5, 10, ... B/8 images go into a ring of 10 slots; see `replay.py`. The settings are those of a
+third party's code, and so is the mean over elements, B·C of them, which weakens JS by C. What differs from it and
+from PRE-DFKD's released code, and why:
+
+* there JS is taken of probabilities clamped to [0.01, 0.99] and is then itself clamped to [0, 1]. Classes below
+  1 % get no gradient, of 100 classes nearly all; so the exact divergence is the default here, and the clamped
+  one (`released_js`) a choice;
+* the student is in evaluation mode while the generator is trained, as for every method here;
+* until the memory holds something the last B/8 images are new ones, so that all batches have one size.
+
+As in PRE-DFKD's release, whose generator is never put into evaluation mode, images for the student are
+normalised with the statistics of their own batch: at a learning rate of 0.02 running averages that are renewed
+once a round describe generators long gone.
+"""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+
+from cudfkd_jax import losses
+from cudfkd_jax.capture import apply
+from cudfkd_jax.errors import UserError
+from cudfkd_jax.methods import terms
+from cudfkd_jax.methods.base import FrozenClassifier, Method
+from cudfkd_jax.methods.generative import generative_method
+from cudfkd_jax.methods.replay import Sample, with_memory
+from cudfkd_jax.methods.student import StudentLoss
+from cudfkd_jax.methods.terms import STUDENT, Synthetic, Term
+from cudfkd_jax.parallel import SINGLE, Axis
+from cudfkd_jax.train_state import TrainState
+
+_TEMPERATURE = 3.0  # of JS
+
+
+def mb_dfkd_method(
+    *,
+    generator: nn.Module,
+    optimiser: optax.GradientTransformation,
+    latent_dim: int,
+    batch_size: int,
+    terms: tuple[Term, ...],
+    student_loss: StudentLoss,
+    slots: int,
+    steps_per_epoch: int,
+    every_epochs: int,
+) -> Method:
+    """MB-DFKD, whose state is a generator's `TrainState` in a `replay.Remembering`.
+
+    Args:
+        generator: called as `generator(z, train)`, z `[B, latent_dim]`; see `models.replay`.
+        optimiser: the generator's.
+        batch_size: B, of a synthesis step, and of the new images of a student step, over all devices.
+        terms: the synthesis objective, `synthesis_terms`.
+        student_loss: see `Method`; the paper's is L1 on logits.
+        slots: of the ring; each holds B/8 images.
+        steps_per_epoch: student steps.
+        every_epochs: images are stored after epoch 0 and every so many epochs from then on.
+
+    Raises:
+        UserError: the batch size is no multiple of 8, or another number is not positive.
+    """
+    if batch_size < 8 or batch_size % 8:
+        raise UserError(
+            f"batch_size={batch_size} has no eighth to remember, as MB-DFKD does; set it to a multiple of 8"
+        )
+    rows = batch_size // 8
+    method = generative_method(
+        generator=generator,
+        optimiser=optimiser,
+        latent_dim=latent_dim,
+        batch_size=batch_size,
+        terms=terms,
+        student_loss=student_loss,
+    )
+
+    def preview(aux: TrainState, key: jax.Array, count: int) -> jax.Array:
+        return draw_images(generator, aux, jax.random.normal(key, (count, latent_dim)), SINGLE)
+
+    return with_memory(
+        method._replace(sample=_sampler(generator, latent_dim, batch_size), preview=preview),
+        sample_rows=_sampler(generator, latent_dim, rows),
+        slots=slots,
+        rows=rows,
+        steps_per_epoch=steps_per_epoch,
+        every_epochs=every_epochs,
+    )
+
+
+def synthesis_terms(
+    *,
+    class_weight: float,
+    balance_weight: float,
+    feature_weight: float,
+    adversarial_weight: float,
+    released_js: bool,
+) -> tuple[Term, ...]:
+    """The generator's objective of MB-DFKD and PRE-DFKD; a term whose weight is 0 is left out.
+
+    Args:
+        class_weight: of L_oh.
+        balance_weight: of Σ p̄ log10 p̄ (the logarithm to the base 10; reported is the natural one).
+        feature_weight: of −mean |φ|.
+        adversarial_weight: of 1 − JS.
+        released_js: takes the clamped JS of the code.
+    """
+    chosen = (
+        (class_weight, terms.class_term(class_weight)),
+        (balance_weight, terms.balance_term(balance_weight / math.log(10))),
+        (feature_weight, terms.feature_term(feature_weight)),
+        (adversarial_weight, disagreement_term(adversarial_weight, released_js=released_js)),
+    )
+    return tuple(term for weight, term in chosen if weight)
+
+
+def disagreement_term(weight: float, *, released_js: bool) -> Term:
+    """1 − JS at T = 3, JS in [0, 1] averaged over images and classes; no gradient through the teacher."""
+
+    def value(synthetic: Synthetic, axis: Axis) -> jax.Array:
+        assert synthetic.student is not None
+        teacher = jax.lax.stop_gradient(synthetic.teacher.value)
+        student = synthetic.student.value
+        if released_js:
+            distances = losses.js_divergence_released(teacher, student, _TEMPERATURE)
+        else:
+            distances = losses.js_divergence(teacher, student, _TEMPERATURE) / _TEMPERATURE**2
+        js = axis.mean(jnp.mean(distances)) / teacher.shape[-1]
+        return 1 - jnp.clip(js, 0, 1)  # the clamped JS may be negative
+
+    return Term("adversarial_loss", value, optax.constant_schedule(weight), (STUDENT,))
+
+
+def draw_images(generator: nn.Module, state: TrainState, z: jax.Array, axis: Axis) -> jax.Array:
+    """Images of this device's latents, normalised with the statistics of the whole batch on all devices.
+
+    Args:
+        generator: see `mb_dfkd_method`.
+        state: the generator's; not changed.
+        z: `[B / axis.size, latent_dim]`.
+        axis: the devices that share the batch.
+
+    Returns:
+        `[B / axis.size, H, W, C]`.
+    """
+    return apply(generator, state.variables, z, train=True, axis=axis).value
+
+
+def _sampler(generator: nn.Module, latent_dim: int, count: int) -> Sample:
+    def sample(aux: TrainState, teacher: FrozenClassifier, key: jax.Array, axis: Axis) -> jax.Array:
+        return draw_images(generator, aux, axis.shard(jax.random.normal(key, (count, latent_dim))), axis)
+
+    return sample

@@ -1,0 +1,141 @@
+"""PRE-DFKD: data-free knowledge distillation by generative pseudo replay.
+
+K. Binici, S. Aggarwal, N. T. Pham, K. Leman, T. Mitra, "Robust and Resource-Efficient Data-Free Knowledge
+Distillation by Generative Pseudo Replay", AAAI 2022. A VAE learns what the generator makes and takes the place
+of stored images. With f_t the teacher's logits, B new and R replayed images, and p̄ as in `mb_dfkd.py`:
+
+    generator   as MB-DFKD; spectral norm on its convolutions
+    VAE         mean |y' − y| + mean |f_t(x') − f_t(x)| + 1e-5 · KL(q(z | x) ‖ N(0, I)),  y = (x − mean) / std,
+                x' = D(z), z ~ q(z | x), on x = [ B/2 new images, R of the VAE's own replays ]
+    replay      x = D(z − Adam step of 0.02), z ~ N(0, I) of R rows, the step along the gradient of
+                L_oh + 5 · Σ_c p̄_c log10 p̄_c + mean (var z − 1)² + mean (mean z)²
+    student     mean |z_t − z_s| over classes and [ B new images, R replays ],    B = 1024, R = 128
+
+var z and mean z are over the R latents, a value a dimension. Replays, fixed once made, carry no gradient. What
+differs from the released code, and why:
+
+* there the VAE is trained after each of the first 4 of a round's 10 student steps, on their new images. Here all
+  4 steps come before the student's, on images of their own: the generator is frozen meanwhile, so these have the
+  same distribution, and what makes them is state of the method alone. The first student step of a run then has a
+  VAE of 4 steps to replay from, not an untrained one;
+* in the first round the VAE sees new images in place of replays (there B/2 images in all, here B/2 + R);
+* the generator's statistics and its estimates of singular values move on with the batches that are drawn for the
+  VAE, 5 times a round, and not with the student's (11 times): student batches leave the method as it is. As
+  there, new images are normalised with the statistics of their own batch, and replays for the student with the
+  decoder's running ones;
+* JS and the student's mode in the generator's step: see `mb_dfkd.py`.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from cudfkd_jax.capture import apply
+from cudfkd_jax.errors import UserError
+from cudfkd_jax.methods import mb_dfkd
+from cudfkd_jax.methods.base import FrozenClassifier, Method, Metrics
+from cudfkd_jax.methods.generative import generative_method
+from cudfkd_jax.methods.generative_memory import GenerativeMemory, MemoryState, part_rows
+from cudfkd_jax.methods.replay import check_shares
+from cudfkd_jax.methods.student import StudentLoss
+from cudfkd_jax.methods.terms import Term
+from cudfkd_jax.parallel import SINGLE, Axis
+from cudfkd_jax.train_state import TrainState
+
+
+class PreDfkdState(struct.PyTreeNode):
+    """The generator of new images, and the VAE that remembers what it made."""
+
+    generator: TrainState
+    memory: MemoryState
+
+
+def pre_dfkd_method(
+    *,
+    generator: nn.Module,
+    optimiser: optax.GradientTransformation,
+    latent_dim: int,
+    batch_size: int,
+    terms: tuple[Term, ...],
+    student_loss: StudentLoss,
+    memory: GenerativeMemory,
+    memory_steps: int,
+) -> Method:
+    """PRE-DFKD, whose state is a `PreDfkdState`.
+
+    Args:
+        generator: called as `generator(z, train)`, z `[B, latent_dim]`; see `models.replay`.
+        optimiser: the generator's.
+        latent_dim: the generator's.
+        batch_size: B, of a synthesis step, and of the new images of a student step, over all devices.
+        terms: the generator's objective, `mb_dfkd.synthesis_terms`.
+        student_loss: see `Method`; the paper's is L1 on logits.
+        memory: the VAE and how it is trained; its R replays come on top of B new images in a student step.
+        memory_steps: of the VAE, a round.
+
+    Raises:
+        UserError: the batch size is odd. While a step is traced: the devices cannot share B/2 or R images evenly.
+    """
+    if batch_size < 2 or batch_size % 2:
+        raise UserError(
+            f"batch_size={batch_size} has no half to train the memory of PRE-DFKD on; set it to an even number"
+        )
+    half, rows = batch_size // 2, memory.rows
+    inner = generative_method(
+        generator=generator,
+        optimiser=optimiser,
+        latent_dim=latent_dim,
+        batch_size=batch_size,
+        terms=terms,
+        student_loss=student_loss,
+    )
+
+    def init(key: jax.Array) -> PreDfkdState:
+        generator_key, memory_key = jax.random.split(key)
+        return PreDfkdState(inner.init(generator_key), memory.init(memory_key))
+
+    def synthesise(
+        aux: PreDfkdState,
+        teacher: FrozenClassifier,
+        student: FrozenClassifier,
+        key: jax.Array,
+        step: jax.Array,
+        axis: Axis,
+    ) -> tuple[PreDfkdState, Metrics]:
+        state, metrics = inner.synthesise(aux.generator, teacher, student, key, step, axis)
+        return aux.replace(generator=state), metrics
+
+    def remember(
+        aux: PreDfkdState, teacher: FrozenClassifier, key: jax.Array, first: jax.Array, axis: Axis
+    ) -> PreDfkdState:
+        new_key, memory_key = jax.random.split(key)
+        z = part_rows(jax.random.normal(new_key, (half + rows, latent_dim)), half, axis)
+        made = apply(generator, aux.generator.variables, z, train=True, axis=axis)
+        new, instead = jnp.split(made.value, [half // axis.size])
+        return PreDfkdState(
+            aux.generator.replace(batch_stats=made.batch_stats),
+            memory.update(aux.memory, teacher, new, instead, memory_key, first, axis),
+        )
+
+    def finish(
+        aux: PreDfkdState, teacher: FrozenClassifier, key: jax.Array, step: jax.Array, axis: Axis
+    ) -> PreDfkdState:
+        check_shares("images of half a batch", half, axis)
+        check_shares("replayed images", rows, axis)
+        for step_key in jax.random.split(key, memory_steps):
+            aux = remember(aux, teacher, step_key, step == 0, axis)
+        return aux
+
+    def sample(aux: PreDfkdState, teacher: FrozenClassifier, key: jax.Array, axis: Axis) -> jax.Array:
+        new_key, replay_key = jax.random.split(key)
+        z = axis.shard(jax.random.normal(new_key, (batch_size, latent_dim)))
+        new = mb_dfkd.draw_images(generator, aux.generator, z, axis)
+        replayed, _ = memory.replay(aux.memory.decoder, teacher, replay_key, axis, train=False)
+        return jnp.concatenate([new, replayed])
+
+    def preview(aux: PreDfkdState, key: jax.Array, count: int) -> jax.Array:
+        return mb_dfkd.draw_images(generator, aux.generator, jax.random.normal(key, (count, latent_dim)), SINGLE)
+
+    return inner._replace(init=init, synthesise=synthesise, finish=finish, sample=sample, preview=preview)

@@ -1,0 +1,111 @@
+"""ZSKT: the generator seeks images on which the beliefs differ; the student also copies the teacher's attention.
+
+P. Micaelli, A. Storkey, "Zero-shot Knowledge Transfer via Adversarial Belief Matching", NeurIPS 2019; attention
+transfer: S. Zagoruyko, N. Komodakis, "Paying More Attention to Attention", ICLR 2017. For a batch x = G_θ(z)
+`[B, H, W, C]`, z ~ N(0, I) `[B, nz]`, teacher's and student's logits z_t, z_s `[B, K]`, and the outputs a_t^l,
+a_s^l `[B, h, w, channels]` of their stages l (of a WRN: its three blocks, before the last BatchNorm):
+
+    generator   − 1/B Σ_i KL(softmax z_t(x_i) ‖ softmax z_s(x_i))   over every image, through both networks
+    student       1/B Σ_i KL(softmax z_t(x_i) ‖ softmax z_s(x_i)) + β · Σ_l mean (F(a_s^l) − F(a_t^l))²
+
+F(a) `[B, h·w]` is the mean over the channels of a², flattened and divided by its L2 norm, image by image; the
+outer mean is over images and pixels.
+
+The original release averages the KL over images and classes, KL/K + 250 · Σ_l …. The divergence here is a mean
+over images alone, as in every other method, hence the same objective times K has β = 250 · K. The factor K means
+nothing to the original's Adam but does to SGD, whose learning rate has to suit it. The original also keeps one z
+for a generator step and its ten student steps, keeps the student in training mode throughout, clips both
+gradients, and lets its generator end in a BatchNorm. Here each step draws its own z, both networks are frozen
+while the generator trains, nothing is clipped, and the generator is the one all methods share, as in the
+benchmark of Fang et al. ("Contrastive Model Inversion for Data-Free Knowledge Distillation", IJCAI 2021), which
+leaves attention transfer out (β = 0).
+"""
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from cudfkd_jax import losses
+from cudfkd_jax.capture import STAGES, Outputs
+from cudfkd_jax.errors import UserError
+from cudfkd_jax.methods import terms
+from cudfkd_jax.methods.base import Metrics
+from cudfkd_jax.methods.student import StudentLoss, plain_student_loss
+from cudfkd_jax.methods.terms import SampleLoss, Term
+from cudfkd_jax.models import layers
+from cudfkd_jax.parallel import Axis
+
+_SMALLEST_NORM = 1e-12  # of a map; a map of zeros stays one, with a gradient of 0
+
+
+def synthesis_terms() -> tuple[Term, ...]:
+    """The generator's objective: one term, whose weight would change nothing under Adam."""
+    divergence = functools.partial(losses.kl_divergence, temperature=1.0)
+    return (terms.adversarial_term(divergence, optax.constant_schedule(1.0)),)
+
+
+def student_capture(attention_weight: float) -> tuple[str, ...]:
+    """`Method.student_capture` of `attention_student_loss`: nothing where the weight is 0."""
+    return (STAGES,) if attention_weight else ()
+
+
+def attention_student_loss(*, sample_loss: SampleLoss, attention_weight: float) -> StudentLoss:
+    """1/B Σ_i D(z_t(x_i), z_s(x_i)) + β · Σ_l mean (F(a_s^l) − F(a_t^l))² as a `Method.student_loss`.
+
+    Args:
+        sample_loss: D, one value an image; ZSKT's is the KL divergence at T = 1.
+        attention_weight: β >= 0. To the original's 250 beside a KL that is averaged over the K classes too
+            corresponds 250 · K beside one that is not. At 0 the loss is D alone and looks at no maps.
+
+    Returns:
+        A loss of outputs captured with `student_capture(attention_weight)`; it raises UserError where the maps of
+        student and teacher do not correspond.
+    """
+    plain = plain_student_loss(sample_loss)
+    if not attention_weight:
+        return plain
+
+    def student_loss(student: Outputs, teacher: Outputs, step: jax.Array, axis: Axis) -> tuple[jax.Array, Metrics]:
+        divergence, metrics = plain(student, teacher, step, axis)
+        students, teachers = student.stages[1:], teacher.stages[1:]  # the first is what goes into a stage
+        _check_sizes(students, teachers)
+        distances = [jnp.mean(attention_distance(t, s)) for t, s in zip(teachers, students, strict=True)]
+        attention = jnp.sum(jnp.stack(distances))
+        loss = divergence + attention_weight * attention
+        return loss, metrics | axis.mean({"student_loss": loss, "attention_loss": attention})
+
+    return student_loss
+
+
+def attention_distance(teacher_map: jax.Array, student_map: jax.Array) -> jax.Array:
+    """Mean over the pixels of (F(a_s) − F(a_t))² (Zagoruyko and Komodakis, 2017).
+
+    Args:
+        teacher_map: a_t, `[B, h, w, channels]`.
+        student_map: a_s, `[B, h, w, other channels]`.
+
+    Returns:
+        `[B]` in [0, 2 / (h·w)], float32 or wider; whatever the scale of either map.
+    """
+    return jnp.mean(jnp.square(_attention(student_map) - _attention(teacher_map)), axis=-1)
+
+
+def _attention(activations: jax.Array) -> jax.Array:
+    """F(a): `[B, h, w, channels]` -> `[B, h·w]`, of length 1 for each image."""
+    energy = jnp.mean(jnp.square(layers.at_least_float32(activations)), axis=-1)
+    energy = energy.reshape(energy.shape[0], -1)
+    squared_norm = jnp.sum(jnp.square(energy), axis=-1, keepdims=True)
+    return energy / jnp.sqrt(jnp.maximum(squared_norm, _SMALLEST_NORM**2))
+
+
+def _check_sizes(students: Sequence[jax.Array], teachers: Sequence[jax.Array]) -> None:
+    sizes = [[f"{a.shape[1]}x{a.shape[2]}" for a in maps] for maps in (students, teachers)]
+    if sizes[0] != sizes[1]:
+        raise UserError(
+            f"attention transfer needs stages of equal sizes; the student's are {', '.join(sizes[0])} and the "
+            f"teacher's {', '.join(sizes[1])}: choose networks of one family, or set zskt.attention_weight to 0 "
+            "(--config.zskt.attention_weight=0)"
+        )

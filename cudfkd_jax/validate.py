@@ -1,0 +1,170 @@
+"""What can be wrong with a configuration, found before anything is compiled or written."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from cudfkd_jax import build_method, curriculum, data, loops, networks
+from cudfkd_jax.capture import mode_arguments
+from cudfkd_jax.configuration import NO_DATA, choose, flatten, get
+from cudfkd_jax.errors import UserError
+from cudfkd_jax.methods import METHODS, contrastive_loss, student
+from cudfkd_jax.models import generator
+
+_POSITIVE = (
+    *(f"{section}.{key}" for section in ("teacher", "scratch", "kd") for key in ("epochs", "batch_size")),
+    *(f"{section}.learning_rate" for section in ("teacher", "scratch", "kd", "generator", "distill")),
+    *(f"distill.{key}" for key in ("epochs", "rounds_per_epoch", "synthesis_steps", "student_steps")),
+    *("distill.batch_size", "distill.temperature", "kd.temperature", "synthesis.adversarial_temperature"),
+    *("generator.latent_dim", "generator.width", "generator.stages"),
+    *("curriculum.lambda_0", "data.num_classes", "checkpoint.keep"),
+    *("memory.every_epochs", "adi.learning_rate", "cmi.contrastive_weight", "cmi.contrastive_temperature"),
+    *("cmi.head_width", "cmi.head_learning_rate", "cmi.bank_rows", "cmi.bank_draws", "pre_dfkd.memory_steps"),
+    *("pre_dfkd.memory_learning_rate", "pre_dfkd.latent_learning_rate"),
+    *("evaluation.every_epochs", "evaluation.batch_size", "evaluation.synthetic_images"),
+)
+_NOT_NEGATIVE = (
+    *(f"{section}.{key}" for section in ("teacher", "scratch", "kd") for key in ("warmup_epochs", "weight_decay")),
+    *("distill.momentum", "distill.weight_decay", "generator.beta1", "generator.beta2"),
+    *(
+        "curriculum.lambda_slope",
+        "curriculum.lambda_max",
+        "curriculum.alpha",
+        "curriculum.adv",
+        "curriculum.k_begin",
+    ),
+    *(f"synthesis.{key}_weight" for key in ("adversarial", "bn", "class", "balance", "activation")),
+    *("synthesis.batch_size", "generator.ema_decay", "memory.capacity", "zskt.attention_weight"),
+    *("adi.beta1", "adi.beta2", "adi.tv_weight", "pre_dfkd.kl_weight"),
+    *("data.padding", "devices", "checkpoint.every_seconds", "log.samples_every_epochs"),
+    *("evaluation.stability_from", "teacher.stop_accuracy", "seed"),
+)
+_BELOW_ONE = (
+    *("distill.momentum", "generator.beta1", "generator.beta2", "generator.ema_decay", "adi.beta1", "adi.beta2"),
+)
+
+_CHOICES: dict[str, Sequence[str]] = {
+    "method": METHODS,
+    "loop": loops.LOOPS,
+    "compute_dtype": ("float32", "bfloat16"),
+    "data.source": (*data.SOURCES, NO_DATA),
+    "generator.size": generator.SIZES,
+    "generator.schedule": build_method.GENERATOR_SCHEDULES,
+    "generator.initialisation": generator.INITIALISATIONS,
+    "cmi.features": tuple(contrastive_loss.FEATURES),
+    "distill.loss": student.STUDENT_LOSSES,
+    "synthesis.adversarial_loss": student.DIVERGENCES,
+    "curriculum.strategy": curriculum.STRATEGIES,
+    "curriculum.granularity": student.GRANULARITIES,
+    "curriculum.ramp": curriculum.ALPHA_SCHEDULES,
+}
+
+
+def check(config: ConfigDict) -> None:
+    """Checks every value that can be checked without data, weights or a compilation.
+
+    Raises:
+        UserError: a value is out of range; the key, the value and the remedy are named.
+    """
+    for key, valid in _CHOICES.items():
+        choose(key, get(config, key), valid)
+    for key in _POSITIVE:
+        _require(key, get(config, key), get(config, key) > 0, "must be greater than 0")
+    for key in _NOT_NEGATIVE:
+        _require(key, get(config, key), get(config, key) >= 0, "must not be negative")
+    for key in _BELOW_ONE:
+        _require(key, get(config, key), get(config, key) < 1, "must be less than 1")
+    for key, value in flatten(config).items():
+        if isinstance(value, float):
+            _require(key, value, math.isfinite(value), "must be a finite number")
+        elif isinstance(value, int):  # counts are int32 in the steps, and a random key is made of 32 bits
+            _require(key, value, value < 2**31, "must be less than 2**31")
+    for section in ("teacher", "scratch", "kd"):
+        s = config[section]
+        _require(
+            f"{section}.warmup_epochs",
+            s.warmup_epochs,
+            s.warmup_epochs < s.epochs,
+            "must be less than epochs",
+        )
+    _require("kd.weight", config.kd.weight, 0 <= config.kd.weight <= 1, "must lie in [0, 1]")
+    c = config.curriculum
+    if not c.k_begin < c.k_end <= 1:
+        raise UserError(
+            f"curriculum.k_begin={c.k_begin} and curriculum.k_end={c.k_end}: choose 0 <= k_begin < k_end <= 1"
+        )
+    if c.lambda_max and c.lambda_max < c.lambda_0:
+        raise UserError(
+            f"curriculum.lambda_max={c.lambda_max} is below curriculum.lambda_0={c.lambda_0}; raise it, "
+            "or give 0 for no limit"
+        )
+    _check_additions(config)
+    _check_image(config)
+    for role in ("teacher", "student"):
+        network = networks.classifier(config, networks.described(config, role))
+        mode_arguments(network.module, train=False, train_argument=network.train_argument)
+
+
+def _check_additions(config: ConfigDict) -> None:
+    """Refuses a memory or an average where the method would not look at it, and ADI without its main term."""
+    if config.method == "adi":
+        _require("synthesis.bn_weight", config.synthesis.bn_weight, config.synthesis.bn_weight > 0, "must be > 0")
+    can = ", ".join(build_method.GENERATIVE)
+    if config.method not in build_method.GENERATIVE and config.generator.ema_decay:
+        raise UserError(
+            f"generator.ema_decay={config.generator.ema_decay} is for {can}; leave it 0 for {config.method}"
+        )
+    if config.method not in (*build_method.GENERATIVE, "mb_dfkd") and config.memory.capacity:
+        raise UserError(
+            f"memory.capacity={config.memory.capacity} is for {can}, mb_dfkd; leave it 0 for {config.method}"
+        )
+
+
+def check_devices(config: ConfigDict, sections: Sequence[str]) -> None:
+    """Refuses more devices than there are, and batches of these sections that they cannot share evenly."""
+    available = len(jax.local_devices())
+    if config.devices > available:
+        raise UserError(f"devices={config.devices} but only {available} are here; set --config.devices")
+    count = config.devices or available
+    sizes = {f"{section}.batch_size": config[section].batch_size for section in sections}
+    if "distill" in sections:
+        sizes |= build_method.shared_sizes(config)
+    for key, size in sizes.items():
+        if size % count:
+            raise UserError(
+                f"{key}={size} cannot be divided by {count} devices; set --config.{key.split()[0]} to a multiple, "
+                "or --config.devices"
+            )
+
+
+def _require(key: str, value: Any, holds: bool, rule: str) -> None:
+    if not holds:
+        raise UserError(f"{key}={value} {rule}; set --config.{key}")
+
+
+def _check_image(config: ConfigDict) -> None:
+    shape, d = tuple(config.data.image_shape), config.data
+    if len(shape) != 3 or not all(isinstance(n, int) and n > 0 for n in shape) or shape[2] not in (1, 3):
+        raise UserError(
+            f"data.image_shape={shape} must be (height, width, channels) with 1 or 3 channels; "
+            "set --config.data.image_shape"
+        )
+    for key in ("mean", "std"):
+        numbers = all(isinstance(value, int | float) and math.isfinite(value) for value in d[key])
+        if len(d[key]) != shape[2] or not numbers:
+            raise UserError(
+                f"data.{key}={tuple(d[key])} must have one number for each of {shape[2]} channels; "
+                f"set --config.data.{key}"
+            )
+    _require("data.std", tuple(d.std), all(value > 0 for value in d.std), "must be greater than 0")
+    _require("data.num_classes", d.num_classes, d.num_classes > 1, "must be at least 2")
+    _require("generator.stages", config.generator.stages, config.generator.stages <= 10, "must be at most 10")
+    factor = 2**config.generator.stages
+    if shape[0] % factor or shape[1] % factor:
+        raise UserError(
+            f"generator.stages={config.generator.stages} needs a height and width divisible by {factor}, and "
+            f"data.image_shape is {shape}; lower --config.generator.stages"
+        )

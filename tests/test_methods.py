@@ -1,0 +1,126 @@
+"""What every registered method must have, so that none is half there."""
+
+import importlib
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny
+from PIL import Image
+
+from cudfkd_jax import build_method, networks, stages
+from cudfkd_jax.errors import UserError
+from cudfkd_jax.methods import METHODS
+from cudfkd_jax.recipes import RECIPES
+
+_TESTS = Path(__file__).parent
+# Where a method is that does not have a module of its own name.
+_MODULES = {"adi": "inversion", "cmi": "contrastive"}
+
+
+def _module(method):
+    return importlib.import_module(f"cudfkd_jax.methods.{_MODULES.get(method, method)}")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_has_a_recipe_a_citation_and_its_objective(method):
+    assert method in RECIPES and method in build_method._METHODS
+    text = _module(method).__doc__
+    assert re.search(r"\b(19|20)\d\d\b|Curriculum\"", text), "a citation"
+    assert re.search(r"^    (generator|synthesis)\b", text, re.MULTILINE), "what is minimised for the images"
+    assert re.search(r"^    student\b", text, re.MULTILINE), "what the student minimises"
+    assert re.search(r"released? |original|benchmark", text), "what differs from the release"
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_has_unit_tests(method):
+    module = _module(method).__name__.rpartition(".")[2]
+    texts = [
+        path.read_text(encoding="utf-8") for path in _TESTS.glob("test_*.py") if path.name != Path(__file__).name
+    ]
+    assert any(re.search(rf"\b{module}\b", text) for text in texts)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_two_rounds_from_the_command_line_to_the_student(method, finished_run, tmp_path):
+    """Trained, measured, saved, drawn; the second epoch is that of a run that was stopped after the first."""
+    config = tiny.get_config(f"method={method}")
+    config.teacher.checkpoint = str(finished_run)
+    config.distill.epochs, config.log.samples_every_epochs = 2, 1
+    stages.run(config, "distill", tmp_path, say=lambda text: None)
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert len(records) == 2
+    assert all(np.isfinite([v for v in record.values() if isinstance(v, float)]).all() for record in records)
+    assert {"synthesis_loss", "student_loss", "acc1", "agree1"} <= records[1].keys()
+    assert json.loads((tmp_path / "summary.json").read_text())["method"] == method
+    with Image.open(tmp_path / "samples/epoch_0002.png") as picture:
+        assert np.asarray(picture).std() > 1
+    assert (tmp_path / "student/net.json").exists()
+
+
+@pytest.mark.parametrize("method", build_method.NEEDS_BN)
+def test_a_method_of_batch_norm_refuses_a_teacher_without(method):
+    config = tiny.get_config(f"method={method}")
+    pair = networks.pair(config, networks.described(config, "teacher"), {"params": {}, "batch_stats": {}})
+    with pytest.raises(UserError, match=f"method={method} aligns the teacher's BatchNorm statistics"):
+        build_method.method(config, pair)
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "text"),
+    [
+        ("cmi", {"cmi.bank_rows": 100}, "bank_rows=100 does not hold whole synthetic batches"),
+        ("cmi", {"cmi.bank_draws": 1000}, "bank_draws=1000 of bank_rows=64 cannot be drawn"),
+        ("mb_dfkd", {"memory.capacity": 10}, "capacity=10 of the memory cannot be filled 4 images at a time"),
+        ("cudfkd", {"memory.capacity": 10}, "capacity=10 of the memory cannot be filled 4 images at a time"),
+        ("pre_dfkd", {"distill.batch_size": 12}, "distill.batch_size=12 has no 8th part to remember"),
+        ("dfad", {"memory.capacity": 8, "distill.batch_size": 4}, "distill.batch_size=4 has no 8th part"),
+        (
+            "dafl",
+            {f"synthesis.{k}_weight": 0.0 for k in ("class", "balance", "activation")},
+            "every weight of the",
+        ),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(method, settings, text):
+    config = tiny.get_config(f"method={method}")
+    config.update_from_flattened_dict(settings)
+    net = networks.described(config, "teacher")
+    with pytest.raises(UserError, match=text):
+        build_method.method(config, networks.pair(config, net, _abstract(config, net)))
+
+
+def _abstract(config, net):
+    return stages._abstract_variables(config, net)
+
+
+@pytest.mark.parametrize("additions", [{"memory.capacity": 8}, {"generator.ema_decay": 0.9}])
+def test_a_memory_and_an_average_are_added_to_generators(additions):
+    config = tiny.get_config()
+    plain = build_method.method(config, _pair(config))
+    config.update_from_flattened_dict(additions)
+    assert type(plain).__name__ == "Method" and (plain.begin is None)
+    added = build_method.method(config, _pair(config))
+    assert (added.begin is not None) == ("memory.capacity" in additions)
+
+
+def _pair(config):
+    net = networks.described(config, "teacher")
+    return networks.pair(config, net, _abstract(config, net))
+
+
+@pytest.mark.parametrize("key", ["memory.capacity", "generator.ema_decay"])
+@pytest.mark.parametrize("method", ["cmi", "pre_dfkd", "mb_dfkd"])
+def test_they_are_refused_where_nothing_would_look_at_them(method, key):
+    from cudfkd_jax import validate
+
+    config = tiny.get_config(f"method={method}")
+    config.update_from_flattened_dict({key: 8 if key == "memory.capacity" else 0.5})
+    if (method, key) == ("mb_dfkd", "memory.capacity"):
+        validate.check(config)
+    else:
+        with pytest.raises(UserError, match=f"{key}=.* is for cudfkd, dafl"):
+            validate.check(config)
