@@ -11,6 +11,9 @@ PYTHON ?= $(firstword $(foreach python,python3.13 python3.12 python3.11 python3 
 CUDA ?= $(shell nvidia-smi 2>/dev/null | sed -n 's/.*CUDA[^|]*Version: *\([0-9][0-9]*\).*/\1/p' \
 	| awk '$$1 >= 13 { print "cuda13" } $$1 == 12 { print "cuda12" }')
 
+# Tests at a time; each may take two gigabytes.
+WORKERS ?= 2
+
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
@@ -26,7 +29,7 @@ demo: $(VENV)/.installed-runtime ## a teacher, a student without data, the table
 	$(BIN)/python -m cudfkd_jax.main --config=configs/digits.py --workdir=runs/digits
 
 test: $(VENV)/.installed ## all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS)
 
 lint: $(VENV)/.installed ## style, format and types
 	$(BIN)/ruff check

@@ -80,9 +80,18 @@ def problem(config: ConfigDict, pair: Pair) -> Problem:
         method=method(config, pair),
         teacher=pair.teacher,
         student=pair.student,
-        optimiser=sgd(learning_rate, momentum=d.momentum, weight_decay=d.weight_decay),
+        optimiser=_student_optimiser(config, learning_rate),
         learning_rate=learning_rate,
     )
+
+
+def _student_optimiser(config: ConfigDict, learning_rate: optax.Schedule) -> optax.GradientTransformation:
+    d = config.distill
+    if d.optimiser == "adam":
+        optimiser = optax.chain(optax.add_decayed_weights(d.weight_decay), optax.adam(learning_rate))
+    else:
+        optimiser = sgd(learning_rate, momentum=d.momentum, weight_decay=d.weight_decay)
+    return optax.chain(optax.clip_by_global_norm(d.clip_norm), optimiser) if d.clip_norm else optimiser
 
 
 def supervised_epoch(config: ConfigDict, section: str, images: int) -> Epoch:

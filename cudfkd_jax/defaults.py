@@ -80,9 +80,11 @@ def get_config() -> ConfigDict:
     distill.batch_size = 512  # of student steps, over all devices; replayed images come on top
     distill.loss = "l1"  # D of Eq. 6: "kl", "l1" or "js"
     distill.temperature = 20.0  # T
-    distill.learning_rate = 0.1  # SGD, cosine to 0, constant within an epoch
-    distill.momentum = 0.9
-    distill.weight_decay = 1e-4
+    distill.optimiser = "sgd"  # of the student; or "adam"
+    distill.learning_rate = 0.1  # cosine to 0, constant within an epoch
+    distill.momentum = 0.9  # of SGD
+    distill.weight_decay = 1e-4  # in the gradient, before momentum or moments
+    distill.clip_norm = 0.0  # largest norm of the student's gradient; 0: not clipped
 
     curriculum = config.curriculum = ConfigDict()
     curriculum.strategy = "log"  # v*: "log", "soft", "hard", "none"

@@ -28,7 +28,7 @@ _POSITIVE = (
 )
 _NOT_NEGATIVE = (
     *(f"{section}.{key}" for section in ("teacher", "scratch", "kd") for key in ("warmup_epochs", "weight_decay")),
-    *("distill.momentum", "distill.weight_decay", "generator.beta1", "generator.beta2"),
+    *("distill.momentum", "distill.weight_decay", "distill.clip_norm", "generator.beta1", "generator.beta2"),
     *(
         "curriculum.lambda_slope",
         "curriculum.lambda_max",
@@ -56,6 +56,7 @@ _CHOICES: dict[str, Sequence[str]] = {
     "generator.initialisation": generator.INITIALISATIONS,
     "cmi.features": tuple(contrastive_loss.FEATURES),
     "distill.loss": student.STUDENT_LOSSES,
+    "distill.optimiser": ("sgd", "adam"),
     "synthesis.adversarial_loss": student.DIVERGENCES,
     "curriculum.strategy": curriculum.STRATEGIES,
     "curriculum.granularity": student.GRANULARITIES,

@@ -12,7 +12,9 @@ segmentation, is left out, as in that release's code for classifiers. That relea
 training mode while the generator trains, so that its running statistics follow the generator's batches too; and
 its generator (128 channels) ends in tanh and a BatchNorm without scale. Here both networks are frozen while the
 generator trains and the generator is the one all methods share, as in the benchmark of Fang et al. ("Contrastive
-Model Inversion for Data-Free Knowledge Distillation", IJCAI 2021).
+Model Inversion for Data-Free Knowledge Distillation", IJCAI 2021). As in the original, and unlike in the
+benchmark, the generator's learning rate falls with the student's: a student that hardly moves any more would be
+shown ever harder images (on scikit-learn's digits 34 % at the end instead of 97 %).
 """
 
 import optax

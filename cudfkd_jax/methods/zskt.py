@@ -13,12 +13,13 @@ outer mean is over images and pixels.
 
 The original release averages the KL over images and classes, KL/K + 250 · Σ_l …. The divergence here is a mean
 over images alone, as in every other method, hence the same objective times K has β = 250 · K. The factor K means
-nothing to the original's Adam but does to SGD, whose learning rate has to suit it. The original also keeps one z
-for a generator step and its ten student steps, keeps the student in training mode throughout, clips both
-gradients, and lets its generator end in a BatchNorm. Here each step draws its own z, both networks are frozen
-while the generator trains, nothing is clipped, and the generator is the one all methods share, as in the
-benchmark of Fang et al. ("Contrastive Model Inversion for Data-Free Knowledge Distillation", IJCAI 2021), which
-leaves attention transfer out (β = 0).
+nothing to the original's student optimiser, Adam with clipped gradients, which is that of the recipe here; to
+SGD at 0.1, as in the benchmark of Fang et al. ("Contrastive Model Inversion for Data-Free Knowledge
+Distillation", IJCAI 2021), it means that attention drowns the rest, and the benchmark leaves attention out
+(β = 0). The original also keeps one z for a generator step and its ten student steps, keeps the student in
+training mode throughout, clips the generator's gradient too, and lets its generator end in a BatchNorm. Here each
+step draws its own z, both networks are frozen while the generator trains, and the generator is the one all
+methods share, as in the benchmark, with five student steps to one of its own.
 """
 
 import functools
