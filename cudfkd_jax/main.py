@@ -18,7 +18,7 @@ usage: python -m cudfkd_jax.main --config=FILE[:ARGUMENTS] [--stage=STAGE] [--wo
 Distils a trained image classifier into a smaller one without its training data (CuDFKD).
 
   --config=FILE       configs/digits.py, cifar10.py, cifar100.py, tiny_imagenet.py, or a file like them;
-                      arguments after a colon, e.g. configs/cifar10.py:teacher=wrn40_2,student=wrn16_2
+                      arguments after a colon, e.g. configs/cifar10.py:method=cmi,teacher=wrn40_2
                       (each file's first lines list its arguments)
   --config.KEY=VALUE  changes one setting, e.g. --config.distill.epochs=300; all of them with their meaning
                       are in cudfkd_jax/defaults.py

@@ -29,14 +29,14 @@ RECIPES: Mapping[str, Recipe] = {
         "distill": {**_KL, **_FIVE_TO_ONE},
         "synthesis": {"class_weight": 1.0, "activation_weight": 1e-3, "balance_weight": 20.0},
     },
-    # The original's student optimiser: at SGD 0.1 the attention transfer, 250 · K beside the KL, drowns the rest (on
-    # the digits 15 %, without attention 99 %, with this optimiser and attention 99 %).
+    # The original's student optimiser: at SGD 0.1 the attention transfer, 250 · K beside the KL, drowns the rest
+    # (on the digits 15 %, without attention 99 %, with this optimiser and attention 99 %).
     "zskt": {
         "generator": {**_LARGE, "schedule": "cosine"},
         "distill": {**_KL, **_FIVE_TO_ONE, **_CLIPPED_ADAM},
     },
-    # As in both originals, the generator's learning rate falls with the student's: else a student that hardly moves
-    # any more is shown ever harder images (on the digits 34 % at the end, after 94 % three epochs before).
+    # As in both originals, the generator's learning rate falls with the student's: else a student that hardly
+    # moves any more is shown ever harder images (on the digits 34 % at the end, after 94 % three epochs before).
     "dfad": {
         "generator": {**_LARGE, "schedule": "cosine"},
         "distill": {**_KL, **_FIVE_TO_ONE, "loss": "l1"},
