@@ -6,13 +6,11 @@
 Everything that can be wrong with a configuration, a teacher or the data is found before a folder is touched.
 """
 
-import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
 from cudfkd_jax import (
@@ -21,10 +19,7 @@ from cudfkd_jax import (
     configuration,
     datafree,
     defaults,
-    flax_io,
     networks,
-    torch_io,
-    torch_names,
     train,
     trainer,
     validate,
@@ -37,7 +32,8 @@ from cudfkd_jax.errors import UserError
 from cudfkd_jax.evaluate import evaluate, make_predict
 from cudfkd_jax.networks import Pair
 from cudfkd_jax.summary import SUMMARY, describe, evaluation_table
-from cudfkd_jax.weights import Net, Trained
+from cudfkd_jax.teachers import abstract_variables, find_teacher
+from cudfkd_jax.weights import Trained
 
 _WRITTEN = (trainer.METRICS, SUMMARY, trainer.CHECKPOINTS, datafree.STUDENT, datafree.STUDENT_BEST, train.NET)
 STAGES = ("all", "teacher", "scratch", "kd", "distill", "evaluate", "export")
@@ -156,7 +152,7 @@ def evaluate_run(config: ConfigDict, folder: Path, say: Callable[[str], None] = 
         where = folder / name / train.NET if name in ("scratch", "kd") else folder / name
         if where.exists():
             nets[name] = weights.load_net(where)
-            weights.check_weights(nets[name].variables, _abstract_variables(config, nets[name].net), where)
+            weights.check_weights(nets[name].variables, abstract_variables(config, nets[name].net), where)
     if not nets:
         raise UserError(f"--workdir={folder} holds no trained network yet; run --stage=all first")
     test = build.dataset(config, ("test",)).splits["test"]
@@ -207,60 +203,6 @@ def saved_config(folder: Path) -> ConfigDict:
     return config
 
 
-def find_teacher(config: ConfigDict, folder: Path) -> Trained | None:
-    """The teacher that `teacher.checkpoint` names, or the one trained in this workdir.
-
-    Raises:
-        UserError: the checkpoint cannot be read, or is not a teacher for this configuration.
-    """
-    if config.teacher.checkpoint:
-        path = Path(config.teacher.checkpoint).expanduser()
-        places = (path, path / "teacher" / train.NET, path / train.NET)
-        try:
-            if path.is_file():
-                return _import_teacher(config, path)
-            where = next((place for place in places if (place / weights.DESCRIPTION).exists()), None)
-            orbax = flax_io.find_orbax(path) if where is None and path.is_dir() else None
-        except OSError as error:
-            raise UserError(f"teacher.checkpoint={path}: {error.strerror}; check the path") from error
-        if orbax:
-            return _import_teacher(config, orbax)
-        if where is None:
-            raise UserError(
-                f"teacher.checkpoint={path} is neither a trained network (a folder with {weights.DESCRIPTION}), "
-                "the workdir of a run with a teacher, a folder of Orbax nor a file of weights (.pth, .pt, "
-                ".safetensors, .msgpack); check the path"
-            )
-    else:
-        where = folder / "teacher" / train.NET
-        if not (where.parent / SUMMARY).exists():
-            return None
-        workdir.check_config(where.parent, _settings(config, "teacher", None))
-    teacher = weights.load_net(where)
-    networks.check_teacher(config, teacher.net, where)
-    weights.check_weights(teacher.variables, _abstract_variables(config, teacher.net), where)
-    return teacher
-
-
-def _import_teacher(config: ConfigDict, path: Path) -> Trained:
-    net = networks.described(config, "teacher")
-    expected = _abstract_variables(config, net)
-    if path.is_dir() or path.suffix in flax_io.SUFFIXES:
-        variables = flax_io.read_variables(path, expected)
-    elif config.teacher.module:
-        raise UserError(
-            f"teacher.checkpoint={path}: weights of PyTorch have no names in {config.teacher.module}; give Flax's "
-            f"own ({flax_io.SUFFIXES[0]}, or a folder of Orbax)"
-        )
-    else:
-        state_dict = torch_io.read_state_dict(path)
-        if found := torch_names.infer(state_dict):
-            named = dataclasses.replace(net, arch=found.arch, num_classes=found.num_classes)
-            networks.check_teacher(config, named, path)
-        variables = torch_names.to_variables(state_dict, expected, path)
-    return Trained(net, variables, weights.digest(variables))
-
-
 def _run_part(
     config: ConfigDict,
     part: str,
@@ -300,12 +242,7 @@ def _check_shapes(config: ConfigDict, parts: list[str], dataset: Dataset | None,
             datafree.check_shapes(config, networks.pair(config, teacher.net, teacher.variables))
         else:
             net = networks.described(config, "teacher")
-            datafree.check_shapes(config, networks.pair(config, net, _abstract_variables(config, net)))
-
-
-def _abstract_variables(config: ConfigDict, net: Net) -> Any:
-    network = networks.classifier(config, net)
-    return jax.eval_shape(lambda: network.init(jax.random.key(0), net.image_shape))
+            datafree.check_shapes(config, networks.pair(config, net, abstract_variables(config, net)))
 
 
 def _settings(config: ConfigDict, part: str, teacher: Trained | None) -> dict[str, Any]:

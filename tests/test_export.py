@@ -11,7 +11,7 @@ import orbax.checkpoint as ocp
 import pytest
 from helpers import flip_byte, snapshot
 
-from cudfkd_jax import export, main, models, stages, weights
+from cudfkd_jax import export, main, models, teachers, weights
 from cudfkd_jax.capture import Classifier
 from cudfkd_jax.errors import RunFailedError, UserError
 from cudfkd_jax.formats import FORMATS, Format, abstract_variables
@@ -283,5 +283,5 @@ def test_an_export_is_a_teacher_for_the_next_run(run_copy, tiny_config, tmp_path
     pytest.importorskip("safetensors")
     _export(run_copy, "safetensors")
     tiny_config.teacher.checkpoint = str(run_copy / "export/safetensors/student.safetensors")
-    teacher = stages.find_teacher(tiny_config, tmp_path / "next")
+    teacher = teachers.find_teacher(tiny_config, tmp_path / "next")
     assert teacher.sha256 == weights.load_net(run_copy / "student").sha256

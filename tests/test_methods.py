@@ -5,12 +5,14 @@ import json
 import re
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import tiny
 from PIL import Image
 
-from cudfkd_jax import build_method, networks, stages
+from cudfkd_jax import build, build_method, networks, stages, teachers
 from cudfkd_jax.errors import UserError
 from cudfkd_jax.methods import METHODS
 from cudfkd_jax.recipes import RECIPES
@@ -94,7 +96,7 @@ def test_settings_that_do_not_go_together_are_refused(method, settings, text):
 
 
 def _abstract(config, net):
-    return stages._abstract_variables(config, net)
+    return teachers.abstract_variables(config, net)
 
 
 @pytest.mark.parametrize("additions", [{"memory.capacity": 8}, {"generator.ema_decay": 0.9}])
@@ -124,3 +126,39 @@ def test_they_are_refused_where_nothing_would_look_at_them(method, key):
     else:
         with pytest.raises(UserError, match=f"{key}=.* is for cudfkd, dafl"):
             validate.check(config)
+
+
+def _updates(optimiser, gradients):
+    """What an optimiser adds to a parameter of 0, step by step."""
+    state, parameter, steps = optimiser.init(jnp.zeros(2)), jnp.zeros(2), []
+    for gradient in gradients:
+        update, state = optimiser.update(jnp.asarray(gradient), state, parameter)
+        steps.append(np.asarray(update))
+    return steps
+
+
+def test_a_generator_slows_down_with_the_student_where_that_is_set():
+    config = tiny.get_config()
+    config.distill.epochs, per_epoch = 4, config.distill.rounds_per_epoch
+    for schedule, expected in (("constant", [1, 1, 1, 1]), ("cosine", [1, 0.853553, 0.5, 0.146447])):
+        config.generator.schedule = schedule
+        steps = _updates(build_method._generator_optimiser(config), [[1.0, -1.0]] * 4 * per_epoch)
+        rates = [-step[0] / config.generator.learning_rate for step in steps[::per_epoch]]
+        np.testing.assert_allclose(rates, expected, rtol=1e-4)  # Adam's step along a constant gradient
+
+
+def test_the_students_optimiser_is_sgd_or_adam_and_clips():
+    config = tiny.get_config()
+    config.distill.update(weight_decay=0.0, learning_rate=0.25, momentum=0.0)
+    rate = optax.constant_schedule(0.25)
+    gradient = [3.0, 4.0]
+    for settings, expected in (
+        ({}, [-0.75, -1.0]),
+        ({"clip_norm": 1.0}, [-0.15, -0.2]),
+        ({"clip_norm": 50.0}, [-0.75, -1.0]),
+        ({"clip_norm": 0.0, "optimiser": "adam"}, [-0.25, -0.25]),
+    ):
+        config.distill.update(settings)
+        np.testing.assert_allclose(
+            _updates(build._student_optimiser(config, rate), [gradient])[0], expected, rtol=1e-5
+        )

@@ -19,6 +19,7 @@ _LAYERS = (
     {"main"},
     {"api", "compare"},
     {"stages", "export", "settings", "cells"},
+    {"teachers"},
     {"datafree", "train"},
     {"build", "validate"},
     {"build_method"},
@@ -36,7 +37,7 @@ _LAYERS = (
 # Who may know what, and nobody else.
 _KNOWS_THE_CONFIGURATION = {
     *("api", "compare", "settings", "stages", "datafree", "train", "defaults", "summary"),
-    *("build", "build_method", "configuration", "networks", "validate"),
+    *("teachers", "build", "build_method", "configuration", "networks", "validate"),
 }
 _KNOWS_DEVICES = {"parallel"}
 _UNPICKLES = {"data.pickles"}
