@@ -124,7 +124,7 @@ def test_every_data_source_and_method_is_in_a_table():
 
 def test_named_files_are_there():
     named = {
-        code.split(":")[0] for code in _CODE if re.match(r"(configs|cudfkd_jax|results|scripts|tests)/", code)
+        code.split(":")[0] for code in _CODE if re.match(r"(configs|cudfkd_jax|docs|results|scripts|tests)/", code)
     }
     named |= {code for code in _CODE if code in ("LICENSE", "CHANGELOG.md", "Makefile", "pyproject.toml")}
     named |= set(re.findall(r"!\[[^\]]*\]\(([^)]+)\)", _TEXT))
