@@ -32,3 +32,8 @@ def finished_run(tmp_path_factory) -> Path:
 def run_copy(finished_run, tmp_path) -> Path:
     """A copy of the finished run, with the times of its files."""
     return Path(shutil.copytree(finished_run, tmp_path / "run"))
+
+
+def pytest_collection_modifyitems(items):
+    """Long tests first, so that workers end together."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)

@@ -14,6 +14,7 @@ from helpers import snapshot
 from PIL import Image
 
 from cudfkd_jax import defaults, main, records, stages
+from cudfkd_jax.errors import RunFailedError, StoppedError
 
 TINY = str(Path(__file__).with_name("tiny.py"))
 RETURN = "from ml_collections import ConfigDict\ndef get_config():\n  return ConfigDict({})"
@@ -393,9 +394,9 @@ def test_the_default_workdir_follows_from_the_command(monkeypatch):
 @pytest.mark.parametrize(
     ("error", "status", "text"),
     [
-        (main.RunFailedError("student step 3 is not finite"), 1, "cudfkd: error: student step 3 is not finite"),
+        (RunFailedError("student step 3 is not finite"), 1, "cudfkd: error: student step 3 is not finite"),
         (OSError(28, "No space left on device", "x"), 1, "cudfkd: error: [Errno 28] No space left on device: 'x'"),
-        (main.StoppedError(signal.SIGTERM), 143, "cudfkd: stopped by SIGTERM; the same command goes on from here"),
+        (StoppedError(signal.SIGTERM), 143, "cudfkd: stopped by SIGTERM; the same command goes on from here"),
         (KeyboardInterrupt(), 130, "cudfkd: interrupted"),
     ],
 )

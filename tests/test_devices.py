@@ -37,6 +37,7 @@ def _differences():
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("count", COUNTS[1:])
 def test_float64_updates_are_equal(differences, kind, count):
@@ -45,6 +46,7 @@ def test_float64_updates_are_equal(differences, kind, count):
     assert max(found.values()) < 1e-9, found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("count", COUNTS[1:])
 def test_float32_statistics_and_metrics_are_close(differences, kind, count):

@@ -411,7 +411,7 @@ def test_another_network_on_the_command_line(tmp_path, capsys):
 
 @pytest.mark.parametrize("name", ["net.pth", "net"])
 def test_a_missing_file_on_the_command_line(name, tmp_path, capsys):
-    assert "nor a file of weights (.pth, .pt, .safetensors)" in _main_refused(tmp_path / name, capsys)
+    assert "nor a file of weights (.pth, .pt, .safetensors, .msgpack)" in _main_refused(tmp_path / name, capsys)
 
 
 @pytest.mark.parametrize(
