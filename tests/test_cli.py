@@ -410,10 +410,13 @@ def test_how_a_run_can_end(monkeypatch, capsys, error, status, text):
 
 
 _COMPILE = """
+import signal
 import time
 
 import jax
 from cudfkd_jax import main, stages
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell began the tests in the background
 
 def run(*args):
     draw = jax.jit(lambda keys: [jax.random.normal(key, (n,)) for n, key in enumerate(keys, 1)])
