@@ -66,13 +66,7 @@ class Generator(nn.Module):
     initialisation: str = "normal"
 
     def __post_init__(self) -> None:
-        height, width, _ = self.image_shape
-        scale = 2**self.stages
-        if height % scale or width % scale:
-            raise UserError(
-                f"a generator with {self.stages} up-sampling stages cannot make {height}x{width} images: "
-                f"choose a height and width divisible by {scale}, or fewer stages"
-            )
+        check_stages(self.image_shape, self.stages)
         for name, value, valid in (
             ("size", self.size, SIZES),
             ("initialisation", self.initialisation, INITIALISATIONS),
@@ -119,6 +113,21 @@ class Generator(nn.Module):
             name=f"conv{self.stages + 1}",
         )
         return nn.sigmoid(layers.at_least_float32(to_image(x)))
+
+
+def check_stages(image_shape: tuple[int, int, int], stages: int) -> None:
+    """Refuses images (H, W, C) that so many up-samplings by 2 cannot make.
+
+    Raises:
+      UserError: H or W is not divisible by 2^stages.
+    """
+    height, width, _ = image_shape
+    scale = 2**stages
+    if height % scale or width % scale:
+        raise UserError(
+            f"a generator with {stages} up-sampling stages cannot make {height}x{width} images: "
+            f"choose a height and width divisible by {scale}, or fewer stages"
+        )
 
 
 def upsample_2x(x: jax.Array) -> jax.Array:

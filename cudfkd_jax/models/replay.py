@@ -11,9 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from cudfkd_jax.errors import UserError
 from cudfkd_jax.models import layers
-from cudfkd_jax.models.generator import upsample_2x
+from cudfkd_jax.models.generator import check_stages, upsample_2x
 
 _INNER_EPSILON = 0.8
 
@@ -56,13 +55,7 @@ class NormalisedGenerator(nn.Module):
     dtype: DTypeLike | None = None
 
     def __post_init__(self) -> None:
-        height, width, _ = self.image_shape
-        scale = 2**self.stages
-        if height % scale or width % scale:
-            raise UserError(
-                f"a generator with {self.stages} up-sampling stages cannot make {height}x{width} images: "
-                f"choose a height and width divisible by {scale}, or fewer stages"
-            )
+        check_stages(self.image_shape, self.stages)
         super().__post_init__()
 
     @nn.compact
