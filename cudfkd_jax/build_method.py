@@ -93,7 +93,7 @@ def _cudfkd(config: ConfigDict, pair: Pair) -> Method:
         temperature=config.distill.temperature,
     )
     student_loss = student.self_paced_student_loss(
-        sample_loss=_sample_loss(config),
+        sample_loss=sample_loss(config),
         strategy=c.strategy,
         granularity=c.granularity,
         lambda_t=curriculum.lambda_schedule(c.lambda_0, c.lambda_slope, c.lambda_max or None),
@@ -112,7 +112,7 @@ def _dafl(config: ConfigDict, pair: Pair) -> Method:
 def _zskt(config: ConfigDict, pair: Pair) -> Method:
     # The weight is that beside a KL divergence averaged over the classes, and here it is summed over them.
     attention_weight = config.zskt.attention_weight * config.data.num_classes
-    student_loss = zskt.attention_student_loss(sample_loss=_sample_loss(config), attention_weight=attention_weight)
+    student_loss = zskt.attention_student_loss(sample_loss=sample_loss(config), attention_weight=attention_weight)
     made = _generative(config, zskt.synthesis_terms(), student_loss)
     return made._replace(student_capture=zskt.student_capture(attention_weight))
 
@@ -330,13 +330,14 @@ def _pool(config: ConfigDict) -> ImagePool:
     )
 
 
-def _sample_loss(config: ConfigDict) -> SampleLoss:
+def sample_loss(config: ConfigDict) -> SampleLoss:
+    """D of Eq. 6: what the student minimises for one image."""
     d = config.distill
     return student.student_divergence(d.loss, d.temperature, released_js=config.released_js)
 
 
 def _student_loss(config: ConfigDict) -> StudentLoss:
-    return student.plain_student_loss(_sample_loss(config))
+    return student.plain_student_loss(sample_loss(config))
 
 
 def _bn_weight(config: ConfigDict, pair: Pair) -> float:

@@ -12,18 +12,18 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from cudfkd_jax import build, configuration, records, samples, steps, trainer
+from cudfkd_jax.build_method import sample_loss
 from cudfkd_jax.capture import Classifier
 from cudfkd_jax.data import Split
 from cudfkd_jax.errors import UserError
-from cudfkd_jax.evaluate import evaluate, make_evaluate, make_predict
 from cudfkd_jax.files import write_json
 from cudfkd_jax.loops import distillation_steps, make_epoch_function
+from cudfkd_jax.measure import Measure
 from cudfkd_jax.models import count_parameters
 from cudfkd_jax.networks import Pair
-from cudfkd_jax.parallel import Devices
 from cudfkd_jax.records import Record
-from cudfkd_jax.steps import HELD_OUT, PREVIEW, Problem, RunState, purpose_key
-from cudfkd_jax.summary import SUMMARY, SYNTHETIC, TEST_METRICS, distill_summary
+from cudfkd_jax.steps import PREVIEW, RunState, purpose_key
+from cudfkd_jax.summary import SUMMARY, TEST_METRICS, distill_summary
 from cudfkd_jax.weights import Net, save_net
 
 STUDENT, STUDENT_BEST, SAMPLES = "student", "student_best", "samples"
@@ -82,21 +82,20 @@ def distill(config: ConfigDict, workdir: Path, pair: Pair, test: Split | None) -
     epoch = configuration.distill_epoch(config)
     net = pair.student_net
     frozen = devices.replicate(pair.teacher_variables)
-    batch_size = config.evaluation.batch_size
-    predict_teacher = functools.partial(make_predict(problem.teacher, devices, batch_size), frozen)
-    teacher_metrics: dict[str, float] = {}
-    if test is None:
-        measure = _synthetic_evaluate(config, problem, devices, predict_teacher)
-    else:
-        teacher_logits = predict_teacher(test.images)
-        teacher_metrics = evaluate(teacher_logits, test.labels)
-        measure = make_evaluate(problem.student, devices, batch_size, test, teacher_logits)
+    measure = Measure(
+        problem,
+        frozen,
+        devices,
+        batch_size=config.evaluation.batch_size,
+        test=test,
+        synthetic_images=config.evaluation.synthetic_images,
+    )
     preview = jax.jit(problem.method.preview, static_argnums=2)
     best = _BestStudent(workdir / STUDENT_BEST)
 
     def after_epoch(state: RunState, history: list[Record]) -> None:
         best.offer(net, state, history)
-        _save_samples(config, workdir, preview, state, len(history))
+        _save_samples(config, workdir, preview, measure, state, len(history))
 
     stage = trainer.Stage(
         name="distill",
@@ -124,7 +123,7 @@ def distill(config: ConfigDict, workdir: Path, pair: Pair, test: Split | None) -
     summary = distill_summary(
         config=config,
         history=history,
-        teacher={"arch": pair.teacher_net.arch, **_parameters(pair.teacher_variables), **teacher_metrics},
+        teacher={"arch": pair.teacher_net.arch, **_parameters(pair.teacher_variables), **measure.teacher_metrics},
         student={"arch": net.arch, **_parameters(state.student.variables)},
         devices=devices,
     )
@@ -157,30 +156,26 @@ class _BestStudent:
             self._waiting = None
 
 
-def _synthetic_evaluate(
-    config: ConfigDict, problem: Problem, devices: Devices, predict_teacher: Callable[[np.ndarray], np.ndarray]
-) -> Callable[[RunState], dict[str, float]]:
-    """A function from a run state (one copy) to agreement with the teacher on images made for that alone."""
-    predict = make_predict(problem.student, devices, config.evaluation.batch_size)
-    preview = jax.jit(problem.method.preview, static_argnums=2)
-
-    def measure(state: RunState) -> dict[str, float]:
-        made = preview(state.aux, purpose_key(state.key, HELD_OUT), config.evaluation.synthetic_images)
-        images = np.rint(np.clip(made, 0, 1) * 255).astype(np.uint8)
-        student_logits = predict(devices.replicate(state.student.variables), images)
-        found = evaluate(student_logits, None, predict_teacher(images))
-        return {name + SYNTHETIC: value for name, value in found.items()}
-
-    return measure
-
-
 def _save_samples(
-    config: ConfigDict, workdir: Path, preview: Callable[..., jax.Array], state: RunState, epoch: int
+    config: ConfigDict,
+    workdir: Path,
+    preview: Callable[..., jax.Array],
+    measure: Measure,
+    state: RunState,
+    epoch: int,
 ) -> None:
     every = config.log.samples_every_epochs
     if every and (epoch % every == 0 or epoch == config.distill.epochs):
         images = preview(state.aux, purpose_key(state.key, PREVIEW), _PREVIEWED)
         samples.save_grid(workdir / SAMPLES / f"epoch_{epoch:04d}.png", np.asarray(images))
+        measure.observe(
+            state,
+            epoch,
+            sample_loss=sample_loss(config),
+            loss=config.distill.loss,
+            workdir=workdir,
+            picture=workdir / SAMPLES / f"classes_{epoch:04d}.png",
+        )
 
 
 def _parameters(variables: Any) -> dict[str, int]:

@@ -9,16 +9,20 @@ from PIL import Image
 
 from cudfkd_jax.files import write_bytes
 
-_GAP, _GREY, _WIDTH = 2, 128, 640
+GREY = 128  # between images, of 255
+_GAP, _WIDTH = 2, 640
 
 
-def save_grid(path: Path, images: np.ndarray) -> None:
-    """Writes images `[N, H, W, C]` in [0, 1] as one PNG, in a square grid enlarged to about 640 pixels."""
+def save_grid(path: Path, images: np.ndarray, *, columns: int = 0) -> None:
+    """Writes images `[N, H, W, C]` in [0, 1] as one PNG, enlarged to about 640 pixels.
+
+    The grid has `columns` columns; 0: it is square.
+    """
     count, height, width, channels = images.shape
-    columns = math.ceil(math.sqrt(count))
+    columns = columns or math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
     grid = np.full(
-        (rows * (height + _GAP) + _GAP, columns * (width + _GAP) + _GAP, channels), _GREY, dtype=np.uint8
+        (rows * (height + _GAP) + _GAP, columns * (width + _GAP) + _GAP, channels), GREY, dtype=np.uint8
     )
     for index, image in enumerate(np.rint(np.clip(images, 0, 1) * 255).astype(np.uint8)):
         top = _GAP + index // columns * (height + _GAP)

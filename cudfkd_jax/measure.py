@@ -1,0 +1,102 @@
+"""How a data-free run is measured: on test images where there are some, else on synthetic ones."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from cudfkd_jax import observe
+from cudfkd_jax.data import Split
+from cudfkd_jax.evaluate import evaluate, make_predict
+from cudfkd_jax.methods.terms import SampleLoss
+from cudfkd_jax.parallel import Devices
+from cudfkd_jax.steps import HELD_OUT, Problem, RunState, purpose_key
+from cudfkd_jax.summary import SYNTHETIC
+
+_OBSERVED = 512  # synthetic images whose difficulty is recorded
+
+
+class Measure:
+    """Measures the student of a run state (one copy of it); everything is compiled once.
+
+    Attributes:
+        teacher_metrics: of the teacher on the test images; empty without them.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        teacher_variables: jax.Array,
+        devices: Devices,
+        *,
+        batch_size: int,
+        test: Split | None,
+        synthetic_images: int,
+    ):
+        """Measures the teacher.
+
+        Args:
+            problem: whose method makes the synthetic images.
+            teacher_variables: replicated.
+            devices: what everything is compiled for.
+            batch_size: of predictions.
+            test: only measured on.
+            synthetic_images: to measure agreement on where there is no `test`.
+        """
+        predict_teacher = make_predict(problem.teacher, devices, batch_size)
+        predict_student = make_predict(problem.student, devices, batch_size)
+        self._preview: Callable[..., jax.Array] = jax.jit(problem.method.preview, static_argnums=2)
+        self._teacher = lambda images: predict_teacher(teacher_variables, images)
+        self._student = lambda state, images: predict_student(devices.replicate(state.student.variables), images)
+        self._test, self._synthetic_images = test, synthetic_images
+        self._last: tuple[int, np.ndarray] | None = None
+        self.teacher_metrics: dict[str, float] = {}
+        if test is not None:
+            self._teacher_logits = self._teacher(test.images)
+            self.teacher_metrics = evaluate(self._teacher_logits, test.labels)
+
+    def __call__(self, state: RunState) -> dict[str, float]:
+        """The metrics of a student; names of those on synthetic images end in `SYNTHETIC`."""
+        if self._test is not None:
+            return evaluate(self._test_logits(state), self._test.labels, self._teacher_logits)
+        images = _quantised(self._held_out(state, self._synthetic_images))
+        found = evaluate(self._student(state, images), None, self._teacher(images))
+        return {name + SYNTHETIC: value for name, value in found.items()}
+
+    def observe(
+        self, state: RunState, epoch: int, *, sample_loss: SampleLoss, loss: str, workdir: Path, picture: Path
+    ) -> None:
+        """Writes what the report shows of this epoch, and a picture of synthetic images by class.
+
+        Args:
+            state: at the end of the epoch.
+            epoch: counted from 1.
+            sample_loss: D of Eq. 6; `loss` is its name.
+            workdir: of the run.
+            picture: a PNG file.
+        """
+        images = np.asarray(self._held_out(state, _OBSERVED))
+        quantised = _quantised(images)
+        teacher = self._teacher(quantised)
+        observe.save_classes(picture, images, teacher)
+        synthetic = observe.of_synthetic_images(teacher, self._student(state, quantised), sample_loss, loss=loss)
+        test = None
+        if self._test is not None:
+            test = observe.of_test_images(self._teacher_logits, self._test_logits(state), self._test.labels)
+        observe.save(observe.path_of(workdir, epoch), epoch, synthetic, test)
+
+    def _held_out(self, state: RunState, count: int) -> jax.Array:
+        return self._preview(state.aux, purpose_key(state.key, HELD_OUT), count)
+
+    def _test_logits(self, state: RunState) -> np.ndarray:
+        """Computed once a state, by its step: an epoch that is measured and observed needs them twice."""
+        assert self._test is not None
+        step = int(state.step)
+        if self._last is None or self._last[0] != step:
+            self._last = step, self._student(state, self._test.images)
+        return self._last[1]
+
+
+def _quantised(images: jax.Array | np.ndarray) -> np.ndarray:
+    return np.rint(np.clip(images, 0, 1) * 255).astype(np.uint8)

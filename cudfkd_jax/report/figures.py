@@ -1,0 +1,211 @@
+"""The figures of a report: curves of one run or several, and histograms of one."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from cudfkd_jax.report import plot
+from cudfkd_jax.report.plot import Line, Picture
+from cudfkd_jax.report.run import Run, is_finite, is_number
+
+_PANEL, _MARGIN = 1.15, 0.45  # inches
+_CHOSEN = 4  # epochs in one histogram
+_NAMED = 20  # classes at most that get a place each on the axis
+_ACCURACY = {"acc1": "acc@1", "agree1": "agree@1", "agree1_synthetic": "agree@1, synthetic"}
+_LOYALTY = {
+    "loyalty": "loyalty (Eq. 16)",
+    "loyalty_released": "loyalty (released code)",
+    "loyalty_synthetic": "loyalty, synthetic",
+    "loyalty_released_synthetic": "loyalty (released code), synthetic",
+}
+_CURRICULUM = {
+    "alpha_adv": "α_adv(t), weight of the adversarial term",
+    "lambda": "λ(t), age parameter",
+    "mean_v": "mean v*, weight of an image",
+    "share_v_below_half": "share of images with v* < 0.5",
+    "difficulty": "difficulty, mean loss of an image",
+    "regulariser_g": "regulariser g(λ, v*)",
+}
+_NOT_DRAWN = {"epoch", "step", "acc5", "seconds", "evaluation_seconds", "images_per_s"}
+
+
+def of_run(run: Run) -> list[Picture]:
+    """All figures that the files of a run give."""
+    chosen = choose_epochs(list(run.observations))
+    made = [
+        *curves([run]),
+        _difficulty_histogram(run, chosen),
+        _loyalty_histogram(run),
+        _class_accuracy(run),
+    ]
+    return [each for each in made if each]
+
+
+def curves(runs: Sequence[Run]) -> list[Picture]:
+    """Everything over the epochs; of several runs one colour each (Fig. 3 and 4)."""
+    several = len(runs) > 1
+    recorded = {key for run in runs for record in run.records for key in record if is_number(record[key])}
+    losses = sorted(key for key in recorded if "loss" in key and key not in _LOYALTY)
+    losses = [key for key in losses if key not in _CURRICULUM]
+    others = sorted(recorded - {*losses, *_ACCURACY, *_LOYALTY, *_CURRICULUM} - _NOT_DRAWN)
+    over = "of each run " if several else ""
+    made = [
+        _together(runs, "accuracy", "Accuracy", _ACCURACY, "% of the images", f"Student {over}after each epoch."),
+        _together(runs, "loyalty", "Loyalty", _LOYALTY, "loyalty", f"How close {over}the student's probabilities "
+                  "are to the teacher's; 1 is equal."),
+        _panels(runs, "losses", "Losses, term by term", {key: key.replace("_", " ") for key in losses},
+                "Mean over the steps of an epoch, each term before its weight."),
+        _panels(runs, "curriculum", "Curriculum", _CURRICULUM, "Mean over the student steps of an epoch "
+                "(α_adv: over the synthesis steps)."),
+        _panels(runs, "training", "Training", {key: key.replace("_", " ") for key in others},
+                "What else the run recorded, mean over an epoch."),
+    ]  # fmt: skip
+    return [each for each in made if each]
+
+
+def choose_epochs(epochs: Sequence[int], count: int = _CHOSEN) -> list[int]:
+    """The first, the last and evenly between them, `count` at most."""
+    if len(epochs) <= count:
+        return list(epochs)
+    return [epochs[round(i * (len(epochs) - 1) / (count - 1))] for i in range(count)]
+
+
+def _together(
+    runs: Sequence[Run], name: str, title: str, keys: Mapping[str, str], unit: str, caption: str
+) -> Picture | None:
+    """One metric a panel where there are several runs; for one run all of them in one."""
+    if len(runs) > 1:
+        return _panels(runs, name, title, keys, caption, unit=unit)
+    (run,) = runs
+    lines = [Line(label, *run.series(key)) for key, label in keys.items()]
+    lines = [line for line in lines if line.x]
+    if not lines:
+        return None
+    teacher = _teacher_accuracy(run) if name == "accuracy" else None
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        plot.curves(axes, lines)
+        if teacher is not None:
+            axes.axhline(teacher, color="#888888", linewidth=1, label=f"teacher, acc@1 {teacher:.2f} %")
+        axes.set_ylabel(unit)
+        plot.epochs_below(axes)
+        plot.legend_above(figure, axes)
+
+    return plot.picture(name, title, caption, draw)
+
+
+def _panels(
+    runs: Sequence[Run], name: str, title: str, keys: Mapping[str, str], caption: str, *, unit: str = ""
+) -> Picture | None:
+    """A panel a name, one above the other over the same epochs; a curve a run."""
+    found = {label: [Line(run.name, *run.series(key)) for run in runs] for key, label in keys.items()}
+    found = {label: lines for label, lines in found.items() if any(line.x for line in lines)}
+    if not found:
+        return None
+
+    def draw(figure: Figure) -> None:
+        panels = figure.subplots(len(found), 1, sharex=True, squeeze=False)[:, 0]
+        for axes, (label, lines) in zip(panels, found.items(), strict=True):
+            plot.curves(axes, lines)
+            axes.set_title(f"{label}, {unit}" if unit and unit != label.split(" ")[0] else label, loc="left")
+        plot.epochs_below(panels[-1])
+        if len(runs) > 1:
+            plot.legend_above(figure, panels[0])
+
+    rows = -(-len(runs) // 2) if len(runs) > 1 else 0
+    panel = 2.2 if unit else _PANEL
+    return plot.picture(name, title, caption, draw, height=panel * len(found) + _MARGIN + 0.2 * rows)
+
+
+def _difficulty_histogram(run: Run, epochs: Sequence[int]) -> Picture | None:
+    values = {e: np.array(run.observations[e]["synthetic"]["difficulty"], float) for e in epochs}
+    values = {e: v[np.isfinite(v) & (v > 0)] for e, v in values.items()}
+    values = {e: v for e, v in values.items() if v.size}
+    if not values:
+        return None
+    everything = np.concatenate(list(values.values()))
+    low, high = np.log10(everything.min()), np.log10(everything.max())
+    edges = np.logspace(low - 0.01, high + 0.01, 31)
+    centres = np.sqrt(edges[:-1] * edges[1:])
+    lines = [Line(f"epoch {e}", centres, 100 * np.histogram(v, edges)[0] / v.size) for e, v in values.items()]
+    loss = run.observations[next(iter(values))]["synthetic"]["loss"]
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        plot.curves(axes, lines, steps=True)
+        axes.set(xscale="log", xlabel=f"difficulty of an image ({loss}, D of Eq. 6)", ylabel="% of the images")
+        plot.legend_above(figure, axes)
+
+    count = max(v.size for v in values.values())
+    caption = (
+        f"Loss of each of {count} synthetic images that the student was not trained on, both networks in "
+        "evaluation mode (Fig. 5a)."
+    )
+    return plot.picture("difficulty", "Difficulty of single images", caption, draw)
+
+
+def _loyalty_histogram(run: Run) -> Picture | None:
+    epoch, test = _last_test(run)
+    if not test:
+        return None
+    lines = []
+    for key in ("loyalty", "loyalty_released"):
+        counts = np.array(test[key], float)
+        total = counts.sum()
+        if np.isfinite(total) and total > 0:
+            lines.append(Line(_LOYALTY[key], (np.arange(counts.size) + 0.5) / counts.size, 100 * counts / total))
+    if not lines:
+        return None
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        plot.curves(axes, lines, steps=True)
+        axes.set(xlabel="loyalty of an image", ylabel="% of the test images", xlim=(0, 1))
+        plot.legend_above(figure, axes)
+
+    caption = f"Student of epoch {epoch} against the teacher, over the test images (Fig. 2)."
+    return plot.picture("loyalty_histogram", "Loyalty over the test images", caption, draw)
+
+
+def _class_accuracy(run: Run) -> Picture | None:
+    epoch, test = _last_test(run)
+    images = np.array(test["images"], float) if test else np.zeros(0)
+    if not (np.isfinite(images) & (images > 0)).any():
+        return None
+    share = {
+        who: 100 * np.array(test[who], float) / np.where(images > 0, images, np.nan)
+        for who in ("student", "teacher")
+    }
+    few = images.size <= _NAMED
+    places = np.arange(images.size)
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        for index, (who, values) in enumerate(share.items()):
+            look = {"linestyle": "", "marker": "oD"[index], "markersize": 6 - index} if few else {}
+            line = {"linestyle": plot.DASHES[index], **look}
+            axes.plot(places, values if few else np.sort(values), label=who, color=plot.COLOURS[index], **line)
+        axes.set(ylabel="acc@1 in the class, %", xlabel="class" if few else "classes, each curve in its own order")
+        if few:
+            axes.set_xticks(places)
+        plot.legend_above(figure, axes)
+
+    worst = int(np.nanargmin(share["student"]))
+    caption = (
+        f"Student of epoch {epoch}; its lowest is class {worst} with {share['student'][worst]:.1f} % "
+        f"(teacher {share['teacher'][worst]:.1f} %)."
+    )
+    return plot.picture("classes", "Accuracy by class", caption, draw)
+
+
+def _last_test(run: Run) -> tuple[int, dict[str, Any]]:
+    return next(((e, o["test"]) for e, o in sorted(run.observations.items(), reverse=True) if o["test"]), (0, {}))
+
+
+def _teacher_accuracy(run: Run) -> float | None:
+    teacher = run.summary.get("teacher")
+    value = teacher.get("acc1") if isinstance(teacher, dict) else None
+    return float(value) if is_finite(value) else None

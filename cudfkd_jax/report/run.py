@@ -1,0 +1,191 @@
+"""The files of a run as a report reads them: what is damaged or missing is left out, and said."""
+
+import dataclasses
+import io
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+
+from cudfkd_jax import records, workdir
+from cudfkd_jax.errors import UserError
+from cudfkd_jax.records import Record
+
+METRICS, SUMMARY, SAMPLES, DATA = "metrics.jsonl", "summary.json", "samples", Path("report", "data")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run, as far as its files tell.
+
+    Attributes:
+        folder: its workdir.
+        name: short, to be told from other runs in a legend.
+        config: every setting by dotted key.
+        records: a record an epoch.
+        summary: of a finished run; empty before.
+        observations: of single images, by epoch; see `observe`.
+        pictures: PNG files of `samples/` by kind ("epoch", "classes") and epoch.
+        notes: what a reader should know about the state of the run, a sentence each.
+    """
+
+    folder: Path
+    name: str
+    config: dict[str, Any]
+    records: list[Record]
+    summary: dict[str, Any]
+    observations: dict[int, dict[str, Any]]
+    pictures: dict[str, dict[int, bytes]]
+    notes: tuple[str, ...]
+
+    def series(self, key: str) -> tuple[list[int], list[float]]:
+        """The epochs that have a finite number of this name, and the numbers."""
+        pairs = [(r["epoch"], float(r[key])) for r in self.records if is_finite(r.get(key))]
+        return [epoch for epoch, _ in pairs], [value for _, value in pairs]
+
+
+def printable(text: str) -> str:
+    """The text with a question mark for each character that no page or picture may hold."""
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a number of JSON, NaN and infinity among them."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def is_finite(value: Any) -> bool:
+    """Whether it is a number that can be drawn."""
+    return is_number(value) and math.isfinite(value)
+
+
+def read(folder: Path, name: str = "") -> Run:
+    """Reads a data-free run in any state: finished, still going, stopped or damaged.
+
+    Args:
+        folder: its workdir.
+        name: of the run; "": that of the folder.
+
+    Raises:
+        UserError: there is no such run, or its configuration cannot be read.
+    """
+    notes: list[str] = []
+    config = _read_config(folder)
+    history = _read_records(folder / METRICS, notes)
+    summary = _read_object(folder / SUMMARY, notes)
+    if not summary:
+        notes.insert(0, _state(folder, len(history), config.get("distill.epochs")))
+    if not_finite := _not_finite(history):
+        notes.append(f"Not finite, and left out of the curves: {not_finite}.")
+    return Run(
+        folder=folder,
+        name=printable(name or folder.absolute().name),
+        config=config,
+        records=history,
+        summary=summary,
+        observations=_read_observations(folder, notes),
+        pictures={kind: _read_pictures(folder, kind, notes) for kind in ("epoch", "classes")},
+        notes=tuple(notes),
+    )
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / workdir.CONFIG
+    if not path.is_file():
+        raise UserError(f"--workdir={folder} holds no distilled run (no {workdir.CONFIG}); name a run's folder")
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8"))["config"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged or of another version; restore it") from error
+
+
+def _read_records(path: Path, notes: list[str]) -> list[Record]:
+    held = records.read(path)
+    lines = len(path.read_text(encoding="utf-8", errors="replace").splitlines()) if path.exists() else 0
+    whole = [record for record in held if isinstance(record.get("epoch"), int)]
+    if len(whole) < lines:
+        notes.append(
+            f"{METRICS} is cut off or damaged in line {len(held) + 1 if len(held) < lines else 1}; "
+            f"{len(whole)} whole epochs of it are shown."
+        )
+    return whole
+
+
+def _state(folder: Path, done: int, epochs: Any) -> str:
+    of = f" of {epochs}" if is_number(epochs) else ""
+    text = f"No epoch{of} is" if not done else f"{done}{of} epochs are"
+    try:
+        workdir.check_free(folder)
+    except UserError:
+        return f"This run is still going: {text} finished. The same command writes this page anew."
+    except OSError:  # somebody else's folder
+        return f"This run is not finished: {text} done."
+    return f"This run was stopped before its end: {text} finished. The command that started it goes on from there."
+
+
+def _not_finite(history: list[Record]) -> str:
+    """Names and first epochs of what turned NaN or infinite."""
+    first: dict[str, int] = {}
+    for record in history:
+        for key, value in record.items():
+            if is_number(value) and not math.isfinite(value):
+                first.setdefault(key, record["epoch"])
+    return ", ".join(f"{key} (first in epoch {epoch})" for key, epoch in first.items())
+
+
+def _read_object(path: Path, notes: list[str]) -> dict[str, Any]:
+    """A JSON object; empty where there is none, or a damaged one."""
+    if not path.exists():
+        return {}
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        notes.append(f"{path.name} is damaged and left out.")
+        return {}
+
+
+def _read_observations(folder: Path, notes: list[str]) -> dict[int, dict[str, Any]]:
+    found = {}
+    for epoch, path in _by_epoch(folder / DATA, "epoch", "json").items():
+        value = _read_object(path, notes)
+        if not value:
+            continue
+        try:
+            found[epoch] = _checked(value)
+        except (KeyError, TypeError, ValueError):
+            notes.append(f"{path.name} is damaged and left out.")
+    return found
+
+
+def _checked(value: dict[str, Any]) -> dict[str, Any]:
+    """An observation whose lists hold numbers alone."""
+    synthetic, test = value["synthetic"], value.get("test")
+    lists = [synthetic["difficulty"], synthetic["classes"]]
+    if test:
+        lists += [test[key] for key in ("loyalty", "loyalty_released", "images", "student", "teacher")]
+        if len({len(test[key]) for key in ("images", "student", "teacher")}) > 1:
+            raise ValueError
+    if not all(isinstance(each, list) and all(map(is_number, each)) for each in lists):
+        raise ValueError
+    return {"synthetic": {**synthetic, "loss": str(synthetic["loss"])}, "test": test}
+
+
+def _read_pictures(folder: Path, kind: str, notes: list[str]) -> dict[int, bytes]:
+    found = {}
+    for epoch, path in _by_epoch(folder / SAMPLES, kind, "png").items():
+        try:
+            content = path.read_bytes()
+            with Image.open(io.BytesIO(content)) as picture:
+                picture.load()
+            found[epoch] = content
+        except (OSError, UnidentifiedImageError, SyntaxError, ValueError):
+            notes.append(f"{SAMPLES}/{path.name} is damaged and left out.")
+    return found
+
+
+def _by_epoch(folder: Path, kind: str, suffix: str) -> dict[int, Path]:
+    matches = ((re.fullmatch(rf"{kind}_(\d+)\.{suffix}", path.name), path) for path in sorted(folder.glob("*")))
+    return dict(sorted((int(match[1]), path) for match, path in matches if match))

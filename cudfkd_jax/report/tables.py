@@ -1,0 +1,111 @@
+"""The numbers of a report as rows of text: results, settings, and the files that repeat the run."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from cudfkd_jax import records
+from cudfkd_jax.report.run import Run, is_finite, is_number
+
+Row = tuple[str, ...]
+_NETWORK = {  # name of a metric: heading, digits
+    "acc1": ("acc@1 %", 2),
+    "acc5": ("acc@5 %", 2),
+    "agree1": ("agree@1 %", 2),
+    "loyalty": ("loyalty", 4),
+    "loyalty_released": ("loyalty (released)", 4),
+    "agree1_synthetic": ("synthetic agree@1 %", 2),
+    "loyalty_synthetic": ("synthetic loyalty", 4),
+    "loyalty_released_synthetic": ("synthetic loyalty (released)", 4),
+}
+
+
+def number(value: Any, digits: int) -> str:
+    """The number to so many digits; what is no finite number is said to be none."""
+    if value is None:
+        return ""
+    return f"{value:,.{digits}f}" if is_finite(value) else "not finite" if is_number(value) else "?"
+
+
+def results(runs: Sequence[Run]) -> list[Row]:
+    """A heading and a row a network: teachers, last students, best students (each value by itself)."""
+    several = len(runs) > 1
+    rows: dict[str, dict[str, Any]] = {}
+    for run in runs:
+        start = f"{run.name}: " if several else ""
+        finite = [{k: v for k, v in r.items() if is_finite(v)} for r in run.records]
+        last: dict[str, Any] = next((r for r in reversed(run.records) if any(key in r for key in _NETWORK)), {})
+        best = {key: found.value for key in _NETWORK if (found := records.best(finite, key))}
+        teacher, student = (_object(run.summary, name) for name in ("teacher", "student"))
+        arch = {"arch": run.config.get("student.module") or run.config.get("student.arch", "")}
+        rows[f"{start}teacher"] = {"arch": run.config.get("teacher.module") or run.config.get("teacher.arch", "")}
+        rows[f"{start}teacher"] |= teacher
+        epoch = f", epoch {last['epoch']}" if last else ""
+        rows[f"{start}student{epoch}"] = arch | {"parameters": student.get("parameters")} | last
+        rows[f"{start}student, best"] = arch | {"parameters": student.get("parameters")} | best
+    keys = [key for key in _NETWORK if any(key in row for row in rows.values())]
+    return [
+        ("", "network", *(_NETWORK[key][0] for key in keys), "parameters"),
+        *(
+            (label, str(row["arch"]), *(number(row.get(key), _NETWORK[key][1]) for key in keys),
+             number(row.get("parameters"), 0))
+            for label, row in rows.items()
+        ),
+    ]  # fmt: skip
+
+
+def facts(run: Run) -> list[Row]:
+    """What else there is to know, a name and a value each."""
+    summary, config = run.summary, run.config
+    stability, devices, versions = (_object(summary, name) for name in ("stability", "devices", "versions"))
+    seconds = [r.get(key) for r in run.records for key in ("seconds", "evaluation_seconds")]
+    wall = sum(s for s in seconds if is_finite(s))
+    student_steps = run.records[-1].get("step") if run.records else 0
+    named = [
+        ("method", str(config.get("method", "?"))),
+        ("data", f"{config.get('data.name', '?')}, read to measure only"),
+        ("seed", str(config.get("seed", "?"))),
+        (
+            "epochs",
+            f"{len(run.records)} of {config.get('distill.epochs', '?')}, {number(student_steps, 0)} student steps",
+        ),
+        ("time", f"{wall / 60:.1f} min"),
+    ]
+    if is_finite(summary.get("images_per_s")):
+        named.append(("speed", f"{summary['images_per_s']:,.0f} images/s"))
+    if is_finite(stability.get("mean")):
+        start = f"acc@1 from epoch {stability.get('from_epoch')} on"
+        text = f"mean {stability['mean']:.2f} %, variance {number(stability.get('variance'), 3)} %²"
+        named.append((start, text))
+    if devices:
+        named.append(("devices", f"{devices.get('count')} × {devices.get('kind')}"))
+    if versions:
+        named.append(("versions", ", ".join(f"{name} {version}" for name, version in versions.items())))
+    return named
+
+
+def settings(run: Run) -> list[Row]:
+    """Every setting and its value."""
+    return [(key, json.dumps(value, ensure_ascii=False)) for key, value in sorted(run.config.items())]
+
+
+def configuration_file(run: Run) -> str:
+    """A program for `--config` that gives all settings of the run."""
+    lines = [
+        f"    {key!r}: {tuple(value) if isinstance(value, list) else value!r},\n"
+        for key, value in sorted(run.config.items())
+    ]
+    return (
+        '"""Every setting of a run."""\n\n'
+        "from cudfkd_jax import defaults\n\n"
+        f"SETTINGS = {{\n{''.join(lines)}}}\n\n\n"
+        "def get_config():\n"
+        "    config = defaults.get_config()\n"
+        "    config.update_from_flattened_dict(SETTINGS)\n"
+        "    return config\n"
+    )
+
+
+def _object(summary: dict[str, Any], name: str) -> dict[str, Any]:
+    value = summary.get(name)
+    return value if isinstance(value, dict) else {}
