@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from cudfkd_jax import cli, configuration, export, settings, stages
+from cudfkd_jax import cli, configuration, export, report, settings, stages
 from cudfkd_jax.errors import UserError
 from cudfkd_jax.formats import FORMATS
+from cudfkd_jax.workdir import CONFIG, check_writable
 
 _HELP = """\
 usage: python -m cudfkd_jax.main --config=FILE[:ARGUMENTS] [--stage=STAGE] [--workdir=FOLDER] [--config.KEY=VALUE]
@@ -29,7 +30,9 @@ Distils a trained image classifier into a smaller one without its training data 
                       distill    distil without data
                       evaluate   measure a run's networks on the test images; needs only --workdir
                       export     write a run's student to WORKDIR/export/FORMAT/; needs only --workdir, --format
+                      report     write WORKDIR/report.html of a run in any state; needs only --workdir
   --format=FORMAT     of --stage=export: orbax, safetensors, torch or stablehlo
+  --compare=RUN,RUN   of --stage=report: write WORKDIR/compare.html with the curves of these runs
   --workdir=FOLDER    the run's files; default runs/<configuration>. The same command goes on where it stopped.
   --debug             show tracebacks
 
@@ -50,12 +53,19 @@ def _run(arguments: Sequence[str]) -> None:
     options, rest = _options(arguments)
     configuration.choose("--stage", options.stage, stages.STAGES)
     _check_format(options.stage, options.format)
+    if options.compare is not None and options.stage != "report":
+        raise UserError(f"--compare={options.compare} is for --stage=report; leave it out, or report")
     cli.use_compilation_cache()
     workdir = options.workdir
-    if options.config or options.stage not in ("evaluate", "export"):
+    if options.config or options.stage not in ("evaluate", "export", "report"):
         config = settings.load(options.config)
         changes = settings.override(config, rest)
         workdir = workdir or _default_workdir(options.config, changes)
+    if options.stage == "report":
+        if rest and not options.config:
+            raise UserError(f"unexpected argument {rest[0]!r}; --stage=report takes --workdir and --compare")
+        _report(workdir, options.compare)
+        return
     if not workdir:
         raise UserError("no run; give its folder with --workdir, or the --config that it was started with")
     folder = Path(workdir).expanduser()
@@ -78,7 +88,21 @@ def _options(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--stage", default="all")
     parser.add_argument("--workdir")
     parser.add_argument("--format")
+    parser.add_argument("--compare")
     return parser.parse_known_args(arguments)
+
+
+def _report(workdir: str | None, compare: str | None) -> None:
+    """Writes a page of the run in the workdir, or one of several runs into it."""
+    if compare is None and not workdir:
+        raise UserError("no run; give its folder with --workdir, or several with --compare=runs/a,runs/b")
+    runs = [Path(name).expanduser() for name in (compare or "").split(",") if name]
+    folder = Path(workdir or "-".join(["runs/compare", *(run.name for run in runs)])).expanduser()
+    check_writable(folder)
+    if compare is not None and (folder / CONFIG).exists() and folder.resolve() not in [r.resolve() for r in runs]:
+        runs.insert(0, folder)
+    page = report.write_report(folder) if compare is None else report.write_comparison(runs, folder)
+    print(f"written: {page}")
 
 
 def _check_format(stage: str, format_: str | None) -> None:

@@ -20,6 +20,7 @@ from cudfkd_jax import (
     datafree,
     defaults,
     networks,
+    report,
     train,
     trainer,
     validate,
@@ -35,8 +36,11 @@ from cudfkd_jax.summary import SUMMARY, describe, evaluation_table
 from cudfkd_jax.teachers import abstract_variables, find_teacher
 from cudfkd_jax.weights import Trained
 
-_WRITTEN = (trainer.METRICS, SUMMARY, trainer.CHECKPOINTS, datafree.STUDENT, datafree.STUDENT_BEST, train.NET)
-STAGES = ("all", "teacher", "scratch", "kd", "distill", "evaluate", "export")
+_WRITTEN = (
+    *(trainer.METRICS, SUMMARY, trainer.CHECKPOINTS, train.NET),
+    *(datafree.STUDENT, datafree.STUDENT_BEST, report.REPORT),
+)
+STAGES = ("all", "teacher", "scratch", "kd", "distill", "evaluate", "export", "report")
 
 
 def run(config: ConfigDict, stage: str, folder: Path, say: Callable[[str], None] = print) -> None:
@@ -44,7 +48,7 @@ def run(config: ConfigDict, stage: str, folder: Path, say: Callable[[str], None]
 
     Args:
         config: of the run.
-        stage: one of `STAGES` but "evaluate" and "export".
+        stage: one of `STAGES` but "evaluate", "export" and "report".
         folder: the run's workdir.
         say: told what a user should read.
 
@@ -231,6 +235,7 @@ def _distill(config: ConfigDict, folder: Path, pair: Pair, test: Split | None, s
     if config.synthesis.bn_weight and not has_batch_norm(pair.teacher_variables):
         say("the teacher has no BatchNorm: it is distilled without the BN term")
     datafree.distill(config, folder, pair, test)
+    report.write_report(folder)
 
 
 def _check_shapes(config: ConfigDict, parts: list[str], dataset: Dataset | None, teacher: Trained | None) -> None:

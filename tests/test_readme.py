@@ -24,6 +24,7 @@ from cudfkd_jax import (
     formats,
     main,
     models,
+    report,
     stages,
     summary,
     validate,
@@ -86,6 +87,8 @@ def _check_main(arguments, monkeypatch):
     monkeypatch.setattr(stages, "saved_config", lambda folder: defaults.get_config())
     monkeypatch.setattr(stages, "evaluate_run", lambda config, folder: begun.append(config))
     monkeypatch.setattr(stages, "run", lambda config, stage, folder: begun.append(config))
+    monkeypatch.setattr(report, "write_report", lambda folder: begun.append(defaults.get_config()))
+    monkeypatch.setattr(report, "write_comparison", lambda runs, folder: begun.append(defaults.get_config()))
     monkeypatch.setattr(export, "export", lambda folder, format_: begun.append(defaults.get_config()))
     assert main.main(arguments) == 0
     (config,) = begun

@@ -12,6 +12,7 @@ from cudfkd_jax import build, configuration, data, datafree, networks, stages, s
 from cudfkd_jax.errors import UserError
 
 DISTILLED = ("config.json", "metrics.jsonl", "summary.json", "checkpoints", "samples", "student", "student_best")
+DISTILLED += ("report", "report.html")
 
 
 def _run(config, stage, folder) -> list[str]:

@@ -56,7 +56,7 @@ def curves(runs: Sequence[Run]) -> list[Picture]:
         _together(runs, "loyalty", "Loyalty", _LOYALTY, "loyalty", f"How close {over}the student's probabilities "
                   "are to the teacher's; 1 is equal."),
         _panels(runs, "losses", "Losses, term by term", {key: key.replace("_", " ") for key in losses},
-                "Mean over the steps of an epoch, each term before its weight."),
+                "Mean over the steps of an epoch, each term before its weight; divergences in nats."),
         _panels(runs, "curriculum", "Curriculum", _CURRICULUM, "Mean over the student steps of an epoch "
                 "(α_adv: over the synthesis steps)."),
         _panels(runs, "training", "Training", {key: key.replace("_", " ") for key in others},

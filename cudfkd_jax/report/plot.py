@@ -76,6 +76,7 @@ def picture(
         draw(figure)
         text, png = io.StringIO(), io.BytesIO()
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+        figure.set_layout_engine("none")  # it is laid out, and would be once more
         figure.savefig(png, format="png", dpi=160, facecolor="white")
     inline = _inline(text.getvalue(), name)
     white = '<rect width="100%" height="100%" fill="white"/>'
@@ -91,7 +92,7 @@ def curves(axes: Axes, lines: Sequence[Line], *, steps: bool = False) -> None:
             line.y,
             label=line.label,
             color=COLOURS[index % len(COLOURS)],
-            linestyle=DASHES[index // len(COLOURS) % len(DASHES) if steps else index % len(DASHES)],
+            linestyle=DASHES[(index + index // len(COLOURS)) % len(DASHES)],
             marker="o" if len(line.x) <= 20 and not steps else None,
             drawstyle="steps-mid" if steps else None,
         )

@@ -63,7 +63,7 @@ def facts(run: Run) -> list[Row]:
     student_steps = run.records[-1].get("step") if run.records else 0
     named = [
         ("method", str(config.get("method", "?"))),
-        ("data", f"{config.get('data.name', '?')}, read to measure only"),
+        ("data", f"{config['data.name']}, to measure only" if config.get("data.name") else "none"),
         ("seed", str(config.get("seed", "?"))),
         (
             "epochs",
