@@ -151,7 +151,7 @@ def get_config() -> ConfigDict:
 
     log = config.log = ConfigDict()
     log.tensorboard = True
-    log.samples_every_epochs = 10  # a picture of synthetic images; 0: none
+    log.samples_every_epochs = 10  # pictures and difficulty of synthetic images, for the report; 0: none
     return config
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from cudfkd_jax import metrics, samples
@@ -47,7 +48,9 @@ def of_synthetic_images(
         JSON-ready: `loss`, `difficulty` (a number an image, six digits) and `classes`, how many images the
         teacher sees in each class.
     """
-    difficulty = np.asarray(jax.device_get(sample_loss(teacher_logits, student_logits)), np.float64)
+    difficulty = np.asarray(
+        jax.device_get(sample_loss(jnp.asarray(teacher_logits), jnp.asarray(student_logits))), np.float64
+    )
     classes = np.bincount(teacher_logits.argmax(-1), minlength=teacher_logits.shape[1])
     return {"loss": loss, "difficulty": [float(f"{d:.6g}") for d in difficulty], "classes": classes.tolist()}
 
@@ -63,7 +66,7 @@ def of_test_images(teacher_logits: np.ndarray, student_logits: np.ndarray, label
         JSON-ready: `loyalty` and `loyalty_released`, counts in `LOYALTY_BINS` equal bins of [0, 1], and by
         class how many `images` there are and how many `student` and `teacher` have right.
     """
-    pair = student_logits, teacher_logits
+    pair = jnp.asarray(student_logits), jnp.asarray(teacher_logits)
     count = labels.astype(np.int64)
 
     def by_class(chosen: np.ndarray) -> list[int]:

@@ -382,7 +382,8 @@ def test_a_browser_shows_it_without_complaint(made, tmp_path, width):
     probe = (
         "<script>addEventListener('load', () => Promise.all([...document.images].map(i => i.decode())).then("
         "all => { const over = document.documentElement.scrollWidth - innerWidth;"
-        "document.title = `${all.length} decoded, ${over} over` }, error => { document.title = String(error) }))</script>"
+        "document.title = `${all.length} decoded, ${over} over` },"
+        "error => { document.title = String(error) }))</script>"
     )
     probed = tmp_path / "probed.html"
     probed.write_text(

@@ -130,7 +130,10 @@ def _difficulty_histogram(run: Run, epochs: Sequence[int]) -> Picture | None:
     low, high = np.log10(everything.min()), np.log10(everything.max())
     edges = np.logspace(low - 0.01, high + 0.01, 31)
     centres = np.sqrt(edges[:-1] * edges[1:])
-    lines = [Line(f"epoch {e}", centres, 100 * np.histogram(v, edges)[0] / v.size) for e, v in values.items()]
+    lines = [
+        Line(f"epoch {e}", centres.tolist(), (100 * np.histogram(v, edges)[0] / v.size).tolist())
+        for e, v in values.items()
+    ]
     loss = run.observations[next(iter(values))]["synthetic"]["loss"]
 
     def draw(figure: Figure) -> None:
@@ -156,7 +159,8 @@ def _loyalty_histogram(run: Run) -> Picture | None:
         counts = np.array(test[key], float)
         total = counts.sum()
         if np.isfinite(total) and total > 0:
-            lines.append(Line(_LOYALTY[key], (np.arange(counts.size) + 0.5) / counts.size, 100 * counts / total))
+            centres = (np.arange(counts.size) + 0.5) / counts.size
+            lines.append(Line(_LOYALTY[key], centres.tolist(), (100 * counts / total).tolist()))
     if not lines:
         return None
 
@@ -185,8 +189,8 @@ def _class_accuracy(run: Run) -> Picture | None:
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
         for index, (who, values) in enumerate(share.items()):
-            look = {"linestyle": "", "marker": "oD"[index], "markersize": 6 - index} if few else {}
-            line = {"linestyle": plot.DASHES[index], **look}
+            look: dict[str, Any] = {"linestyle": "", "marker": "oD"[index], "markersize": 6 - index}
+            line = look if few else {"linestyle": plot.DASHES[index]}
             axes.plot(places, values if few else np.sort(values), label=who, color=plot.COLOURS[index], **line)
         axes.set(ylabel="acc@1 in the class, %", xlabel="class" if few else "classes, each curve in its own order")
         if few:

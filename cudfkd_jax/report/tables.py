@@ -61,7 +61,7 @@ def facts(run: Run) -> list[Row]:
     seconds = [r.get(key) for r in run.records for key in ("seconds", "evaluation_seconds")]
     wall = sum(s for s in seconds if is_finite(s))
     student_steps = run.records[-1].get("step") if run.records else 0
-    named = [
+    named: list[Row] = [
         ("method", str(config.get("method", "?"))),
         ("data", f"{config['data.name']}, to measure only" if config.get("data.name") else "none"),
         ("seed", str(config.get("seed", "?"))),
