@@ -24,6 +24,7 @@ _EPOCHS = 6
 _CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-headless-shell", "google-chrome"))), None)
 _VOID = {"meta", "link", "img", "br"}
 _EVIL = '<script>alert("x")</script>&'
+_UNPRINTABLE = "\0\x1b\ud800\n"
 
 
 class _Page(html.parser.HTMLParser):
@@ -193,10 +194,13 @@ def test_many_classes(tmp_path):
 
 
 def test_text_from_files_is_escaped(tmp_path):
-    folder = _make_run(tmp_path / "<b>$x_1$&", **{"method": _EVIL, "data.name": _EVIL, "student.arch": _EVIL})
+    folder = _make_run(
+        tmp_path / "<b>$x_1$&",
+        **{"method": _EVIL, "data.name": _EVIL, "student.arch": _EVIL, "teacher.arch": _UNPRINTABLE},
+    )
     summary = {"teacher": {"arch": _EVIL}, "versions": {_EVIL: _EVIL}, "devices": {"kind": _EVIL, "count": 1}}
     (folder / "summary.json").write_text(json.dumps(summary))
-    _write_records(folder, [_record(1, **{f"{_EVIL}_loss": 1.0, _EVIL: 2.0})])
+    _write_records(folder, [_record(1, **{f"{_EVIL}_loss": 1.0, _EVIL: 2.0, _UNPRINTABLE: 1.0})])
     page = _report(folder)
     assert "script" not in page.tags and "b" in page.tags
     assert page.text.count(_EVIL) >= 6

@@ -34,7 +34,7 @@ def write_report(folder: Path) -> Path:
     drawn = figures.of_run(run)
     repeat = _repeat(run)
     sections = (
-        Section("Results", page.table(tables.results([run]), "numbers") + _FOOTNOTE + _pairs(run)),
+        Section("Results", page.table(tables.results([run]), "numbers") + _footnote([run]) + _pairs(run)),
         Section("Curves", page.figures([p for p in drawn if p.name not in _SINGLE])),
         Section("Single images and classes", page.figures([p for p in drawn if p.name in _SINGLE])),
         Section("Synthetic images", _synthetic_images(run)),
@@ -46,7 +46,7 @@ def write_report(folder: Path) -> Path:
     text = page.page(title, _networks(run), [*run.notes, *_missing(run, drawn)], sections)
     _write_files(folder, drawn, prefix="")
     write_bytes(folder / FOLDER / _SETTINGS, tables.configuration_file(run).encode())
-    write_bytes(folder / REPORT, text.encode())
+    write_bytes(folder / REPORT, text.encode(errors="replace"))
     return folder / REPORT
 
 
@@ -70,18 +70,17 @@ def write_comparison(folders: Sequence[Path], folder: Path) -> Path:
     rows = [("setting", "", *(run.name for run in runs))]
     rows += [(key, "", *(str(run.config.get(key, "")) for run in runs)) for key in differing]
     sections = (
-        Section("Results", page.table(tables.results(runs), "numbers") + _FOOTNOTE),
+        Section("Results", page.table(tables.results(runs), "numbers") + _footnote(runs)),
         Section("Curves", page.figures(drawn)),
         Section("Settings that differ", page.table(rows, "numbers") if differing else ""),
     )
     text = page.page("Runs compared", ", ".join(f"{run.name} ({run.folder})" for run in runs), notes, sections)
     _write_files(folder, drawn, prefix="compare_")
-    write_bytes(folder / COMPARISON, text.encode())
+    write_bytes(folder / COMPARISON, text.encode(errors="replace"))
     return folder / COMPARISON
 
 
 _SINGLE = ("difficulty", "loyalty_histogram", "classes")
-_FOOTNOTE = "<p>Best: each value by itself, over the epochs, chosen on the test images.</p>\n"
 _MISSING = {
     "accuracy": "No accuracy or agreement has been measured yet.",
     "losses": "No losses have been recorded yet.",
@@ -102,6 +101,12 @@ def _missing(run: Run, drawn: Sequence[Picture]) -> list[str]:
         if not run.pictures[kind]:
             lines.append(f"There are no {what} (log.samples_every_epochs).")
     return lines
+
+
+def _footnote(runs: Sequence[Run]) -> str:
+    if any("acc1" in record for run in runs for record in run.records):
+        return "<p>Best: each value by itself, over the epochs, chosen on the test images.</p>\n"
+    return "<p>Measured on held-out synthetic images, where at all: of real images nothing is known.</p>\n"
 
 
 def _pairs(run: Run) -> str:

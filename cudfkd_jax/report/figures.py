@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from cudfkd_jax.report import plot
 from cudfkd_jax.report.plot import Line, Picture
-from cudfkd_jax.report.run import Run, is_finite, is_number
+from cudfkd_jax.report.run import Run, is_finite, is_number, printable
 
 _PANEL, _MARGIN = 1.15, 0.45  # inches
 _CHOSEN = 4  # epochs in one histogram
@@ -45,24 +45,25 @@ def of_run(run: Run) -> list[Picture]:
 
 def curves(runs: Sequence[Run]) -> list[Picture]:
     """Everything over the epochs; of several runs one colour each (Fig. 3 and 4)."""
-    several = len(runs) > 1
     recorded = {key for run in runs for record in run.records for key in record if is_number(record[key])}
-    losses = sorted(key for key in recorded if "loss" in key and key not in _LOYALTY)
-    losses = [key for key in losses if key not in _CURRICULUM]
+    losses = sorted(key for key in recorded if "loss" in key)
     others = sorted(recorded - {*losses, *_ACCURACY, *_LOYALTY, *_CURRICULUM} - _NOT_DRAWN)
-    over = "of each run " if several else ""
     made = [
-        _together(runs, "accuracy", "Accuracy", _ACCURACY, "% of the images", f"Student {over}after each epoch."),
-        _together(runs, "loyalty", "Loyalty", _LOYALTY, "loyalty", f"How close {over}the student's probabilities "
+        _together(runs, "accuracy", "Accuracy", _ACCURACY, "% of the images", "The student after each epoch."),
+        _together(runs, "loyalty", "Loyalty", _LOYALTY, "loyalty", "How close the student's probabilities "
                   "are to the teacher's; 1 is equal."),
-        _panels(runs, "losses", "Losses, term by term", {key: key.replace("_", " ") for key in losses},
+        _panels(runs, "losses", "Losses, term by term", _spaced(losses),
                 "Mean over the steps of an epoch, each term before its weight; divergences in nats."),
         _panels(runs, "curriculum", "Curriculum", _CURRICULUM, "Mean over the student steps of an epoch "
                 "(α_adv: over the synthesis steps)."),
-        _panels(runs, "training", "Training", {key: key.replace("_", " ") for key in others},
+        _panels(runs, "training", "Training", _spaced(others),
                 "What else the run recorded, mean over an epoch."),
     ]  # fmt: skip
     return [each for each in made if each]
+
+
+def _spaced(keys: Sequence[str]) -> dict[str, str]:
+    return {key: printable(key.replace("_", " ")) for key in keys}
 
 
 def choose_epochs(epochs: Sequence[int], count: int = _CHOSEN) -> list[int]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import itertools
 import json
 import math
 import re
@@ -54,7 +55,7 @@ def printable(text: str) -> str:
 
 def is_number(value: Any) -> TypeGuard[float]:
     """Whether it is a number of JSON, NaN and infinity among them."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, float) or (type(value) is int and abs(value) < 2**63)
 
 
 def is_finite(value: Any) -> TypeGuard[float]:
@@ -105,11 +106,10 @@ def _read_config(folder: Path) -> dict[str, Any]:
 def _read_records(path: Path, notes: list[str]) -> list[Record]:
     held = records.read(path)
     lines = len(path.read_text(encoding="utf-8", errors="replace").splitlines()) if path.exists() else 0
-    whole = [record for record in held if isinstance(record.get("epoch"), int)]
+    whole = list(itertools.takewhile(lambda record: type(record.get("epoch")) is int, held))
     if len(whole) < lines:
         notes.append(
-            f"{METRICS} is cut off or damaged in line {len(held) + 1 if len(held) < lines else 1}; "
-            f"{len(whole)} whole epochs of it are shown."
+            f"{METRICS} is cut off or damaged in line {len(whole) + 1}; {len(whole)} whole epochs of it are shown."
         )
     return whole
 
@@ -170,7 +170,7 @@ def _checked(value: dict[str, Any]) -> dict[str, Any]:
             raise ValueError
     if not all(isinstance(each, list) and all(map(is_number, each)) for each in lists):
         raise ValueError
-    return {"synthetic": {**synthetic, "loss": str(synthetic["loss"])}, "test": test}
+    return {"synthetic": {**synthetic, "loss": printable(str(synthetic["loss"]))}, "test": test}
 
 
 def _read_pictures(folder: Path, kind: str, notes: list[str]) -> dict[int, bytes]:
