@@ -32,7 +32,7 @@ def test_digits(tmp_path):
     assert last["balance_loss"] < -2.2  # the teacher's mean prediction is close to uniform: −ln 10 = −2.303
     assert last["alpha_adv"] > first["alpha_adv"] and last["lambda"] > first["lambda"]
 
-    images = sorted((tmp_path / "samples").glob("*.png"))
+    images = sorted((tmp_path / "samples").glob("epoch_*.png"))
     assert len(images) == config.distill.epochs // config.log.samples_every_epochs
     early, late = (np.asarray(Image.open(path), np.float32) for path in (images[0], images[-1]))
     assert early.std() > 20 and late.std() > 20 and np.abs(early - late).mean() > 5

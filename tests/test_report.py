@@ -103,6 +103,7 @@ def _check_pictures(page: _Page) -> None:
     assert set(page.references) - {*data, "data:,"} == {r for r in page.references if r.startswith("#")}
     assert not re.search(r"url\((?!#)|@import|<script|<iframe|http-equiv=.refresh", page.markup)
     assert len(data) == page.tags.count("img")
+    assert "mathdefault" not in page.markup  # a formula that was drawn as text
     for each in data:
         with Image.open(io.BytesIO(base64.b64decode(each.partition(",")[2], validate=True))) as picture:
             picture.load()

@@ -129,26 +129,26 @@ def _difficulty_histogram(run: Run, epochs: Sequence[int]) -> Picture | None:
         return None
     everything = np.concatenate(list(values.values()))
     low, high = np.log10(everything.min()), np.log10(everything.max())
-    edges = np.logspace(low - 0.01, high + 0.01, 31)
-    centres = np.sqrt(edges[:-1] * edges[1:])
-    lines = [
-        Line(f"epoch {e}", centres.tolist(), (100 * np.histogram(v, edges)[0] / v.size).tolist())
-        for e, v in values.items()
-    ]
+    edges = np.logspace(low - 0.01, high + 0.01, 41)
     loss = run.observations[next(iter(values))]["synthetic"]["loss"]
 
     def draw(figure: Figure) -> None:
-        axes = figure.subplots()
-        plot.curves(axes, lines, steps=True)
-        axes.set(xscale="log", xlabel=f"difficulty of an image ({loss}, D of Eq. 6)", ylabel="% of the images")
-        plot.legend_above(figure, axes)
+        panels = figure.subplots(len(values), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
+        for index, (axes, (epoch, found)) in enumerate(zip(panels, values.items(), strict=True)):
+            share = 100 * np.histogram(found, edges)[0] / found.size
+            axes.stairs(share, edges, fill=True, color=plot.COLOURS[index])
+            axes.set_title(f"epoch {epoch}, median {np.median(found):.3g}", loc="left")
+            axes.set_ylabel("% of images")
+        plot.logarithmic(panels[-1])
+        panels[-1].set_xlabel(f"difficulty of an image ({loss}, D of Eq. 6)")
 
     count = max(v.size for v in values.values())
     caption = (
-        f"Loss of each of {count} synthetic images that the student was not trained on, both networks in "
+        f"Loss, where above 0, of each of {count} synthetic images that the student was not trained on, both networks in "
         "evaluation mode (Fig. 5a)."
     )
-    return plot.picture("difficulty", "Difficulty of single images", caption, draw)
+    height = _PANEL * len(values) + _MARGIN
+    return plot.picture("difficulty", "Difficulty of single images", caption, draw, height=height)
 
 
 def _loyalty_histogram(run: Run) -> Picture | None:
