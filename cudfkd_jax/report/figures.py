@@ -144,8 +144,8 @@ def _difficulty_histogram(run: Run, epochs: Sequence[int]) -> Picture | None:
 
     count = max(v.size for v in values.values())
     caption = (
-        f"Loss, where above 0, of each of {count} synthetic images that the student was not trained on, both networks in "
-        "evaluation mode (Fig. 5a)."
+        f"Loss, where above 0, of each of {count} synthetic images that the student was not trained on, both "
+        "networks in evaluation mode (Fig. 5a)."
     )
     height = _PANEL * len(values) + _MARGIN
     return plot.picture("difficulty", "Difficulty of single images", caption, draw, height=height)
