@@ -125,7 +125,9 @@ def _networks(run: Run) -> str:
 def _synthetic_images(run: Run) -> str:
     shown = []
     for epoch in figures.choose_epochs(list(run.pictures["epoch"]), 2):
-        shown.append(page.image(run.pictures["epoch"][epoch], f"After epoch {epoch}", "64 images."))
+        shown.append(
+            page.image(run.pictures["epoch"][epoch], f"After epoch {epoch}", "Synthetic images, in no order.")
+        )
     for epoch in figures.choose_epochs(list(run.pictures["classes"]), 2):
         caption = "One row a class as the teacher sees it, class 0 at the top; grey where it saw none."
         shown.append(page.image(run.pictures["classes"][epoch], f"By class, epoch {epoch}", caption))

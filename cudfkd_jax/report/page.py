@@ -13,9 +13,10 @@ from cudfkd_jax.report.tables import Row
 
 _STYLE = """\
 :root { color-scheme: light dark; --ink: #1b1c1d; --paper: #fff;
-  --soft: #5c6166; --line: #d8dbde; --box: #f5f6f7; }
+  --soft: #5c6166; --line: #d8dbde; --box: #f5f6f7; --blue: #0072b2; --sky: #56b4e9; }
 @media (prefers-color-scheme: dark) {
-  :root { --ink: #e8e9ea; --paper: #131517; --soft: #a3a9af; --line: #35393d; --box: #1d2023; }
+  :root { --ink: #e8e9ea; --paper: #131517; --soft: #a3a9af; --line: #35393d; --box: #1d2023;
+    --blue: #56b4e9; --sky: #0072b2; }
 }
 * { box-sizing: border-box; }
 body { margin: 0 auto; max-width: 1180px; padding: 1rem; color: var(--ink); background: var(--paper);
@@ -25,8 +26,8 @@ h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; border-bottom: 1px solid var(--li
 p { margin: .4rem 0; max-width: 46rem; }
 ul.notes { margin: 1rem 0; padding: .6rem 1rem .6rem 2rem;
   background: var(--box); border-left: 4px solid #d55e00; }
-.figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 22rem), 1fr)); gap: 1.5rem; }
-figure { margin: 0; }
+.figures { columns: 3 20rem; column-gap: 1.5rem; }
+figure { margin: 0 0 1.5rem; break-inside: avoid; }
 figure svg, figure img { display: block; width: 100%; height: auto; max-width: 34rem; }
 figure svg text { font-family: inherit !important; }
 figure img { image-rendering: pixelated; max-width: 22rem; }

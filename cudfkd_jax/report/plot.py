@@ -19,6 +19,8 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 DASHES: tuple[str | tuple[int, tuple[int, ...]], ...] = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)))
 WIDTH, HEIGHT = 4.8, 3.0  # inches
 _INK = "#1b1c1d"  # stands for the page's text
+# What the page decides: its text, and which of two blues is the light one, for the other is dim on black.
+_BY_PAGE = {_INK: "currentColor", "#0072b2": "var(--blue, #0072b2)", "#56b4e9": "var(--sky, #56b4e9)"}
 _COLOURED = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "grid.color")
 _STYLE: dict[Any, Any] = {
     "font.size": 9.5,
@@ -81,7 +83,9 @@ def picture(
         figure.savefig(png, format="png", dpi=160, facecolor="white")
     inline = _inline(text.getvalue(), name)
     white = '<rect width="100%" height="100%" fill="white"/>'
-    alone = re.sub(r"(<svg[^>]*>)", rf"\1{white}", inline, count=1).replace("currentColor", _INK)
+    alone = re.sub(r"(<svg[^>]*>)", rf"\1{white}", inline, count=1)
+    for colour, by_page in _BY_PAGE.items():
+        alone = alone.replace(by_page, colour)
     return Picture(name, title, caption, inline, alone.encode(), png.getvalue())
 
 
@@ -132,4 +136,6 @@ def _inline(svg: str, name: str) -> str:
     svg = re.sub(r'href="#([^"]+)"', rf'href="#{name}-\1"', svg)
     svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", svg)
     svg = re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)
-    return svg.replace(_INK, "currentColor").strip()
+    for colour, name in _BY_PAGE.items():
+        svg = svg.replace(colour, name)
+    return svg.strip()
