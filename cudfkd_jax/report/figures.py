@@ -190,7 +190,7 @@ def _class_accuracy(run: Run) -> Picture | None:
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
         for index, (who, values) in enumerate(share.items()):
-            look: dict[str, Any] = {"linestyle": "", "marker": "oD"[index], "markersize": 6 - index}
+            look: dict[str, Any] = {"linestyle": "", "marker": "oD"[index], "markersize": 8 - 4 * index}
             line = look if few else {"linestyle": plot.DASHES[index]}
             axes.plot(places, values if few else np.sort(values), label=who, color=plot.COLOURS[index], **line)
         axes.set(ylabel="acc@1 in the class, %", xlabel="class" if few else "classes, each curve in its own order")
