@@ -81,6 +81,12 @@ def alpha_adv(config: ConfigDict) -> optax.Schedule | None:
     )
 
 
+def lambda_t(config: ConfigDict) -> optax.Schedule:
+    """λ(t) as a schedule of the student step."""
+    c = config.curriculum
+    return curriculum.lambda_schedule(c.lambda_0, c.lambda_slope, c.lambda_max or None)
+
+
 def _cudfkd(config: ConfigDict, pair: Pair) -> Method:
     c, s = config.curriculum, config.synthesis
     terms = cudfkd.synthesis_terms(
@@ -96,7 +102,7 @@ def _cudfkd(config: ConfigDict, pair: Pair) -> Method:
         sample_loss=sample_loss(config),
         strategy=c.strategy,
         granularity=c.granularity,
-        lambda_t=curriculum.lambda_schedule(c.lambda_0, c.lambda_slope, c.lambda_max or None),
+        lambda_t=lambda_t(config),
     )
     return _generative(config, terms, student_loss)
 

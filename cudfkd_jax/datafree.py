@@ -12,8 +12,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from cudfkd_jax import build, configuration, records, samples, steps, trainer
-from cudfkd_jax.build_method import sample_loss
+from cudfkd_jax.build_method import lambda_t, sample_loss
 from cudfkd_jax.capture import Classifier
+from cudfkd_jax.convergence import MajoriseMinimise
 from cudfkd_jax.data import Split
 from cudfkd_jax.errors import UserError
 from cudfkd_jax.files import write_json
@@ -21,8 +22,9 @@ from cudfkd_jax.loops import distillation_steps, make_epoch_function
 from cudfkd_jax.measure import Measure
 from cudfkd_jax.models import count_parameters
 from cudfkd_jax.networks import Pair
+from cudfkd_jax.parallel import Devices
 from cudfkd_jax.records import Record
-from cudfkd_jax.steps import PREVIEW, RunState, purpose_key
+from cudfkd_jax.steps import PREVIEW, Problem, RunState, purpose_key
 from cudfkd_jax.summary import SUMMARY, TEST_METRICS, distill_summary
 from cudfkd_jax.weights import Net, save_net
 
@@ -90,6 +92,7 @@ def distill(config: ConfigDict, workdir: Path, pair: Pair, test: Split | None) -
         test=test,
         synthetic_images=config.evaluation.synthetic_images,
     )
+    convergence = _convergence(config, problem, frozen, devices)
     preview = jax.jit(problem.method.preview, static_argnums=2)
     best = _BestStudent(workdir / STUDENT_BEST)
 
@@ -113,7 +116,7 @@ def distill(config: ConfigDict, workdir: Path, pair: Pair, test: Split | None) -
         ),
         run_epoch=make_epoch_function(config.loop, epoch, devices, distillation_steps(problem)),
         frozen=(frozen,),
-        evaluate=measure,
+        evaluate=lambda state: measure(state) | (convergence(state) if convergence else {}),
         after_epoch=after_epoch,
         after_checkpoint=best.publish,
         devices=devices,
@@ -129,6 +132,24 @@ def distill(config: ConfigDict, workdir: Path, pair: Pair, test: Split | None) -
     )
     write_json(workdir / SUMMARY, summary)
     return summary
+
+
+def _convergence(
+    config: ConfigDict, problem: Problem, teacher_variables: Any, devices: Devices
+) -> MajoriseMinimise | None:
+    updates = config.log.majorise_minimise_updates
+    if not updates:
+        return None
+    return MajoriseMinimise(
+        problem,
+        teacher_variables,
+        devices,
+        sample_loss=sample_loss(config),
+        strategy=config.curriculum.strategy,
+        lambda_t=lambda_t(config),
+        batch_size=config.distill.batch_size,
+        updates=updates,
+    )
 
 
 class _BestStudent:

@@ -40,6 +40,7 @@ _NOT_NEGATIVE = (
     *("synthesis.batch_size", "generator.ema_decay", "memory.capacity", "zskt.attention_weight"),
     *("adi.beta1", "adi.beta2", "adi.tv_weight", "pre_dfkd.kl_weight"),
     *("data.padding", "devices", "checkpoint.every_seconds", "log.samples_every_epochs"),
+    "log.majorise_minimise_updates",
     *("evaluation.stability_from", "teacher.stop_accuracy", "seed"),
 )
 _BELOW_ONE = (
@@ -103,6 +104,7 @@ def check(config: ConfigDict) -> None:
             "or give 0 for no limit"
         )
     _check_additions(config)
+    _check_convergence(config)
     _check_image(config)
     for role in ("teacher", "student"):
         network = networks.classifier(config, networks.described(config, role))
@@ -121,6 +123,16 @@ def _check_additions(config: ConfigDict) -> None:
     if config.method not in (*build_method.GENERATIVE, "mb_dfkd") and config.memory.capacity:
         raise UserError(
             f"memory.capacity={config.memory.capacity} is for {can}, mb_dfkd; leave it 0 for {config.method}"
+        )
+
+
+def _check_convergence(config: ConfigDict) -> None:
+    """Refuses to look at Eq. 8 where no sample has a weight."""
+    updates = config.log.majorise_minimise_updates
+    if updates and config.method != "cudfkd":
+        raise UserError(
+            f"log.majorise_minimise_updates={updates} is for cudfkd, whose samples have weights; leave it 0 for "
+            f"{config.method}"
         )
 
 

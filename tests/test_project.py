@@ -21,7 +21,7 @@ _LAYERS = (
     {"stages", "export", "settings", "cells"},
     {"teachers"},
     {"datafree", "train"},
-    {"measure", "report"},
+    {"convergence", "measure", "report"},
     {"build", "validate"},
     {"build_method"},
     {"networks"},
