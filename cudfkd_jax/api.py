@@ -84,6 +84,8 @@ def distill(
     pair = Pair(*_teacher(teacher, settings), *_student(student, settings))
     settings.data.update(source=configuration.NO_DATA, name="" if test is None else "test images")
     settings.student.module = "" if isinstance(student, str) else pair.student_net.arch
+    if workdir is None:
+        settings.log.update(report=False, samples_every_epochs=0, tensorboard=False)
     with _folder(workdir) as folder:
         stages.run_pair(settings, folder, pair, test and _split(*test, settings))
         summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from cudfkd_jax import build, configuration, records, samples, steps, trainer
+from cudfkd_jax import build, configuration, observe, records, samples, steps, trainer
 from cudfkd_jax.build_method import lambda_t, sample_loss
 from cudfkd_jax.capture import Classifier
 from cudfkd_jax.convergence import MajoriseMinimise
@@ -92,6 +92,8 @@ def distill(config: ConfigDict, workdir: Path, pair: Pair, test: Split | None) -
         test=test,
         synthetic_images=config.evaluation.synthetic_images,
     )
+    teacher = {"arch": pair.teacher_net.arch, **_parameters(pair.teacher_variables), **measure.teacher_metrics}
+    observe.save_teacher(workdir, teacher)
     convergence = _convergence(config, problem, frozen, devices)
     preview = jax.jit(problem.method.preview, static_argnums=2)
     best = _BestStudent(workdir / STUDENT_BEST)
@@ -126,7 +128,7 @@ def distill(config: ConfigDict, workdir: Path, pair: Pair, test: Split | None) -
     summary = distill_summary(
         config=config,
         history=history,
-        teacher={"arch": pair.teacher_net.arch, **_parameters(pair.teacher_variables), **measure.teacher_metrics},
+        teacher=teacher,
         student={"arch": net.arch, **_parameters(state.student.variables)},
         devices=devices,
     )

@@ -152,6 +152,7 @@ def get_config() -> ConfigDict:
     log = config.log = ConfigDict()
     log.tensorboard = True
     log.samples_every_epochs = 10  # pictures and difficulty of synthetic images, for the report; 0: none
+    log.report = True  # report.html at the end of a data-free run
     log.majorise_minimise_updates = 0  # after each evaluation, to count how often Eq. 8 holds (CuDFKD); 0: none
     return config
 

@@ -16,6 +16,7 @@ from cudfkd_jax import metrics, samples
 from cudfkd_jax.files import write_json
 
 FOLDER = Path("report", "data")  # in a workdir; a file an epoch
+TEACHER = "teacher.json"
 LOYALTY_BINS = 50  # over [0, 1]
 _ROWS, _COLUMNS = 20, 8  # of the picture by class
 
@@ -23,6 +24,11 @@ _ROWS, _COLUMNS = 20, 8  # of the picture by class
 def path_of(workdir: Path, epoch: int) -> Path:
     """Where the observation of an epoch is."""
     return workdir / FOLDER / f"epoch_{epoch:04d}.json"
+
+
+def save_teacher(workdir: Path, teacher: dict[str, Any]) -> None:
+    """Writes what is known of the teacher before the first epoch is done: its architecture, size and metrics."""
+    write_json(workdir / FOLDER / TEACHER, teacher)
 
 
 def save(path: Path, epoch: int, synthetic: dict[str, Any], test: dict[str, Any] | None) -> None:

@@ -82,7 +82,10 @@ def run(config: ConfigDict, stage: str, folder: Path, say: Callable[[str], None]
     for part in parts:
         workdir.check_own(_folder(folder, part), _WRITTEN)
         workdir.check_config(_folder(folder, part), _settings(config, part, teacher))
-    parts = [part for part in parts if not _say_finished(_folder(folder, part), say)]
+    done = [part for part in parts if _say_finished(_folder(folder, part), say)]
+    if "distill" in done:
+        _report(config, folder)
+    parts = [part for part in parts if part not in done]
     if not parts:
         return
     for part in parts:
@@ -235,7 +238,16 @@ def _distill(config: ConfigDict, folder: Path, pair: Pair, test: Split | None, s
     if config.synthesis.bn_weight and not has_batch_norm(pair.teacher_variables):
         say("the teacher has no BatchNorm: it is distilled without the BN term")
     datafree.distill(config, folder, pair, test)
-    report.write_report(folder)
+    _report(config, folder)
+
+
+def _report(config: ConfigDict, folder: Path) -> None:
+    """Writes the page of a finished run, unless there is one that is younger than its summary."""
+    summary, page = folder / SUMMARY, folder / report.REPORT
+    if not config.log.report or not summary.exists():
+        return
+    if not page.exists() or page.stat().st_mtime_ns < summary.stat().st_mtime_ns:
+        report.write_report(folder)
 
 
 def _check_shapes(config: ConfigDict, parts: list[str], dataset: Dataset | None, teacher: Trained | None) -> None:

@@ -10,9 +10,10 @@ import optax
 import pytest
 from scipy.integrate import quad
 
-from cudfkd_jax import curriculum, steps
+from cudfkd_jax import curriculum, records, stages, steps
 from cudfkd_jax.build_method import lambda_t, sample_loss
 from cudfkd_jax.convergence import MajoriseMinimise
+from cudfkd_jax.errors import UserError
 from cudfkd_jax.losses import l1_distance
 from cudfkd_jax.parallel import SINGLE, local_devices
 
@@ -126,3 +127,21 @@ def test_without_weights_the_bound_is_the_loss():
     problem = _problem(0.1)
     found = _diagnostic(problem, updates=1, strategy="none")(_state(problem))
     assert found["minimised"] == found["descended"] and jnp.isfinite(found["latent_objective"])
+
+
+def test_a_run_records_the_shares_and_shows_them(finished_run, tmp_path, tiny_config):
+    tiny_config.teacher.checkpoint = str(finished_run)
+    tiny_config.distill.epochs, tiny_config.log.majorise_minimise_updates = 1, 2
+    stages.run(tiny_config, "distill", tmp_path, say=lambda text: None)
+    (record,) = records.read(tmp_path / "metrics.jsonl")
+    assert record["majorised"] == 100 and record["minimised"] in (0, 50, 100) and record["latent_objective"] > 0
+    assert "Majorise–minimise inequality (Eq. 8)" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    (first,) = [r for r in records.read(finished_run / "metrics.jsonl") if r["epoch"] == 1]
+    assert first["student_loss"] == record["student_loss"]  # nothing else has changed
+
+
+def test_methods_without_weights_are_refused(tmp_path, tiny_config):
+    tiny_config.method, tiny_config.log.majorise_minimise_updates = "dafl", 1
+    with pytest.raises(UserError, match=r"log\.majorise_minimise_updates=1 is for cudfkd"):
+        stages.run(tiny_config, "all", tmp_path / "run")
+    assert not (tmp_path / "run").exists()

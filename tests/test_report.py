@@ -186,6 +186,14 @@ def test_an_older_run_without_observations_says_what_is_missing(made):
         assert text in page.text
 
 
+def test_the_majorise_minimise_curve(made):
+    counted = {"latent_objective": 2.0, "majorised": 100.0, "minimised": 80.0, "descended": 90.0}
+    assert "Eq. 8" not in _report(made).text
+    _write_records(made, [_record(epoch, **counted) for epoch in (1, 2)])
+    page = _report(made)
+    assert "Majorise–minimise inequality (Eq. 8)" in page.text and "F(L′) ≤ Q: it bounds" in page.text
+
+
 def test_many_classes(tmp_path):
     folder = _make_run(tmp_path / "many")
     teacher, student = np.random.default_rng(0).normal(size=(2, 500, 100))
@@ -216,6 +224,8 @@ def test_text_from_files_is_escaped(tmp_path):
 
 def test_a_run_that_is_still_going(tmp_path):
     folder = _make_run(tmp_path / "going", epochs=3)
+    observe.save_teacher(folder, {"arch": "resnet34", "parameters": 123456, "acc1": 95.5})
+    assert "teacher, acc@1 95.50 %" in _report(folder).text  # measured before the first epoch
     with stages.workdir.lock(folder):
         assert "This run is still going: 3 of 6 epochs are finished." in _report(folder).text
     assert "This run was stopped before its end: 3 of 6 epochs are finished." in _report(folder).text
@@ -284,8 +294,11 @@ def test_runs_are_compared(tmp_path, made):
     page = _Page(report.write_comparison([made, other], tmp_path / "page"))
     _check_pictures(page)
     assert page.tags.count("svg") == 4
-    for text in ("b/made", "Settings that differ", "curriculum.lambda_0", "2.5"):
+    for text in ("b/made", "Settings that differ", "curriculum.lambda_0", "2.5", "teacher, acc@1 95.50 %"):
         assert text in page.text
+    observe.save_teacher(other, {"acc1": [95.5]})
+    (other / "summary.json").unlink()
+    assert "teacher, acc@1" not in _Page(report.write_comparison([made, other], tmp_path / "page")).text
     assert (tmp_path / "page/report/compare_accuracy.png").exists()
     assert not (tmp_path / "page/report.html").exists()
 

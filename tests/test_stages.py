@@ -91,6 +91,17 @@ def test_a_finished_run_says_so_and_does_nothing(run_copy, tiny_config, stage, r
     assert recorded == []
 
 
+def test_a_finished_run_whose_page_was_not_written_gets_it(run_copy, tiny_config):
+    page = run_copy / "report.html"
+    (run_copy / "summary.json").touch()  # the page is older: of a time when the run was still going
+    _run(tiny_config, "all", run_copy)
+    assert page.stat().st_mtime_ns >= (run_copy / "summary.json").stat().st_mtime_ns
+    page.unlink()
+    tiny_config.log.report = False
+    _run(tiny_config, "all", run_copy)
+    assert not page.exists()
+
+
 def test_settings_that_change_no_result_may_differ(run_copy, tiny_config):
     tiny_config.checkpoint.keep = 1
     tiny_config.evaluation.batch_size = 7

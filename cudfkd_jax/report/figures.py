@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from cudfkd_jax.report import plot
@@ -28,6 +29,11 @@ _CURRICULUM = {
     "difficulty": "difficulty, mean loss of an image",
     "regulariser_g": "regulariser g(λ, v*)",
 }
+_CONVERGENCE = {
+    "majorised": "F(L′) ≤ Q: it bounds",
+    "minimised": "Q ≤ F(L): the step goes down",
+    "descended": "F(L′) ≤ F(L): so does the objective",
+}
 _NOT_DRAWN = {"epoch", "step", "acc5", "seconds", "evaluation_seconds", "images_per_s"}
 
 
@@ -47,11 +53,14 @@ def curves(runs: Sequence[Run]) -> list[Picture]:
     """Everything over the epochs; of several runs one colour each (Fig. 3 and 4)."""
     recorded = {key for run in runs for record in run.records for key in record if is_number(record[key])}
     losses = sorted(key for key in recorded if "loss" in key)
-    others = sorted(recorded - {*losses, *_ACCURACY, *_LOYALTY, *_CURRICULUM} - _NOT_DRAWN)
+    others = sorted(recorded - {*losses, *_ACCURACY, *_LOYALTY, *_CURRICULUM, *_CONVERGENCE} - _NOT_DRAWN)
     made = [
         _together(runs, "accuracy", "Accuracy", _ACCURACY, "% of the images", "The student after each epoch."),
         _together(runs, "loyalty", "Loyalty", _LOYALTY, "loyalty", "How close the student's probabilities "
                   "are to the teacher's; 1 is equal."),
+        _together(runs, "convergence", "Majorise–minimise inequality (Eq. 8)", _CONVERGENCE, "% of the updates",
+                  "Of the student's steps after each epoch, those with the inequality on a fixed batch of images "
+                  "that they were not made on; L before, L′ after a step."),
         _panels(runs, "losses", "Losses, term by term", _spaced(losses),
                 "Mean over the steps of an epoch, each term before its weight; divergences in nats."),
         _panels(runs, "curriculum", "Curriculum", _CURRICULUM, "Mean over the student steps of an epoch "
@@ -84,13 +93,13 @@ def _together(
     lines = [line for line in lines if line.x]
     if not lines:
         return None
-    teacher = _teacher_accuracy(run) if name == "accuracy" else None
+    teacher = _teacher_accuracy(runs) if name == "accuracy" else None
 
     def draw(figure: Figure) -> None:
         axes = figure.subplots()
         plot.curves(axes, lines)
         if teacher is not None:
-            axes.axhline(teacher, color="#888888", linewidth=1, label=f"teacher, acc@1 {teacher:.2f} %")
+            _teacher_line(axes, teacher)
         axes.set_ylabel(unit)
         plot.epochs_below(axes)
         plot.legend_above(figure, axes)
@@ -106,11 +115,14 @@ def _panels(
     found = {label: lines for label, lines in found.items() if any(line.x for line in lines)}
     if not found:
         return None
+    teacher = _teacher_accuracy(runs)
 
     def draw(figure: Figure) -> None:
         panels = figure.subplots(len(found), 1, sharex=True, squeeze=False)[:, 0]
         for axes, (label, lines) in zip(panels, found.items(), strict=True):
             plot.curves(axes, lines)
+            if teacher is not None and label == _ACCURACY["acc1"]:
+                _teacher_line(axes, teacher)
             axes.set_title(f"{label}, {unit}" if unit and unit != label.split(" ")[0] else label, loc="left")
         plot.epochs_below(panels[-1])
         if len(runs) > 1:
@@ -119,6 +131,10 @@ def _panels(
     rows = -(-len(runs) // 2) if len(runs) > 1 else 0
     panel = 2.2 if unit else _PANEL
     return plot.picture(name, title, caption, draw, height=panel * len(found) + _MARGIN + 0.2 * rows)
+
+
+def _teacher_line(axes: Axes, accuracy: float) -> None:
+    axes.axhline(accuracy, color="#888888", linewidth=1, label=f"teacher, acc@1 {accuracy:.2f} %")
 
 
 def _difficulty_histogram(run: Run, epochs: Sequence[int]) -> Picture | None:
@@ -210,7 +226,7 @@ def _last_test(run: Run) -> tuple[int, dict[str, Any]]:
     return next(((e, o["test"]) for e, o in sorted(run.observations.items(), reverse=True) if o["test"]), (0, {}))
 
 
-def _teacher_accuracy(run: Run) -> float | None:
-    teacher = run.summary.get("teacher")
-    value = teacher.get("acc1") if isinstance(teacher, dict) else None
-    return float(value) if is_finite(value) else None
+def _teacher_accuracy(runs: Sequence[Run]) -> float | None:
+    """That of the one teacher of all runs; None where they have several, or it was not measured."""
+    values = [run.teacher.get("acc1") for run in runs]
+    return float(values[0]) if is_finite(values[0]) and values.count(values[0]) == len(values) else None

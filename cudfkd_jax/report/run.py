@@ -28,6 +28,7 @@ class Run:
         config: every setting by dotted key.
         records: a record an epoch.
         summary: of a finished run; empty before.
+        teacher: its architecture, parameters and metrics, as far as they are known.
         observations: of single images, by epoch; see `observe`.
         pictures: PNG files of `samples/` by kind ("epoch", "classes") and epoch.
         notes: what a reader should know about the state of the run, a sentence each.
@@ -38,6 +39,7 @@ class Run:
     config: dict[str, Any]
     records: list[Record]
     summary: dict[str, Any]
+    teacher: dict[str, Any]
     observations: dict[int, dict[str, Any]]
     pictures: dict[str, dict[int, bytes]]
     notes: tuple[str, ...]
@@ -87,6 +89,7 @@ def read(folder: Path, name: str = "") -> Run:
         config=config,
         records=history,
         summary=summary,
+        teacher=_object(summary.get("teacher")) or _read_object(folder / DATA / "teacher.json", notes),
         observations=_read_observations(folder, notes),
         pictures={kind: _read_pictures(folder, kind, notes) for kind in ("epoch", "classes")},
         notes=tuple(notes),
@@ -145,6 +148,10 @@ def _read_object(path: Path, notes: list[str]) -> dict[str, Any]:
     except (OSError, ValueError, TypeError):
         notes.append(f"{path.name} is damaged and left out.")
         return {}
+
+
+def _object(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _read_observations(folder: Path, notes: list[str]) -> dict[int, dict[str, Any]]:

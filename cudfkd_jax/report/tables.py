@@ -36,10 +36,10 @@ def results(runs: Sequence[Run]) -> list[Row]:
         finite = [{k: v for k, v in r.items() if is_finite(v)} for r in run.records]
         last: dict[str, Any] = next((r for r in reversed(run.records) if any(key in r for key in _NETWORK)), {})
         best = {key: found.value for key in _NETWORK if (found := records.best(finite, key))}
-        teacher, student = (_object(run.summary, name) for name in ("teacher", "student"))
+        student = _object(run.summary, "student")
         arch = {"arch": run.config.get("student.module") or run.config.get("student.arch", "")}
         rows[f"{start}teacher"] = {"arch": run.config.get("teacher.module") or run.config.get("teacher.arch", "")}
-        rows[f"{start}teacher"] |= teacher
+        rows[f"{start}teacher"] |= run.teacher
         epoch = f", epoch {last['epoch']}" if last else ""
         rows[f"{start}student{epoch}"] = arch | {"parameters": student.get("parameters")} | last
         rows[f"{start}student, best"] = arch | {"parameters": student.get("parameters")} | best
