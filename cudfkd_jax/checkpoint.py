@@ -54,15 +54,22 @@ def restore_newest(folder: Path, like: Tree) -> tuple[Tree | None, list[Path]]:
         The state, None where there is no checkpoint at all, and the damaged checkpoints that were passed over.
 
     Raises:
-        UserError: there are checkpoints and none is intact.
+        UserError: there are checkpoints and none is intact, or an intact one is not what Orbax writes.
     """
     newest, damaged = find_newest(folder)
     if newest is None:
         return None, []
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])  # whatever devices it was saved from
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), like)
-    with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(newest.absolute(), abstract), damaged
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            return checkpointer.restore(newest.absolute(), abstract), damaged
+    except Exception as error:  # of Orbax or TensorStore, of many types
+        detail = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{newest} has the files that its manifest names, and Orbax cannot read them ({detail}); move it away "
+            "to go on from the one before"
+        ) from error
 
 
 def find_newest(folder: Path) -> tuple[Path | None, list[Path]]:

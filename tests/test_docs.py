@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from cudfkd_jax import configuration, defaults
+from cudfkd_jax.methods import METHODS
 
 _ROOT = Path(__file__).parents[1]
 _DOCS = sorted((_ROOT / "docs").glob("*.md"))
@@ -30,6 +31,11 @@ def test_functions_settings_and_files_exist(path):
     files = [code for code in codes if re.match(r"(cudfkd_jax|configs|scripts|tests|results|docs)/[\w/.]+$", code)]
     assert len(dotted) > 10 and not missing
     assert not [name for name in files if not (_ROOT / name).exists()]
+
+
+def test_every_method_has_a_line():
+    text = (_ROOT / "docs/methods.md").read_text(encoding="utf-8")
+    assert re.findall(r"^\| `(\w+)` \| (?:a |the )", text, re.MULTILINE) == list(METHODS)
 
 
 def test_every_equation_has_a_line():

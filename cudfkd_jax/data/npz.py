@@ -27,7 +27,7 @@ def load(request: Request) -> Dataset:
     if not zipfile.is_zipfile(path):
         raise UserError(f"{path} is not an .npz file: set --config.data.dir to one with x_train, y_train, ...")
     splits = {}
-    with zipfile.ZipFile(path) as archive:
+    with _open(path) as archive:
         for split in request.splits:
             images = _read(archive, path, f"x_{split}")
             labels = _read(archive, path, f"y_{split}")
@@ -38,6 +38,13 @@ def load(request: Request) -> Dataset:
             splits[split] = make_split(images, labels, request.num_classes, f"{path} ({split})")
     shapes = [split.images.shape[1:] for split in splits.values()]
     return Dataset(request.num_classes, (), shapes[0], splits)
+
+
+def _open(path: Path) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(path)
+    except Exception as error:  # its directory can be damaged in many ways
+        raise UserError(f"{path} is damaged: {one_line(error)}; save the file again") from error
 
 
 def _read(archive: zipfile.ZipFile, path: Path, key: str) -> np.ndarray:
