@@ -1,0 +1,172 @@
+"""From configurations to the runs that they need: every distinct run once, every distinct teacher before it.
+
+A run's folder is named by the settings that decide its result, so that whoever needs the same run finds it.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from ml_collections import ConfigDict
+
+from cudfkd_jax import build, cells, configuration, settings, teachers, validate
+from cudfkd_jax.cells import Cell, Outcome
+from cudfkd_jax.errors import UserError
+from cudfkd_jax.workdir import TEACHER
+
+_NAME = 12  # hexadecimal digits
+
+
+class Wanted(NamedTuple):
+    """A run that somebody needs.
+
+    Attributes:
+        name: shown to the user.
+        file: configuration file with its arguments.
+        overrides: `--config.key=value`, but neither the seed nor the teacher's checkpoint of a trained one.
+        seed: of the student; None: the configuration's. A teacher that is trained has the configuration's.
+        stage: "distill", "scratch" or "kd".
+    """
+
+    name: str
+    file: str
+    overrides: tuple[str, ...]
+    seed: int | None = None
+    stage: str = "distill"
+
+
+class Planned(NamedTuple):
+    """A run with its place, and the run of its teacher, None where a trained one is given."""
+
+    wanted: Wanted
+    cell: Cell
+    teacher: Cell | None
+
+
+def load(wanted: Wanted) -> ConfigDict:
+    """The configuration of a run, checked; its seed is the teacher's.
+
+    Raises:
+        UserError: it is wrong.
+    """
+    return settings.load_checked(wanted.file, wanted.overrides)
+
+
+def plan(wanted: Sequence[Wanted], folder: Path) -> list[Planned]:
+    """Checks the configuration of each run and gives it a folder.
+
+    Args:
+        wanted: in any order, the same run more than once or not.
+        folder: receives `cells/<hash>/` and `teachers/<hash>/`.
+
+    Raises:
+        UserError: a configuration is wrong; nothing is written.
+    """
+    weights: dict[str, str] = {}
+    return [_plan(each, folder, weights) for each in wanted]
+
+
+def _plan(wanted: Wanted, folder: Path, weights: dict[str, str]) -> Planned:
+    """`weights` keeps the digest of each given teacher."""
+    config = load(wanted)
+    arguments = [f"--config={wanted.file}", f"--stage={wanted.stage}", *wanted.overrides]
+    teacher, given = None, config.teacher.checkpoint
+    if given:
+        if given not in weights:
+            found = teachers.find_teacher(config, folder)
+            assert found
+            weights[given] = found.sha256
+        identity = weights[given]
+    else:
+        teacher = teacher_cell(wanted, config, folder / "teachers")
+        identity = teacher.folder.name
+        arguments.append(f"--config.teacher.checkpoint={teacher.folder}")
+    if wanted.seed is not None:
+        config.seed = wanted.seed
+        arguments.append(f"--config.seed={wanted.seed}")
+    decisive = build.result_settings(config, wanted.stage) | {TEACHER: identity, "stage": wanted.stage}
+    where = folder / "cells" / settings.digest(decisive)[:_NAME]
+    return Planned(wanted, Cell(wanted.name, where, tuple(arguments), _part(wanted.stage)), teacher)
+
+
+def teacher_cell(wanted: Wanted, config: ConfigDict, folder: Path) -> Cell:
+    """The run that trains a run's teacher, in `folder/<hash>`."""
+    where = folder / settings.digest(build.result_settings(config, "teacher"))[:_NAME]
+    name = f"teacher {config.teacher.module or config.teacher.arch} on {config.data.name}"
+    if config.teacher.stop_accuracy:
+        name += f", stopped at {config.teacher.stop_accuracy:g} %"
+    return Cell(name, where, (f"--config={wanted.file}", "--stage=teacher", *wanted.overrides), "teacher")
+
+
+def distinct(planned: Sequence[Planned]) -> list[Planned]:
+    """The first of those that have the same place."""
+    return list({each.cell.folder: each for each in reversed(planned)}.values())[::-1]
+
+
+def missing_teachers(planned: Sequence[Planned]) -> list[Cell]:
+    """The teachers to be trained before what is not finished of these runs, each once."""
+    needed = {p.teacher.folder: p.teacher for p in planned if p.teacher and not cells.finished(p.cell)}
+    return [teacher for teacher in needed.values() if not cells.finished(teacher)]
+
+
+def check_surroundings(planned: Sequence[Planned]) -> None:
+    """Refuses what the unfinished runs would find wrong on this machine: devices, data, teachers.
+
+    In a process of its own, for devices belong to the runs.
+
+    Raises:
+        UserError: nothing has been written.
+    """
+    waiting = [each.wanted for each in distinct(planned) if not cells.finished(each.cell)]
+    if waiting:
+        cells.elsewhere(_check_here, waiting)
+
+
+def _check_here(wanted: Sequence[Wanted]) -> None:
+    read: set[str] = set()
+    for each in wanted:
+        config = load(each)
+        with_data = [each.stage] * (each.stage != "distill") + ["teacher"] * (not config.teacher.checkpoint)
+        validate.check_devices(config, ["distill", *with_data] if each.stage == "distill" else with_data)
+        if config.data.source == configuration.NO_DATA:
+            if with_data:
+                raise UserError(
+                    f"data.source={configuration.NO_DATA} has no images to train a {with_data[-1]} on; "
+                    "name a trained one with --config.teacher.checkpoint"
+                )
+            continue
+        splits = ("train", "test") if with_data else ("test",)
+        key = json.dumps([splits, config.data.to_dict()], sort_keys=True)
+        if key not in read:
+            build.dataset(config, splits)
+            read.add(key)
+
+
+def run(planned: Sequence[Planned], *, jobs: int = 1, say: Callable[[str], None] = print) -> list[Outcome]:
+    """Trains the teachers that are missing, then runs what is not finished; a failure stops nothing else.
+
+    Args:
+        planned: what is to be run; the same run may be among them more than once.
+        jobs: runs at a time.
+        say: told what a user should read.
+
+    Returns:
+        What each came to, in their order.
+    """
+    missing = missing_teachers(planned)
+    if missing:
+        say(f"{len(missing)} teacher{'s' * (len(missing) > 1)} first")
+    lost = {o.cell.folder: o.error for o in cells.run_cells(missing, jobs=jobs, say=say) if o.summary is None}
+    once = distinct(planned)
+    ready = [p.cell for p in once if not (p.teacher and p.teacher.folder in lost) or cells.finished(p.cell)]
+    found = {outcome.cell.folder: outcome for outcome in cells.run_cells(ready, jobs=jobs, say=say)}
+    for each in once:
+        if each.cell.folder not in found:
+            assert each.teacher
+            found[each.cell.folder] = Outcome(each.cell, None, f"no teacher: {lost[each.teacher.folder]}")
+    return [found[each.cell.folder]._replace(cell=each.cell) for each in planned]
+
+
+def _part(stage: str) -> str:
+    return "" if stage == "distill" else stage
