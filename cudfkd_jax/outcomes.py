@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from cudfkd_jax.cells import Outcome
+from cudfkd_jax.summary import TEST_METRICS
 
 Summary = dict[str, Any]
 
@@ -20,10 +21,18 @@ class Column(NamedTuple):
 
 
 def student(summary: Summary) -> dict[str, Any]:
-    """The numbers of the network that a run trained: of a distilled student, or of one trained on the data."""
+    """The numbers of the network that a run trained.
+
+    Of one trained on the data only those of the last epoch are known, and stand for the best ones too.
+    """
     if "student" in summary:
         return dict(summary["student"])
-    return summary["network"] | {"acc1_last": summary["network"]["acc1"]}
+    network = summary["network"]
+    return (
+        network
+        | {f"{name}_best": network[name] for name in TEST_METRICS if name in network}
+        | {"acc1_last": network["acc1"]}
+    )
 
 
 def metric(heading: str, name: str, digits: int) -> Column:

@@ -143,29 +143,46 @@ def _check_here(wanted: Sequence[Wanted]) -> None:
             read.add(key)
 
 
-def run(planned: Sequence[Planned], *, jobs: int = 1, say: Callable[[str], None] = print) -> list[Outcome]:
+def run(
+    planned: Sequence[Planned],
+    *,
+    jobs: int = 1,
+    say: Callable[[str], None] = print,
+    lost: dict[Path, str] | None = None,
+) -> list[Outcome]:
     """Trains the teachers that are missing, then runs what is not finished; a failure stops nothing else.
 
     Args:
         planned: what is to be run; the same run may be among them more than once.
         jobs: runs at a time.
         say: told what a user should read.
+        lost: why runs of earlier calls failed, by folder; they are not tried again, and new ones are added.
 
     Returns:
         What each came to, in their order.
     """
-    missing = missing_teachers(planned)
+    lost = {} if lost is None else lost
+    missing = [teacher for teacher in missing_teachers(planned) if teacher.folder not in lost]
     if missing:
         say(f"{len(missing)} teacher{'s' * (len(missing) > 1)} first")
-    lost = {o.cell.folder: o.error for o in cells.run_cells(missing, jobs=jobs, say=say) if o.summary is None}
+    _run(missing, jobs, say, lost)
     once = distinct(planned)
-    ready = [p.cell for p in once if not (p.teacher and p.teacher.folder in lost) or cells.finished(p.cell)]
-    found = {outcome.cell.folder: outcome for outcome in cells.run_cells(ready, jobs=jobs, say=say)}
     for each in once:
-        if each.cell.folder not in found:
-            assert each.teacher
-            found[each.cell.folder] = Outcome(each.cell, None, f"no teacher: {lost[each.teacher.folder]}")
-    return [found[each.cell.folder]._replace(cell=each.cell) for each in planned]
+        if each.teacher and each.teacher.folder in lost and not cells.finished(each.cell):
+            lost[each.cell.folder] = f"no teacher: {lost[each.teacher.folder]}"
+    found = _run([each.cell for each in once if each.cell.folder not in lost], jobs, say, lost)
+    return [
+        found[cell.folder]._replace(cell=cell) if cell.folder in found else Outcome(cell, None, lost[cell.folder])
+        for cell in (each.cell for each in planned)
+    ]
+
+
+def _run(
+    wanted: Sequence[Cell], jobs: int, say: Callable[[str], None], lost: dict[Path, str]
+) -> dict[Path, Outcome]:
+    found = {outcome.cell.folder: outcome for outcome in cells.run_cells(wanted, jobs=jobs, say=say)}
+    lost.update({folder: outcome.error for folder, outcome in found.items() if outcome.summary is None})
+    return found
 
 
 def _part(stage: str) -> str:

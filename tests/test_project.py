@@ -17,7 +17,7 @@ _NAME = _PACKAGE.name
 # affair (without cycles).
 _LAYERS = (
     {"main"},
-    {"api", "compare", "sweep"},
+    {"api", "compare", "sweep", "reproduce"},
     {"plan", "outcomes"},
     {"stages", "export", "settings", "cells"},
     {"teachers"},

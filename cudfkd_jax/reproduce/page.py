@@ -1,0 +1,80 @@
+"""The files of an entry: what it came to, how, and what had to be chosen."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from cudfkd_jax.files import write_bytes
+from cudfkd_jax.outcomes import failures, machine, markdown, summaries
+from cudfkd_jax.report import plot
+from cudfkd_jax.reproduce import render
+from cudfkd_jax.reproduce.entry import Entry, Run
+from cudfkd_jax.reproduce.work import Job, Result, changes_text
+
+INDEX = "index.md"
+
+
+def write(job: Job, scale: str, overrides: Sequence[str], results: Sequence[Result], folder: Path) -> Path:
+    """Writes `<entry>.md`, `<entry>.csv` and the pictures into the entry's folder, and returns the first."""
+    entry, setting = job.entry, job.setting
+    drawn = render.render(entry, setting, results)
+    done = summaries(result.outcome for result in results)
+    parts = [
+        f"# {entry.title}\n",
+        f"The paper: {entry.finds}\n",
+        f"Scale `{scale}`.{_too_small(setting.too_small)}\n",
+    ]
+    for title, table in drawn.tables.items():
+        parts += [*([f"## {title}\n"] if title else []), table]
+    for number, picture in enumerate(drawn.pictures):
+        name = entry.name if not number else f"{entry.name}_{number + 1}"
+        plot.write(picture, folder, name)
+        parts.append(f"![{picture.title}]({name}.png)\n\n{picture.caption}\n")
+    for name, content in drawn.files.items():
+        write_bytes(folder / name, content)
+        parts.append(f"![synthetic images by class]({name})\n\nA row a class, {name.rpartition('_')[2][:-4]}.\n")
+    parts.append(failures(result.outcome for result in results))
+    parts.append("## What the paper leaves open\n\n" + "".join(f"* {choice}\n" for choice in setting.choices))
+    parts.append(f"## Runs\n\n{_NOTE}\n\n{_runs(results, overrides)}")
+    if done:
+        parts.append(f"{machine(done[0])}.\n")
+    write_bytes(folder / f"{entry.name}.csv", render.csv_of(entry, results).encode())
+    write_bytes(folder / f"{entry.name}.md", "\n".join(filter(None, parts)).encode())
+    return folder / f"{entry.name}.md"
+
+
+def write_index(outcomes: Sequence[tuple[Entry, Sequence[Result]]], scale: str, folder: Path) -> Path:
+    """Writes a line an entry, with links."""
+    lines = []
+    for entry, results in outcomes:
+        done = len(summaries(result.outcome for result in results))
+        lines.append([f"[{entry.title}]({entry.name}/{entry.name}.md)", f"{done}/{len(results)}", entry.finds])
+    text = f"# The paper's tables and figures, scale {scale}\n\n" + markdown(
+        ["", "runs", "the paper finds"], lines
+    )
+    write_bytes(folder / INDEX, text.encode())
+    return folder / INDEX
+
+
+_NOTE = (
+    "Values are mean ± standard deviation over seeds. Last: of the last epoch. Best: of the metric's best epoch on "
+    "the test images, as in the paper; a student that was trained on the data has its last values there. Loyalty is "
+    "computed as in the released code. Each run is in `../cells/<folder>`, its output in `<folder>.log` beside it."
+)
+
+
+def _runs(results: Sequence[Result], overrides: Sequence[str]) -> str:
+    lines = [
+        [r.run.name.replace("|", "·"), f"`{_described(r.run, overrides)}`", r.outcome.cell.folder.name]
+        for r in results
+    ]
+    return markdown(["run", "configuration", "folder"], lines)
+
+
+def _described(run: Run, overrides: Sequence[str]) -> str:
+    name, _, given = run.config.partition(":")
+    stage = [f"--stage={run.stage}"] if run.stage != "distill" else []
+    return " ".join([f"--config=configs/{name}.py:{given}", *stage, *changes_text(run.changes), *overrides])
+
+
+def _too_small(text: str) -> str:
+    return f" Too small for the whole effect: {text}" if text else ""
