@@ -53,6 +53,8 @@ def reproduce(
     todo = work.prepare(entries, scale, folder, configs, overrides)
     for job in todo:
         say(_described(job))
+    if overrides:
+        say(f"all of them with {' '.join(overrides)}\n")
     runs = work.all_runs(todo)
     plan.check_surroundings(runs)
     _say_estimate(todo, estimate.estimate(estimate.parts(runs), say), say)
@@ -86,7 +88,8 @@ def _check_scale(folder: Path, scale: str) -> None:
 def _described(job: Job) -> str:
     """What an entry is going to do, for people."""
     total, done = work.count(job.planned)
-    lines = [f"{job.entry.name}: {job.entry.title} ({total} runs, {done} finished)"]
+    runs = f"{total} run{'s' * (total > 1)}, {done} finished"
+    lines = [f"{job.entry.name}: {job.entry.title} ({runs})"]
     for run, planned in zip(job.setting.runs, job.planned, strict=True):
         state = "finished" if finished(planned.cell) else ""
         changes = " ".join(work.changes_text(run.changes)).replace("--config.", "")

@@ -158,10 +158,14 @@ def varied(
     """CuDFKD with each value of a setting and each seed; `fixed` as `Run.changes`, with "__" for dots."""
     same = {name.replace("__", "."): value for name, value in fixed.items()}
     return [
-        Run(config, f"{value}", block, changes={**same, key: value}, seed=seed)
+        Run(config, _short(value), block, changes={**same, key: value}, seed=seed)
         for value in values
         for seed in seeds
     ]
+
+
+def _short(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _own(method: str, pair: tuple[str, str]) -> dict[str, Any]:

@@ -56,9 +56,10 @@ def write_index(outcomes: Sequence[tuple[Entry, Sequence[Result]]], scale: str, 
 
 
 _NOTE = (
-    "Values are mean ± standard deviation over seeds. Last: of the last epoch. Best: of the metric's best epoch on "
-    "the test images, as in the paper; a student that was trained on the data has its last values there. Loyalty is "
-    "computed as in the released code. Each run is in `../cells/<folder>`, its output in `<folder>.log` beside it."
+    "Values are mean ± standard deviation over seeds. Last: of the last epoch. Best: of the metric's best epoch "
+    "on the test images, as in the paper; a student that was trained on the data has its last values there. "
+    "Loyalty is computed as in the released code. Each run is in `../cells/<folder>`, its output in "
+    "`<folder>.log` beside it."
 )
 
 
