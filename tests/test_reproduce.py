@@ -75,7 +75,8 @@ def test_networks_and_epochs_are_those_that_the_runs_are_named_by(prepared):
     for job in prepared.values():
         by_block: dict[str, set[int]] = {}
         for run, planned in zip(job.setting.runs, job.planned, strict=True):
-            config = plan.load(planned.wanted)
+            config = settings.load(planned.wanted.file)
+            config.update_from_flattened_dict(run.changes)
             assert run.block == f"{config.teacher.arch} → {config.student.arch}"
             assert ("noisy" in run.config) == (config.teacher.stop_accuracy > 0)
             by_block.setdefault(run.block, set()).add(config.distill.epochs)
@@ -444,6 +445,7 @@ def test_overrides_are_for_every_run():
         catalogue.select(["table2"], "digits"), "digits", Path("nowhere"), _CONFIGS, ["--config.distill.epochs=4"]
     )
     assert {plan.load(planned.wanted).distill.epochs for planned in job.planned} == {4}
+    assert all("--config.distill.epochs=15" not in planned.cell.arguments for planned in job.planned)
 
 
 def test_a_run_that_cannot_be_configured_is_refused():
@@ -456,7 +458,7 @@ def test_a_run_that_cannot_be_configured_is_refused():
 
 def test_description_of_an_entry_names_runs_changes_and_choices(prepared):
     job: Job = prepared["fig8", "digits"]
-    text = reproduce._described(job)
+    text = reproduce._described(job, [])
     assert "8 runs, 0 finished" in text and "curriculum.lambda_0=2.2" in text
     assert all(f"  * {choice}" in text for choice in job.setting.choices)
     assert settings.load(job.planned[0].wanted.file).teacher.stop_accuracy == 94.0

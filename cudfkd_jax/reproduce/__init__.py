@@ -52,7 +52,7 @@ def reproduce(
     _check_scale(folder, scale)
     todo = work.prepare(entries, scale, folder, configs, overrides)
     for job in todo:
-        say(_described(job))
+        say(_described(job, overrides))
     if overrides:
         say(f"all of them with {' '.join(overrides)}\n")
     runs = work.all_runs(todo)
@@ -85,14 +85,14 @@ def _check_scale(folder: Path, scale: str) -> None:
         raise UserError(f"--workdir={folder} holds --scale={held}; name another one for {scale}")
 
 
-def _described(job: Job) -> str:
+def _described(job: Job, overrides: Sequence[str]) -> str:
     """What an entry is going to do, for people."""
     total, done = work.count(job.planned)
     runs = f"{total} run{'s' * (total > 1)}, {done} finished"
     lines = [f"{job.entry.name}: {job.entry.title} ({runs})"]
     for run, planned in zip(job.setting.runs, job.planned, strict=True):
         state = "finished" if finished(planned.cell) else ""
-        changes = " ".join(work.changes_text(run.changes)).replace("--config.", "")
+        changes = " ".join(work.changes_text(run.changes, overrides)).replace("--config.", "")
         lines.append(f"  {run.name:55} {changes:45} {state}".rstrip())
     lines += [f"  * {text}" for text in (*job.setting.choices, job.setting.too_small) if text]
     return "\n".join(lines) + "\n"

@@ -21,7 +21,7 @@ _C10, _C100 = f"cifar10:{arguments(*R34_R18)}", f"cifar100:{arguments(*R34_R18)}
 _DIGITS_PAIR, _BIG_PAIR = pair_name(*DIGITS), pair_name(*R34_R18)
 
 _CLOSE = (
-    "All students come close to a teacher of 99.7 %, and a test image is 0.28 %: differences of {} are chance."
+    "Where students come close to the teacher's 99.7 %, differences of {} are chance: a test image is 0.28 %."
 )
 
 

@@ -29,11 +29,11 @@ def write(job: Job, scale: str, overrides: Sequence[str], results: Sequence[Resu
         name = entry.name if not number else f"{entry.name}_{number + 1}"
         plot.write(picture, folder, name)
         parts.append(f"![{picture.title}]({name}.png)\n\n{picture.caption}\n")
-    for name, content in drawn.files.items():
-        write_bytes(folder / name, content)
-        parts.append(f"![synthetic images by class]({name})\n\nA row a class, {name.rpartition('_')[2][:-4]}.\n")
+    for end, (content, caption) in drawn.samples.items():
+        write_bytes(folder / f"{entry.name}_{end}.png", content)
+        parts.append(f"![{caption}]({entry.name}_{end}.png)\n\n{caption}\n")
     parts.append(failures(result.outcome for result in results))
-    parts.append("## What the paper leaves open\n\n" + "".join(f"* {choice}\n" for choice in setting.choices))
+    parts.append("## What was chosen\n\n" + "".join(f"* {choice}\n" for choice in setting.choices))
     parts.append(f"## Runs\n\n{_NOTE}\n\n{_runs(results, overrides)}")
     if done:
         parts.append(f"{machine(done[0])}.\n")
@@ -74,7 +74,8 @@ def _runs(results: Sequence[Result], overrides: Sequence[str]) -> str:
 def _described(run: Run, overrides: Sequence[str]) -> str:
     name, _, given = run.config.partition(":")
     stage = [f"--stage={run.stage}"] if run.stage != "distill" else []
-    return " ".join([f"--config=configs/{name}.py:{given}", *stage, *changes_text(run.changes), *overrides])
+    changes = [*changes_text(run.changes, overrides), *overrides]
+    return " ".join([f"--config=configs/{name}.py:{given}", *stage, *changes])
 
 
 def _too_small(text: str) -> str:

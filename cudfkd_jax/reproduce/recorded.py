@@ -37,14 +37,14 @@ def difficulty(entry: Entry, setting: Setting, results: Sequence[Result]) -> Ren
         low, middle, high = np.percentile(found, [10, 50, 90])
         lines.append([str(epoch), str(found.size), f"{middle:.4g}", f"{low:.4g}", f"{high:.4g}"])
     picture = figures.difficulty_histogram(run, list(dict.fromkeys(epochs)))
-    times = zip(("early", "late"), setting.epochs, strict=True)
-    files = {
-        f"{entry.name}_{when}.png": run.pictures["classes"][_nearest(epoch, list(run.pictures["classes"]))]
-        for when, epoch in times
-        if run.pictures["classes"]
-    }
+    samples = {}
+    for when, wanted in zip(("early", "late"), setting.epochs, strict=True):
+        if run.pictures["classes"]:
+            epoch = _nearest(wanted, list(run.pictures["classes"]))
+            caption = f"Synthetic images after epoch {epoch}, a row a class as the teacher sees it."
+            samples[when] = run.pictures["classes"][epoch], caption
     heading = ["epoch", "synthetic images", "median difficulty", "10 % are below", "10 % are above"]
-    return Rendered({"": markdown(heading, lines)}, [picture] if picture else [], files)
+    return Rendered({"": markdown(heading, lines)}, [picture] if picture else [], samples)
 
 
 def _of_files(results: Sequence[Result], draw: Callable[[list[Run]], Picture | None]) -> Rendered:

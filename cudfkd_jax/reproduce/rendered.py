@@ -1,6 +1,7 @@
 """What the forms of entries share: columns, groups of results, and what is handed on to be written."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 from cudfkd_jax.cells import Outcome
@@ -19,11 +20,17 @@ ALL = (ACC1, AGREE1, LOYALTY, *BEST)
 
 
 class Rendered(NamedTuple):
-    """What an entry came to: tables in Markdown under headings, pictures, and files of pictures by name."""
+    """What an entry came to.
+
+    Attributes:
+        tables: in Markdown, by their headings, "" for none.
+        pictures: the first gets the entry's name.
+        samples: pictures of synthetic images as PNG files, by the ends of their names, with captions.
+    """
 
     tables: dict[str, str]
     pictures: Sequence[Picture] = ()
-    files: dict[str, bytes] = {}  # noqa: RUF012 - never changed
+    samples: Mapping[str, tuple[bytes, str]] = MappingProxyType({})
 
 
 def grouped(results: Iterable[Result], attribute: str) -> dict[str, list[Result]]:

@@ -63,9 +63,10 @@ def count(planned: Sequence[Planned]) -> tuple[int, int]:
     return len(once), sum(finished(each.cell) for each in once)
 
 
-def changes_text(changes: Mapping[str, Any]) -> list[str]:
-    """Changes as arguments of the command line."""
-    return [f"--config.{key}={_text(value)}" for key, value in changes.items()]
+def changes_text(changes: Mapping[str, Any], overrides: Sequence[str] = ()) -> list[str]:
+    """Changes as arguments of the command line, without those that are overridden."""
+    overridden = {override.lstrip("-").partition("=")[0].removeprefix("config.") for override in overrides}
+    return [f"--config.{key}={_text(value)}" for key, value in changes.items() if key not in overridden]
 
 
 def _text(value: Any) -> str:
@@ -76,7 +77,7 @@ def _text(value: Any) -> str:
 
 def _wanted(run: Run, configs: Path, overrides: Sequence[str]) -> Wanted:
     file = _file(run.config, configs)
-    return Wanted(run.name, file, (*changes_text(run.changes), *overrides), run.seed, run.stage)
+    return Wanted(run.name, file, (*changes_text(run.changes, overrides), *overrides), run.seed, run.stage)
 
 
 def _file(config: str, configs: Path) -> str:
