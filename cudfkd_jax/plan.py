@@ -68,18 +68,19 @@ def plan(wanted: Sequence[Wanted], folder: Path) -> list[Planned]:
 
 
 def _plan(wanted: Wanted, folder: Path, weights: dict[str, str]) -> Planned:
-    """`weights` keeps the digest of each given teacher."""
+    """`weights` keeps the digests of given teachers, by what is asked of them."""
     config = load(wanted)
     arguments = [f"--config={wanted.file}", f"--stage={wanted.stage}", *wanted.overrides]
-    teacher, given = None, config.teacher.checkpoint
-    if given:
-        if given not in weights:
+    teacher, of_teacher = None, build.result_settings(config, "teacher")
+    if config.teacher.checkpoint:
+        asked = settings.digest({"checkpoint": config.teacher.checkpoint, **of_teacher})
+        if asked not in weights:
             found = teachers.find_teacher(config, folder)
             assert found
-            weights[given] = found.sha256
-        identity = weights[given]
+            weights[asked] = found.sha256
+        identity = weights[asked]
     else:
-        teacher = teacher_cell(wanted, config, folder / "teachers")
+        teacher = _teacher_cell(wanted, config, folder / "teachers" / settings.digest(of_teacher)[:_NAME])
         identity = teacher.folder.name
         arguments.append(f"--config.teacher.checkpoint={teacher.folder}")
     if wanted.seed is not None:
@@ -90,13 +91,11 @@ def _plan(wanted: Wanted, folder: Path, weights: dict[str, str]) -> Planned:
     return Planned(wanted, Cell(wanted.name, where, tuple(arguments), _part(wanted.stage)), teacher)
 
 
-def teacher_cell(wanted: Wanted, config: ConfigDict, folder: Path) -> Cell:
-    """The run that trains a run's teacher, in `folder/<hash>`."""
-    where = folder / settings.digest(build.result_settings(config, "teacher"))[:_NAME]
+def _teacher_cell(wanted: Wanted, config: ConfigDict, folder: Path) -> Cell:
     name = f"teacher {config.teacher.module or config.teacher.arch} on {config.data.name}"
     if config.teacher.stop_accuracy:
         name += f", stopped at {config.teacher.stop_accuracy:g} %"
-    return Cell(name, where, (f"--config={wanted.file}", "--stage=teacher", *wanted.overrides), "teacher")
+    return Cell(name, folder, (f"--config={wanted.file}", "--stage=teacher", *wanted.overrides), "teacher")
 
 
 def distinct(planned: Sequence[Planned]) -> list[Planned]:

@@ -166,8 +166,7 @@ def draw(axes: Sequence[Axis], by_point: dict[Point, list[Outcome]]) -> Picture 
     title = " and ".join(axis.key for axis in axes)
     if len(axes) == 1:
         panel = charts.Bars(column.heading, {title: {point[0]: found for point, found in measured.items()}})
-        caption = "Mean and standard deviation over seeds; a dot is a run."
-        return charts.bars(NAME, title, caption, [panel], title)
+        return charts.bars(NAME, title, [panel], title)
     rows, columns = axes
     means = [
         [statistics.fmean(found) if (found := measured[r, c]) else math.nan for c in columns.values]

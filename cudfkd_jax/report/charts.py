@@ -42,8 +42,11 @@ class HeatMap(NamedTuple):
     digits: int
 
 
-def bars(name: str, title: str, caption: str, panels: Sequence[Bars], x_label: str) -> Picture:
+def bars(name: str, title: str, panels: Sequence[Bars], x_label: str) -> Picture:
     """Mean and standard deviation over seeds of each group, and the seeds as dots; a panel a unit."""
+    counts = {len(numbers) for panel in panels for of in panel.series.values() for numbers in of.values()}
+    several = max(counts, default=0) > 1
+    caption = "Mean and standard deviation over seeds; a dot is a run." if several else "A bar is a run."
     starts = [_start([v for of in panel.series.values() for vs in of.values() for v in vs]) for panel in panels]
 
     def draw(figure: Figure) -> None:
@@ -123,12 +126,13 @@ def _draw_bars(axes: Axes, panel: Bars, start: float) -> None:
             ecolor=mpl.rcParams["text.color"],
             capsize=3,
         )
-        for place, numbers in zip(places, found, strict=True):
-            axes.plot([place] * len(numbers), numbers, "o", color="#888888", markeredgecolor="white", markersize=4)
+        for i in several:
+            axes.plot([places[i]] * len(found[i]), found[i], "o", color="#888888", markeredgecolor="white")
     axes.set_ylabel(panel.unit)
     axes.set_ylim(bottom=start)
     axes.set_xticks(range(len(groups)), groups)
     axes.grid(visible=False, axis="x")
+    axes.set_axisbelow(True)
 
 
 def _draw_heat_map(axes: Axes, panel: HeatMap) -> None:
@@ -140,6 +144,9 @@ def _draw_heat_map(axes: Axes, panel: HeatMap) -> None:
             ink = "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"
             axes.text(column, row, f"{value:.{panel.digits}f}", ha="center", va="center", color=ink, fontsize=8.5)
     axes.set_title(panel.title, loc="left")
-    axes.grid(visible=False)
     axes.spines[:].set_visible(False)
-    axes.tick_params(length=0)
+    axes.set_xticks(np.arange(panel.values.shape[1] + 1) - 0.5, minor=True)
+    axes.set_yticks(np.arange(panel.values.shape[0] + 1) - 0.5, minor=True)
+    axes.grid(visible=False)
+    axes.grid(which="minor", color="white", linewidth=2, alpha=1)
+    axes.tick_params(which="both", length=0)

@@ -41,8 +41,7 @@ def bars(entry: Entry, setting: Setting, results: Sequence[Result]) -> Rendered:
             charts.Bars("last epoch, %", both),
             charts.Bars("loyalty, last", {"loyalty": numbers(columns[0], LOYALTY)}),
         ]
-    caption = "Mean and standard deviation over seeds; a dot is a run."
-    picture = charts.bars(entry.name, entry.title, caption, panels, entry.axes[0])
+    picture = charts.bars(entry.name, entry.title, panels, entry.axes[0])
     heading = [entry.axes[0], *([""] if len(columns) > 1 else []), "runs", *(column.heading for column in ALL)]
     heading += ["paper's acc@1 %"] if entry.values else []
     lines = []
