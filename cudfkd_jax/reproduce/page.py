@@ -25,10 +25,9 @@ def write(job: Job, scale: str, overrides: Sequence[str], results: Sequence[Resu
     ]
     for title, table in drawn.tables.items():
         parts += [*([f"## {title}\n"] if title else []), table]
-    for number, picture in enumerate(drawn.pictures):
-        name = entry.name if not number else f"{entry.name}_{number + 1}"
-        plot.write(picture, folder, name)
-        parts.append(f"![{picture.title}]({name}.png)\n\n{picture.caption}\n")
+    if picture := drawn.picture:
+        plot.write(picture, folder, entry.name)
+        parts.append(f"![{picture.title}]({entry.name}.png)\n\n{picture.caption}\n")
     for end, (content, caption) in drawn.samples.items():
         write_bytes(folder / f"{entry.name}_{end}.png", content)
         parts.append(f"![{caption}]({entry.name}_{end}.png)\n\n{caption}\n")
@@ -48,18 +47,17 @@ def write_index(outcomes: Sequence[tuple[Entry, Sequence[Result]]], scale: str, 
     for entry, results in outcomes:
         done = len(summaries(result.outcome for result in results))
         lines.append([f"[{entry.title}]({entry.name}/{entry.name}.md)", f"{done}/{len(results)}", entry.finds])
-    text = f"# The paper's tables and figures, scale {scale}\n\n" + markdown(
-        ["", "runs", "the paper finds"], lines
-    )
+    table = markdown(["", "runs", "the paper finds"], lines)
+    text = f"# The paper's tables and figures, scale {scale}\n\n{table}"
     write_bytes(folder / INDEX, text.encode())
     return folder / INDEX
 
 
 _NOTE = (
-    "Values are mean ± standard deviation over seeds. Last: of the last epoch. Best: of the metric's best epoch "
-    "on the test images, as in the paper; a student that was trained on the data has its last values there. "
-    "Loyalty is computed as in the released code. Each run is in `../cells/<folder>`, its output in "
-    "`<folder>.log` beside it."
+    "Values are mean ± standard deviation over seeds; all teachers have seed 0. Last: of the last epoch. Best: of "
+    "the metric's best epoch on the test images, as in the paper; a student that was trained on the data has its "
+    "last values there. Loyalty is computed as in the released code. Each run is in `../cells/<folder>`, its "
+    "output in `<folder>.log` beside it."
 )
 
 
@@ -74,7 +72,7 @@ def _runs(results: Sequence[Result], overrides: Sequence[str]) -> str:
 def _described(run: Run, overrides: Sequence[str]) -> str:
     name, _, given = run.config.partition(":")
     stage = [f"--stage={run.stage}"] if run.stage != "distill" else []
-    changes = [*changes_text(run.changes, overrides), *overrides]
+    changes = [*changes_text(run.changes, overrides), *overrides, f"--config.seed={run.seed}"]
     return " ".join([f"--config=configs/{name}.py:{given}", *stage, *changes])
 
 

@@ -41,7 +41,9 @@ def bars(entry: Entry, setting: Setting, results: Sequence[Result]) -> Rendered:
             charts.Bars("last epoch, %", both),
             charts.Bars("loyalty, last", {"loyalty": numbers(columns[0], LOYALTY)}),
         ]
-    picture = charts.bars(entry.name, entry.title, panels, entry.axes[0])
+    picture = (
+        charts.bars(entry.name, entry.title, panels, entry.axes[0]) if summaries(outcomes_of(results)) else None
+    )
     heading = [entry.axes[0], *([""] if len(columns) > 1 else []), "runs", *(column.heading for column in ALL)]
     heading += ["paper's acc@1 %"] if entry.values else []
     lines = []
@@ -51,14 +53,16 @@ def bars(entry: Entry, setting: Setting, results: Sequence[Result]) -> Rendered:
             of = [names[name], *([column] if len(columns) > 1 else [])]
             lines.append([*of, *row(ALL, outcomes_of(found)), *papers])
     title = f"The paper's values are of {entry.values_of}" if entry.values else ""
-    pictures = [picture] if summaries(outcomes_of(results)) else []
-    return Rendered({title: teachers_of(results) + markdown(heading, lines)}, pictures)
+    return Rendered(
+        {title: teachers_of(results) + markdown(heading, lines)},
+        picture if summaries(outcomes_of(results)) else None,
+    )
 
 
 def heat_maps(entry: Entry, setting: Setting, results: Sequence[Result]) -> Rendered:
     """Two settings: a panel a pair and metric."""
     rows, columns = (list(grouped(results, each)) for each in ("row", "column"))
-    panels, lines = [], []
+    panels, lines, picture = [], [], None
     blocks = grouped(results, "block")
     for block, found in blocks.items():
         place = {(r.run.row, r.run.column): r for r in found}
@@ -69,18 +73,18 @@ def heat_maps(entry: Entry, setting: Setting, results: Sequence[Result]) -> Rend
         lines += [
             [block, r, c, *row(ALL, outcomes_of([place[r, c]]))] for r in rows for c in columns if (r, c) in place
         ]
-    picture = charts.heat_maps(
-        entry.name,
-        entry.title,
-        "The last students; lighter is higher, each panel for itself.",
-        panels,
-        (entry.axes[0], rows),
-        (entry.axes[1], columns),
-        across=3 if len(blocks) > 1 else 1,
-    )
+    if summaries(outcomes_of(results)):
+        picture = charts.heat_maps(
+            entry.name,
+            entry.title,
+            "The last students; lighter is higher, each panel for itself.",
+            panels,
+            (entry.axes[0], rows),
+            (entry.axes[1], columns),
+            across=3 if len(blocks) > 1 else 1,
+        )
     heading = ["", *entry.axes, "runs", *(column.heading for column in ALL)]
-    pictures = [picture] if summaries(outcomes_of(results)) else []
-    return Rendered({"": markdown(heading, lines)}, pictures)
+    return Rendered({"": markdown(heading, lines)}, picture)
 
 
 def _mean(column: Column, result: Result | None) -> float:

@@ -44,7 +44,7 @@ def difficulty(entry: Entry, setting: Setting, results: Sequence[Result]) -> Ren
             caption = f"Synthetic images after epoch {epoch}, a row a class as the teacher sees it."
             samples[when] = run.pictures["classes"][epoch], caption
     heading = ["epoch", "synthetic images", "median difficulty", "10 % are below", "10 % are above"]
-    return Rendered({"": markdown(heading, lines)}, [picture] if picture else [], samples)
+    return Rendered({"": markdown(heading, lines)}, picture, samples)
 
 
 def _of_files(results: Sequence[Result], draw: Callable[[list[Run]], Picture | None]) -> Rendered:
@@ -56,7 +56,7 @@ def _of_files(results: Sequence[Result], draw: Callable[[list[Run]], Picture | N
         for name, found in grouped(results, "row").items()
     ]
     heading = ["", "runs", *(column.heading for column in ALL), "first epoch with 90 %"]
-    return Rendered({"": teachers_of(results) + markdown(heading, lines)}, [picture] if picture else [])
+    return Rendered({"": teachers_of(results) + markdown(heading, lines)}, picture)
 
 
 def _epoch_of(accuracy: float, results: Sequence[Result]) -> str:

@@ -24,12 +24,12 @@ class Rendered(NamedTuple):
 
     Attributes:
         tables: in Markdown, by their headings, "" for none.
-        pictures: the first gets the entry's name.
+        picture: None where there is nothing to draw.
         samples: pictures of synthetic images as PNG files, by the ends of their names, with captions.
     """
 
     tables: dict[str, str]
-    pictures: Sequence[Picture] = ()
+    picture: Picture | None = None
     samples: Mapping[str, tuple[bytes, str]] = MappingProxyType({})
 
 

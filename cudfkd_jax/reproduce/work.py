@@ -70,9 +70,7 @@ def changes_text(changes: Mapping[str, Any], overrides: Sequence[str] = ()) -> l
 
 
 def _text(value: Any) -> str:
-    return (
-        str(value).lower() if isinstance(value, bool) else repr(value) if isinstance(value, float) else f"{value}"
-    )
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _wanted(run: Run, configs: Path, overrides: Sequence[str]) -> Wanted:
