@@ -41,9 +41,8 @@ def bars(entry: Entry, setting: Setting, results: Sequence[Result]) -> Rendered:
             charts.Bars("last epoch, %", both),
             charts.Bars("loyalty, last", {"loyalty": numbers(columns[0], LOYALTY)}),
         ]
-    picture = (
-        charts.bars(entry.name, entry.title, panels, entry.axes[0]) if summaries(outcomes_of(results)) else None
-    )
+    done = summaries(outcomes_of(results))
+    picture = charts.bars(entry.name, entry.title, panels, entry.axes[0]) if done else None
     heading = [entry.axes[0], *([""] if len(columns) > 1 else []), "runs", *(column.heading for column in ALL)]
     heading += ["paper's acc@1 %"] if entry.values else []
     lines = []
