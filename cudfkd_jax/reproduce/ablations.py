@@ -79,9 +79,9 @@ ABLATIONS = (
         "bars",
         {
             "digits": Setting(
-                varied(_DIGITS, _DIGITS_PAIR, "distill.temperature", _TEMPERATURES),
+                varied(_DIGITS, _DIGITS_PAIR, "distill.temperature", _TEMPERATURES, SEEDS[:2]),
                 choices=(
-                    f"{LIKE_THE_DEMO} Seed 0.",
+                    f"{LIKE_THE_DEMO} Seeds 0 and 10.",
                     "The text names 4 alone, and the scripts 2, 5 and 20: 1, 4, 10 and 20.",
                     "The loss is T²·KL, so that T also moves what λ(t) is compared with.",
                     LAST,
