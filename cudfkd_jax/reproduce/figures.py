@@ -153,6 +153,7 @@ FIGURES = (
                 methods("cifar100", W40_W40, ("cudfkd",), epochs=CIFAR100_EPOCHS["wrn40_2"]),
                 choices=(
                     "The caption names WRN-40-1 as the student and the text WRN-16-2: WRN-40-1.",
+                    "The text calls the early distribution B and then A; the early one is meant to have the peak.",
                     "Difficulty is the student's loss, D of Eq. 6; the text also speaks of one that is computed "
                     "from arg max z_t, and does not define it.",
                 ),

@@ -30,7 +30,6 @@ DIGITS_SHARED = (
     "wrn16_2 → wrn16_1, 15 epochs of 100 student steps; CuDFKD and DAFL with seeds 0, 10 and 20, ADI and CMI, "
     "which take longest, with 0, the others with 0 and 10."
 )
-"the others with 0."
 
 
 def _pairs(scale: str, epochs: dict[str, int]) -> list[Run]:
@@ -99,7 +98,7 @@ TABLES = (
     Entry(
         "table3",
         "Table III: CIFAR-100",
-        "CuDFKD is second to PRE-DFKD in accuracy for ResNet-34 → ResNet-18 (75.71 against 77.10), second to CMI "
+        "In accuracy CuDFKD is second to PRE-DFKD for ResNet-34 → ResNet-18 (75.71 against 77.10), second to CMI "
         "for WRN-40-2 → WRN-40-1, and the best otherwise.",
         "scores",
         {
