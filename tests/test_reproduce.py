@@ -219,10 +219,10 @@ def _results(job, folder, lost=()):
 def test_an_entry_is_written_with_everything_that_it_should_say(name, prepared, tmp_path):
     job = prepared[name, "digits"]
     results = _results(job, tmp_path)
-    text = page.write(job, "digits", ["--config.devices=1"], results, tmp_path / name).read_text(encoding="utf-8")
+    text = page.write(job, "digits", results, tmp_path / name).read_text(encoding="utf-8")
     for part in (job.entry.title, job.entry.finds, job.setting.too_small, *job.setting.choices, "jax 1"):
         assert part in text
-    assert text.count("--config.devices=1") == len(results)
+    assert text.count("`python -m cudfkd_jax.main --config=") == text.count(" --config.seed=") == len(results)
     rows = list(csv.DictReader((tmp_path / name / f"{name}.csv").open(encoding="utf-8")))
     assert [row["seed"] for row in rows] == [str(run.seed) for run in job.setting.runs]
     assert [row["folder"] for row in rows] == [planned.cell.folder.name for planned in job.planned]
@@ -238,7 +238,7 @@ def test_an_entry_is_written_with_everything_that_it_should_say(name, prepared, 
 def test_an_entry_whose_runs_fail_says_so(name, prepared, tmp_path):
     job = prepared[name, "digits"]
     for lost in ([len(job.planned) - 1], range(len(job.planned))):
-        text = page.write(job, "digits", [], _results(job, tmp_path, lost), tmp_path / name).read_text("utf-8")
+        text = page.write(job, "digits", _results(job, tmp_path, lost), tmp_path / name).read_text("utf-8")
         assert text.count("failed: error: it broke") == len(lost)
 
 
@@ -251,7 +251,7 @@ def _table(text):
 
 def test_ours_stand_beside_the_papers(prepared, tmp_path):
     job = prepared["table2", "digits"]
-    text = page.write(job, "digits", [], _results(job, tmp_path), tmp_path).read_text(encoding="utf-8")
+    text = page.write(job, "digits", _results(job, tmp_path), tmp_path).read_text(encoding="utf-8")
     table = _table(text)
     assert table["teacher"]["acc@1 last %"] == "99.00" and table["teacher"]["paper's acc@1 %"] == "95.70"
     assert table["student from data"]["acc@1 last %"] == table["student from data"]["acc@1 best %"] == "70.00"
@@ -267,13 +267,13 @@ def test_table_5_and_figure_6_have_theirs_too(prepared, tmp_path):
         ("fig6", "soft", "paper's acc@1 %", "95.01"),
     ):
         job = prepared[name, "digits"]
-        text = page.write(job, "digits", [], _results(job, tmp_path), tmp_path).read_text(encoding="utf-8")
+        text = page.write(job, "digits", _results(job, tmp_path), tmp_path).read_text(encoding="utf-8")
         assert _table(text)[row][column] == value
 
 
 def test_heat_map_of_figure_9_shows_each_value_at_its_place(prepared, tmp_path):
     job = prepared["fig9", "digits"]
-    text = page.write(job, "digits", [], _results(job, tmp_path, [4]), tmp_path).read_text(encoding="utf-8")
+    text = page.write(job, "digits", _results(job, tmp_path, [4]), tmp_path).read_text(encoding="utf-8")
     assert "| 1/5 | 3/4 | 1/1 | 71.50 |" in text and "| 1/4 | 3/4 | 0/1 |" in text
     drawn = (tmp_path / "fig9.svg").read_text(encoding="utf-8")
     assert all(f">{70.5 + place:.2f}<" in drawn for place in (0, 1, 2, 3, 5, 8)) and ">74.50<" not in drawn
@@ -281,7 +281,7 @@ def test_heat_map_of_figure_9_shows_each_value_at_its_place(prepared, tmp_path):
 
 def test_figure_9_has_a_panel_a_pair_and_metric(prepared, tmp_path):
     job = prepared["fig9", "cifar100"]
-    page.write(job, "cifar100", [], _results(job, tmp_path), tmp_path)
+    page.write(job, "cifar100", _results(job, tmp_path), tmp_path)
     assert (tmp_path / "fig9.svg").read_text(encoding="utf-8").count("acc@1 last %") == 3
 
 

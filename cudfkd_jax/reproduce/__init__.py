@@ -66,7 +66,7 @@ def reproduce(
         found = plan.run(job.planned, jobs=jobs, say=say, lost=lost)
         results = [Result(run, outcome) for run, outcome in zip(job.setting.runs, found, strict=True)]
         outcomes.append((job, results))
-        say(f"written: {page.write(job, scale, overrides, results, folder / job.entry.name)}")
+        say(f"written: {page.write(job, scale, results, folder / job.entry.name)}")
     if len(outcomes) > 1:
         index = page.write_index([(job.entry, results) for job, results in outcomes], scale, folder)
         say(f"written: {index}")

@@ -1,5 +1,6 @@
 """The files of an entry: what it came to, how, and what had to be chosen."""
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -7,13 +8,13 @@ from cudfkd_jax.files import write_bytes
 from cudfkd_jax.outcomes import failures, machine, markdown, summaries
 from cudfkd_jax.report import plot
 from cudfkd_jax.reproduce import render
-from cudfkd_jax.reproduce.entry import Entry, Run
-from cudfkd_jax.reproduce.work import Job, Result, changes_text
+from cudfkd_jax.reproduce.entry import Entry
+from cudfkd_jax.reproduce.work import Job, Result
 
 INDEX = "index.md"
 
 
-def write(job: Job, scale: str, overrides: Sequence[str], results: Sequence[Result], folder: Path) -> Path:
+def write(job: Job, scale: str, results: Sequence[Result], folder: Path) -> Path:
     """Writes `<entry>.md`, `<entry>.csv` and the pictures into the entry's folder, and returns the first."""
     entry, setting = job.entry, job.setting
     drawn = render.render(entry, setting, results)
@@ -33,7 +34,7 @@ def write(job: Job, scale: str, overrides: Sequence[str], results: Sequence[Resu
         parts.append(f"![{caption}]({entry.name}_{end}.png)\n\n{caption}\n")
     parts.append(failures(result.outcome for result in results))
     parts.append("## What was chosen\n\n" + "".join(f"* {choice}\n" for choice in setting.choices))
-    parts.append(f"## Runs\n\n{_NOTE}\n\n{_runs(results, overrides)}")
+    parts.append(f"## Runs\n\n{_NOTE}\n\n{_runs(results)}")
     if done:
         parts.append(f"{machine(done[0])}.\n")
     write_bytes(folder / f"{entry.name}.csv", render.csv_of(entry, results).encode())
@@ -61,19 +62,12 @@ _NOTE = (
 )
 
 
-def _runs(results: Sequence[Result], overrides: Sequence[str]) -> str:
-    lines = [
-        [r.run.name.replace("|", "·"), f"`{_described(r.run, overrides)}`", r.outcome.cell.folder.name]
-        for r in results
-    ]
-    return markdown(["run", "configuration", "folder"], lines)
-
-
-def _described(run: Run, overrides: Sequence[str]) -> str:
-    name, _, given = run.config.partition(":")
-    stage = [f"--stage={run.stage}"] if run.stage != "distill" else []
-    changes = [*changes_text(run.changes, overrides), *overrides, f"--config.seed={run.seed}"]
-    return " ".join([f"--config=configs/{name}.py:{given}", *stage, *changes])
+def _runs(results: Sequence[Result]) -> str:
+    lines = []
+    for run, outcome in results:
+        command = shlex.join(["python", "-m", "cudfkd_jax.main", *outcome.cell.arguments])
+        lines.append([run.name.replace("|", "·"), outcome.cell.folder.name, f"`{command}`"])
+    return markdown(["run", "folder", "command"], lines)
 
 
 def _too_small(text: str) -> str:

@@ -39,7 +39,7 @@ def bars(entry: Entry, setting: Setting, results: Sequence[Result]) -> Rendered:
         both = {of.heading.removesuffix(" last %"): numbers(columns[0], of) for of in (ACC1, AGREE1)}
         panels = [
             charts.Bars("last epoch, %", both),
-            charts.Bars("loyalty, last", {"loyalty": numbers(columns[0], LOYALTY)}),
+            charts.Bars("loyalty (released), last", {"loyalty": numbers(columns[0], LOYALTY)}),
         ]
     done = summaries(outcomes_of(results))
     picture = charts.bars(entry.name, entry.title, panels, entry.axes[0]) if done else None

@@ -10,11 +10,11 @@ from cudfkd_jax.report.plot import Picture
 from cudfkd_jax.reproduce.work import Result
 
 ACC1, AGREE1 = metric("acc@1 last %", "acc1_last", 2), metric("agree@1 last %", "agree1", 2)
-LOYALTY = metric("loyalty last", "loyalty_released", 4)
+LOYALTY = metric("loyalty (released) last", "loyalty_released", 4)
 BEST = (
     metric("acc@1 best %", "acc1_best", 2),
     metric("agree@1 best %", "agree1_best", 2),
-    metric("loyalty best", "loyalty_released_best", 4),
+    metric("loyalty (released) best", "loyalty_released_best", 4),
 )
 ALL = (ACC1, AGREE1, LOYALTY, *BEST)
 
