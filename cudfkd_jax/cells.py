@@ -1,18 +1,22 @@
 """Many runs, each a process of its own: one after another or a few at a time, resumable, failures kept apart."""
 
 import concurrent.futures
+import concurrent.futures.process
 import json
+import multiprocessing
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-from cudfkd_jax.errors import UserError
+from cudfkd_jax.errors import RunFailedError, UserError
 from cudfkd_jax.progress import duration
 from cudfkd_jax.summary import SUMMARY
+
+T = TypeVar("T")
 
 
 class Cell(NamedTuple):
@@ -22,11 +26,13 @@ class Cell(NamedTuple):
         name: shown to the user.
         folder: its workdir; its output goes to a file beside it, `<folder>.log`.
         arguments: of the command line, without `--workdir`.
+        part: the folder in the workdir in which its stage leaves what it came to; "" for a distilled student.
     """
 
     name: str
     folder: Path
     arguments: tuple[str, ...]
+    part: str = ""
 
 
 class Outcome(NamedTuple):
@@ -74,7 +80,7 @@ def run_cells(cells: Sequence[Cell], *, jobs: int = 1, say: Callable[[str], None
 
 def finished(cell: Cell) -> bool:
     """Whether a run has come to its end."""
-    return (cell.folder / SUMMARY).exists()
+    return (cell.folder / cell.part / SUMMARY).exists()
 
 
 def read_summary(cell: Cell) -> dict[str, Any]:
@@ -83,11 +89,25 @@ def read_summary(cell: Cell) -> dict[str, Any]:
     Raises:
         UserError: the file is damaged.
     """
-    path = cell.folder / SUMMARY
+    path = cell.folder / cell.part / SUMMARY
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f"{path} is damaged; remove it, and the same command writes it again") from error
+
+
+def elsewhere(function: Callable[..., T], *arguments: Any) -> T:
+    """Calls a function of a module in a process of its own, which takes devices and memory with it when it ends.
+
+    Raises:
+        RunFailedError: the process came to no end of its own.
+        Exception: what the function raises.
+    """
+    try:
+        with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            return pool.submit(function, *arguments).result()
+    except concurrent.futures.process.BrokenProcessPool as error:
+        raise RunFailedError("a process that this one began was killed, for want of memory perhaps") from error
 
 
 def _run(cell: Cell) -> Outcome:
@@ -106,6 +126,6 @@ def _run(cell: Cell) -> Outcome:
 def _result(outcome: Outcome) -> str:
     if outcome.summary is None:
         return f"failed: {outcome.error}"
-    student = outcome.summary["student"]
-    name = "acc1_last" if "acc1_last" in student else "agree1_synthetic"
-    return f"{name} {student[name]:.2f} in {duration(outcome.summary['wall_s'])}"
+    network = outcome.summary.get("student") or outcome.summary["network"]
+    name = next(name for name in ("acc1_last", "acc1", "agree1_synthetic") if name in network)
+    return f"{name} {network[name]:.2f} in {duration(outcome.summary['wall_s'])}"

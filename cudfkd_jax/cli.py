@@ -7,7 +7,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jax
 from absl import logging
@@ -59,6 +59,44 @@ def leave(command: Callable[[Sequence[str]], int]) -> NoReturn:
         sys.stderr.flush()
         os._exit(status)
     sys.exit(status)
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """Numbers separated by commas.
+
+    Raises:
+        UserError: something else is given, or one twice.
+    """
+    try:
+        seeds = tuple(int(seed) for seed in text.split(","))
+    except ValueError as error:
+        raise UserError(f"--seeds={text} must be whole numbers separated by commas, such as 0,1,2") from error
+    if min(seeds) < 0:
+        raise UserError(f"--seeds={text} must not be negative")
+    check_distinct("--seeds", seeds)
+    return seeds
+
+
+def parse_jobs(text: str) -> int:
+    """How many runs there are to be at a time.
+
+    Raises:
+        UserError: it is no whole number above 0.
+    """
+    if not text.isdecimal() or int(text) < 1:
+        raise UserError(f"--jobs={text} must be at least 1, a whole number")
+    return int(text)
+
+
+def check_distinct(option: str, values: tuple[Any, ...]) -> None:
+    """Refuses an option that names something twice."""
+    if len(set(values)) < len(values):
+        raise UserError(f"{option} names {next(v for v in values if values.count(v) > 1)} twice; name it once")
+
+
+def keep_devices_free() -> None:
+    """Leaves the accelerators of this machine to the processes that this one begins."""
+    jax.config.update("jax_platforms", "cpu")
 
 
 def use_compilation_cache() -> None:

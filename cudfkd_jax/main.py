@@ -1,12 +1,9 @@
 """The command line: `python -m cudfkd_jax.main --config=configs/digits.py --workdir=runs/digits`."""
 
 import argparse
-import hashlib
-import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from cudfkd_jax import cli, configuration, export, report, settings, stages
 from cudfkd_jax.errors import UserError
@@ -60,7 +57,7 @@ def _run(arguments: Sequence[str]) -> None:
     if options.config or options.stage not in ("evaluate", "export", "report"):
         config = settings.load(options.config)
         changes = settings.override(config, rest)
-        workdir = workdir or _default_workdir(options.config, changes)
+        workdir = workdir or f"runs/{settings.run_name(options.config, changes)}"
     if options.stage == "report":
         if rest and not options.config:
             raise UserError(f"unexpected argument {rest[0]!r}; --stage=report takes --workdir and --compare")
@@ -112,16 +109,6 @@ def _check_format(stage: str, format_: str | None) -> None:
         configuration.choose("--format", format_, tuple(FORMATS))
     elif format_:
         raise UserError(f"--format={format_} is for --stage=export; leave it out, or export")
-
-
-def _default_workdir(file: str, changes: dict[str, Any]) -> str:
-    """runs/<configuration and its arguments>-<hash of the changes>."""
-    path, _, given = file.partition(":")
-    name = "-".join(filter(None, (Path(path).stem, re.sub(r"[^\w=.]+", "-", given))))
-    if not changes:
-        return f"runs/{name}"
-    digest = hashlib.sha256(json.dumps(changes, sort_keys=True).encode()).hexdigest()
-    return f"runs/{name}-{digest[:8]}"
 
 
 if __name__ == "__main__":

@@ -1,16 +1,18 @@
 """Configuration files: programs whose `get_config` changes the defaults."""
 
 import difflib
+import hashlib
+import json
 import re
 import runpy
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from cudfkd_jax import configuration, defaults
+from cudfkd_jax import configuration, defaults, validate
 from cudfkd_jax.errors import UserError
 
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", tuple: "a tuple", str: "a text"}
@@ -42,6 +44,30 @@ def load(file: str | None) -> ConfigDict:
             "(--debug shows where it fails)"
         ) from error
     return config
+
+
+def load_checked(file: str | None, overrides: Sequence[str]) -> ConfigDict:
+    """The configuration of a file, changed and checked.
+
+    Raises:
+        UserError: as `load`, `override` and `validate.check`.
+    """
+    config = load(file)
+    override(config, overrides)
+    validate.check(config)
+    return config
+
+
+def run_name(file: str, changes: Mapping[str, Any]) -> str:
+    """A folder's name: the configuration, its arguments and a hash of the changes."""
+    path, _, given = file.partition(":")
+    name = "-".join(filter(None, (Path(path).stem, re.sub(r"[^\w=.]+", "-", given))))
+    return f"{name}-{digest(changes)[:8]}" if changes else name
+
+
+def digest(settings: Mapping[str, Any]) -> str:
+    """Equal exactly where all settings are; hexadecimal."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 def check_keys(keys: Iterable[str], config: ConfigDict) -> None:

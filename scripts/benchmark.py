@@ -12,71 +12,23 @@ import time
 
 _START = time.perf_counter()  # before the imports, whose time is reported
 
-import functools
 import json
 import platform
 import statistics
 import sys
-from collections.abc import Callable
 from importlib import metadata
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from cudfkd_jax import build, configuration, networks, steps, trainer, validate
 from cudfkd_jax.errors import UserError
-from cudfkd_jax.loops import Epoch, Steps, distillation_steps, make_epoch_function
-from cudfkd_jax.parallel import Devices
-from cudfkd_jax.steps import RunState
+from cudfkd_jax.timing import set_up, step_by_step, timed, whole_round
 
 _IMPORTS_S = time.perf_counter() - _START
 
 _PACKAGES = ("cudfkd_jax", "jax", "jaxlib", "flax")
-
-Step = Callable[..., RunState]
-
-
-class Setup(NamedTuple):
-    """What is timed: functions of `(state, *frozen)`, compiled at their first call, and their arguments."""
-
-    devices: Devices
-    epoch: Epoch
-    steps: Steps
-    compiled_round: Step | None  # where the loop of a run is compiled
-    state: RunState
-    frozen: tuple[Any, ...]
-
-
-def set_up(config: ConfigDict) -> Setup:
-    """Builds the distillation of a configuration around a teacher with random weights.
-
-    Raises:
-        UserError: a setting is out of range.
-    """
-    validate.check(config)
-    validate.check_devices(config, ["distill"])
-    devices, key = build.devices(config), build.root_key(config, "distill")
-    net = networks.described(config, "teacher")
-    teacher = networks.classifier(config, net)
-    variables = trainer.initialise(lambda: teacher.init(key, net.image_shape))
-    problem = build.problem(config, networks.pair(config, net, variables))
-    init = functools.partial(steps.init_state, key, variables, problem=problem, image_shape=net.image_shape)
-    parts = distillation_steps(problem)
-    epoch = configuration.distill_epoch(config)._replace(rounds=1)
-    compiled_round = None
-    if config.loop == "scan" or (config.loop == "auto" and devices.devices[0].platform != "cpu"):
-        run = make_epoch_function("scan", epoch, devices, parts)
-        compiled_round = functools.partial(run, progress=lambda _: False)
-    return Setup(
-        devices,
-        epoch,
-        parts.compile(devices),
-        compiled_round,
-        devices.replicate(trainer.initialise(init)),
-        (devices.replicate(variables),),
-    )
 
 
 def measure(config: ConfigDict, rounds: int) -> dict[str, Any]:
@@ -97,25 +49,25 @@ def measure(config: ConfigDict, rounds: int) -> dict[str, Any]:
     assert setup.steps.synthesis
     if setup.steps.begin:
         state = setup.steps.begin(state, *frozen)
-    state, first_synthesis_s = _timed(setup.steps.synthesis, state, *frozen)
-    state, first_student_s = _timed(setup.steps.student, state, *frozen)
+    state, first_synthesis_s = timed(setup.steps.synthesis, state, *frozen)
+    state, first_student_s = timed(setup.steps.student, state, *frozen)
     to_first_step_s = time.perf_counter() - begin
 
-    state, _ = _step_by_step(setup, state)  # warms up
+    state, _ = step_by_step(setup, state)  # warms up
     seconds: dict[str, list[float]] = {}
     for _ in range(rounds):
-        state, taken = _step_by_step(setup, state)
+        state, taken = step_by_step(setup, state)
         for kind, values in taken.items():
             seconds[kind] = seconds.get(kind, []) + values
     seconds["round"] = []
     for _ in range(rounds):
-        state, taken_s = _timed(_round, state, setup)
+        state, taken_s = timed(whole_round, state, setup)
         seconds["round"].append(taken_s)
     if setup.compiled_round:
         state = setup.compiled_round(state, *frozen)
         seconds["round, compiled"] = []
         for _ in range(rounds):
-            state, taken_s = _timed(setup.compiled_round, state, *frozen)
+            state, taken_s = timed(setup.compiled_round, state, *frozen)
             seconds["round, compiled"].append(taken_s)
 
     batch_size = config.distill.batch_size
@@ -167,40 +119,6 @@ def table(measured: dict[str, Any]) -> str:
         "compilation included",
     ]
     return "\n".join(lines)
-
-
-def _timed(step: Step, state: RunState, *arguments: Any) -> tuple[RunState, float]:
-    begin = time.perf_counter()
-    state = jax.block_until_ready(step(state, *arguments))
-    return state, time.perf_counter() - begin
-
-
-def _turns(setup: Setup) -> list[tuple[str, Step | None]]:
-    """All steps of a round in order, by kind; the turns of the method are None where it has none."""
-    parts, epoch = setup.steps, setup.epoch
-    return [
-        ("begin", parts.begin),
-        *[("synthesis step", parts.synthesis)] * epoch.synthesis_steps,
-        ("finish", parts.finish),
-        *[("student step", parts.student)] * epoch.student_steps,
-    ]
-
-
-def _step_by_step(setup: Setup, state: RunState) -> tuple[RunState, dict[str, list[float]]]:
-    """A round, every step of it waited for."""
-    seconds: dict[str, list[float]] = {}
-    for kind, step in _turns(setup):
-        if step:
-            state, taken_s = _timed(step, state, *setup.frozen)
-            seconds.setdefault(kind, []).append(taken_s)
-    return state, seconds
-
-
-def _round(state: RunState, setup: Setup) -> RunState:
-    """A round whose steps are not waited for."""
-    for _, step in _turns(setup):
-        state = step(state, *setup.frozen) if step else state
-    return state
 
 
 def _timing(seconds: list[float], images: int) -> dict[str, float]:

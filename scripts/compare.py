@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cudfkd_jax import cli, compare
-from cudfkd_jax.errors import RunFailedError, UserError
+from cudfkd_jax.errors import RunFailedError
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -24,24 +24,23 @@ def _run(arguments: Sequence[str]) -> None:
     parser = cli.Parser()
     for option in ("config", "methods", "seeds", "workdir"):
         parser.add_argument(f"--{option}", required=True)
-    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--jobs", default="1")
     options, overrides = parser.parse_known_args(arguments)
-    if options.jobs < 1:
-        raise UserError(f"--jobs={options.jobs} must be at least 1")
-    cli.use_compilation_cache()
+    folder = Path(options.workdir).expanduser()
     outcomes = compare.compare(
         options.config,
         compare.parse_methods(options.methods),
-        compare.parse_seeds(options.seeds),
-        Path(options.workdir).expanduser(),
+        cli.parse_seeds(options.seeds),
+        folder,
         overrides,
-        jobs=options.jobs,
+        jobs=cli.parse_jobs(options.jobs),
     )
-    print((Path(options.workdir).expanduser() / f"{compare.TABLE}.md").read_text(encoding="utf-8"))
+    print((folder / f"{compare.TABLE}.md").read_text(encoding="utf-8"))
     failed = sum(outcome.summary is None for outcome in outcomes)
     if failed:
         raise RunFailedError(f"{failed} of {len(outcomes)} runs failed; the same command tries them again")
 
 
 if __name__ == "__main__":
+    cli.keep_devices_free()
     cli.leave(main)

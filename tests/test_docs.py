@@ -29,7 +29,7 @@ def test_functions_settings_and_files_exist(path):
     dotted = {code.partition("=")[0] for code in codes if re.fullmatch(r"[a-z_]+(\.\w+)+(=\S+)?", code)}
     missing = [name for name in dotted if name not in _SETTINGS and not _exists(name)]
     files = [code for code in codes if re.match(r"(cudfkd_jax|configs|scripts|tests|results|docs)/[\w/.]+$", code)]
-    assert len(dotted) > 10 and not missing
+    assert len(dotted) > (10 if path.stem == "paper_to_code" else 0) and not missing
     assert not [name for name in files if not (_ROOT / name).exists()]
 
 

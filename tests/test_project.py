@@ -17,10 +17,11 @@ _NAME = _PACKAGE.name
 # affair (without cycles).
 _LAYERS = (
     {"main"},
-    {"api", "compare"},
+    {"api", "compare", "sweep", "reproduce"},
+    {"plan", "outcomes"},
     {"stages", "export", "settings", "cells"},
     {"teachers"},
-    {"datafree", "train"},
+    {"datafree", "train", "timing"},
     {"convergence", "measure", "report"},
     {"build", "validate"},
     {"build_method"},
@@ -37,7 +38,7 @@ _LAYERS = (
 
 # Who may know what, and nobody else.
 _KNOWS_THE_CONFIGURATION = {
-    *("api", "compare", "settings", "stages", "datafree", "train", "defaults", "summary"),
+    *("api", "plan", "timing", "settings", "stages", "datafree", "train", "defaults", "summary"),
     *("teachers", "build", "build_method", "configuration", "networks", "validate"),
 }
 _KNOWS_DEVICES = {"parallel"}

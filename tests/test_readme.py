@@ -3,6 +3,7 @@
 Commands are parsed and their configurations checked; whole runs belong to the end-to-end tests.
 """
 
+import argparse
 import json
 import re
 import shlex
@@ -17,6 +18,7 @@ import pytest
 
 from cudfkd_jax import (
     build,
+    cli,
     compare,
     configuration,
     defaults,
@@ -27,11 +29,13 @@ from cudfkd_jax import (
     report,
     stages,
     summary,
+    sweep,
     validate,
     weights,
 )
 from cudfkd_jax.capture import Classifier
 from cudfkd_jax.methods import METHODS
+from cudfkd_jax.reproduce import catalogue, work
 
 _ROOT = Path(__file__).parents[1]
 _TEXT = (_ROOT / "README.md").read_text(encoding="utf-8")
@@ -74,11 +78,42 @@ def test_command_is_understood(command, monkeypatch, tmp_path):
         assert given.keys() == {"config", "methods", "seeds", "workdir"}
         assert compare.parse_methods(given["methods"]) and compare.parse_seeds(given["seeds"])
         _check_main([f"--config={given['config']}"], monkeypatch)
+    elif words[:2] == ["python", "scripts/sweep.py"]:
+        _check_sweep(words[2:])
+    elif words[:2] == ["python", "scripts/reproduce.py"]:
+        _check_reproduce(words[2:])
     else:
         assert words[:2] == ["python", "scripts/benchmark.py"], "a command that this test does not know"
         assert words[2].startswith("--config=configs/")
         assert all(re.match(r"--(rounds=\d+|json|config\..+)$", word) for word in words[3:])
         _check_main([word for word in words[2:] if word.startswith("--config")], monkeypatch)
+
+
+def _check_sweep(words):
+    """Plans the runs of a sweep and begins none."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--config", required=True)
+    parser.add_argument("--set", action="append", required=True)
+    parser.add_argument("--seeds", default="0")
+    given, overrides = parser.parse_known_args(words)
+    axes = [sweep.parse_axis(text) for text in given.set]
+    folder = sweep.default_workdir(given.config, axes, overrides)
+    assert len(sweep.check(given.config, axes, cli.parse_seeds(given.seeds), folder, overrides)) > 1
+
+
+def _check_reproduce(words):
+    """Plans the runs of some entries and begins none."""
+    names = [word for word in words if not word.startswith("--")]
+    options = dict(
+        word.removeprefix("--").partition("=")[::2] for word in words if not word.startswith("--config.")
+    )
+    overrides = [word for word in words if word.startswith("--config.")]
+    if "list" in options:
+        assert words == ["--list"] and catalogue.listing()
+        return
+    entries = catalogue.select(names, options["scale"])
+    jobs = work.prepare(entries, options["scale"], Path("nowhere"), Path("configs"), overrides)
+    assert [job.entry.name for job in jobs] == names
 
 
 def _check_main(arguments, monkeypatch):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cudfkd_jax.errors import UserError
 from cudfkd_jax.files import write_bytes
-from cudfkd_jax.report import figures, page, tables
+from cudfkd_jax.report import figures, page, plot, tables
 from cudfkd_jax.report.page import Section
 from cudfkd_jax.report.plot import Picture
 from cudfkd_jax.report.run import Run, read
@@ -145,8 +145,7 @@ def _repeat(run: Run) -> str:
 
 def _write_files(folder: Path, drawn: Sequence[Picture], *, prefix: str) -> None:
     for picture in drawn:
-        write_bytes(folder / FOLDER / f"{prefix}{picture.name}.svg", picture.svg)
-        write_bytes(folder / FOLDER / f"{prefix}{picture.name}.png", picture.png)
+        plot.write(picture, folder / FOLDER, f"{prefix}{picture.name}")
 
 
 def _names(folders: Sequence[Path]) -> list[str]:

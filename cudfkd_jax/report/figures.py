@@ -42,7 +42,7 @@ def of_run(run: Run) -> list[Picture]:
     chosen = choose_epochs(list(run.observations))
     made = [
         *curves([run]),
-        _difficulty_histogram(run, chosen),
+        difficulty_histogram(run, chosen),
         _loyalty_histogram(run),
         _class_accuracy(run),
     ]
@@ -55,7 +55,7 @@ def curves(runs: Sequence[Run]) -> list[Picture]:
     losses = sorted(key for key in recorded if "loss" in key)
     others = sorted(recorded - {*losses, *_ACCURACY, *_LOYALTY, *_CURRICULUM, *_CONVERGENCE} - _NOT_DRAWN)
     made = [
-        _together(runs, "accuracy", "Accuracy", _ACCURACY, "% of the images", "The student after each epoch."),
+        accuracy(runs),
         _together(runs, "loyalty", "Loyalty", _LOYALTY, "loyalty", "How close the student's probabilities "
                   "are to the teacher's; 1 is equal."),
         _together(runs, "convergence", "Majorise–minimise inequality (Eq. 8)", _CONVERGENCE, "% of the updates",
@@ -69,6 +69,33 @@ def curves(runs: Sequence[Run]) -> list[Picture]:
                 "What else the run recorded, mean over an epoch."),
     ]  # fmt: skip
     return [each for each in made if each]
+
+
+def accuracy(runs: Sequence[Run]) -> Picture | None:
+    """Accuracy and agreement over the epochs."""
+    return _together(runs, "accuracy", "Accuracy", _ACCURACY, "% of the images", "The student after each epoch.")
+
+
+def loyalty(runs: Sequence[Run]) -> Picture | None:
+    """Loyalty over the test images, of several runs over each other (Fig. 2)."""
+    found: dict[str, list[Line]] = {}
+    for key in ("loyalty", "loyalty_released"):
+        of_key = [Line(run.name, line.x, line.y) for run in runs for line in _loyalty_lines(run, (key,))]
+        found |= {_LOYALTY[key]: of_key} if of_key else {}
+    if not found:
+        return None
+
+    def draw(figure: Figure) -> None:
+        panels = figure.subplots(len(found), 1, sharex=True, squeeze=False)[:, 0]
+        for axes, (label, lines) in zip(panels, found.items(), strict=True):
+            plot.curves(axes, lines, steps=True)
+            axes.set_title(label, loc="left")
+            axes.set(ylabel="% of the test images", xlim=(0, 1))
+        panels[-1].set_xlabel("loyalty of an image")
+        plot.legend_above(figure, panels[0])
+
+    caption = "The last students against the teacher."
+    return plot.picture("loyalty", "Loyalty over the test images", caption, draw, height=2.4 * len(found) + 0.6)
 
 
 def _spaced(keys: Sequence[str]) -> dict[str, str]:
@@ -137,7 +164,8 @@ def _teacher_line(axes: Axes, accuracy: float) -> None:
     axes.axhline(accuracy, color="#888888", linewidth=1, label=f"teacher, acc@1 {accuracy:.2f} %")
 
 
-def _difficulty_histogram(run: Run, epochs: Sequence[int]) -> Picture | None:
+def difficulty_histogram(run: Run, epochs: Sequence[int]) -> Picture | None:
+    """How difficult single synthetic images were after these epochs (Fig. 5a)."""
     values = {e: np.array(run.observations[e]["synthetic"]["difficulty"], float) for e in epochs}
     values = {e: v[np.isfinite(v) & (v > 0)] for e, v in values.items()}
     values = {e: v for e, v in values.items() if v.size}
@@ -168,16 +196,8 @@ def _difficulty_histogram(run: Run, epochs: Sequence[int]) -> Picture | None:
 
 
 def _loyalty_histogram(run: Run) -> Picture | None:
-    epoch, test = _last_test(run)
-    if not test:
-        return None
-    lines = []
-    for key in ("loyalty", "loyalty_released"):
-        counts = np.array(test[key], float)
-        total = counts.sum()
-        if np.isfinite(total) and total > 0:
-            centres = (np.arange(counts.size) + 0.5) / counts.size
-            lines.append(Line(_LOYALTY[key], centres.tolist(), (100 * counts / total).tolist()))
+    epoch, _ = _last_test(run)
+    lines = _loyalty_lines(run, ("loyalty", "loyalty_released"))
     if not lines:
         return None
 
@@ -189,6 +209,18 @@ def _loyalty_histogram(run: Run) -> Picture | None:
 
     caption = f"Student of epoch {epoch} against the teacher, over the test images (Fig. 2)."
     return plot.picture("loyalty_histogram", "Loyalty over the test images", caption, draw)
+
+
+def _loyalty_lines(run: Run, keys: Sequence[str]) -> list[Line]:
+    _, test = _last_test(run)
+    lines = []
+    for key in keys if test else ():
+        counts = np.array(test[key], float)
+        total = counts.sum()
+        if np.isfinite(total) and total > 0:
+            centres = (np.arange(counts.size) + 0.5) / counts.size
+            lines.append(Line(_LOYALTY[key], centres.tolist(), (100 * counts / total).tolist()))
+    return lines
 
 
 def _class_accuracy(run: Run) -> Picture | None:

@@ -8,12 +8,15 @@ import dataclasses
 import io
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
+
+from cudfkd_jax.files import write_bytes
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 DASHES: tuple[str | tuple[int, tuple[int, ...]], ...] = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)))
@@ -71,11 +74,17 @@ class Picture:
 
 
 def picture(
-    name: str, title: str, caption: str, draw: Callable[[Figure], None], *, height: float = HEIGHT
+    name: str,
+    title: str,
+    caption: str,
+    draw: Callable[[Figure], None],
+    *,
+    width: float = WIDTH,
+    height: float = HEIGHT,
 ) -> Picture:
-    """Draws on a figure `WIDTH` x `height` inches and keeps it in every form."""
+    """Draws on a figure `width` x `height` inches and keeps it in every form."""
     with mpl.rc_context({**_STYLE, "svg.hashsalt": name}):
-        figure = Figure(figsize=(WIDTH, height))
+        figure = Figure(figsize=(width, height))
         draw(figure)
         text, png = io.StringIO(), io.BytesIO()
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
@@ -124,6 +133,12 @@ def legend_above(figure: Figure, axes: Axes) -> None:
     handles, labels = axes.get_legend_handles_labels()
     if labels:
         figure.legend(handles, labels, loc="outside upper left", ncols=2 if max(map(len, labels)) < 24 else 1)
+
+
+def write(picture: Picture, folder: Path, name: str) -> None:
+    """Writes `<name>.svg` and `<name>.png`."""
+    write_bytes(folder / f"{name}.svg", picture.svg)
+    write_bytes(folder / f"{name}.png", picture.png)
 
 
 def _inline(svg: str, name: str) -> str:

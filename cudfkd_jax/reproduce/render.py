@@ -1,0 +1,34 @@
+"""Tables and pictures of an entry, ours beside the paper's."""
+
+from collections.abc import Callable, Sequence
+
+from cudfkd_jax.outcomes import COLUMNS, csv_text
+from cudfkd_jax.reproduce import panels, recorded, scores
+from cudfkd_jax.reproduce.entry import Entry, Setting
+from cudfkd_jax.reproduce.rendered import BEST, Rendered
+from cudfkd_jax.reproduce.work import Result
+
+_CSV = (*COLUMNS, *BEST[1:])
+
+
+FORMS: dict[str, Callable[[Entry, Setting, Sequence[Result]], Rendered]] = {
+    "scores": scores.scores,
+    "stability": scores.stability,
+    "bars": panels.bars,
+    "heat": panels.heat_maps,
+    "curves": recorded.curves,
+    "loyalty": recorded.loyalties,
+    "difficulty": recorded.difficulty,
+}
+
+
+def render(entry: Entry, setting: Setting, results: Sequence[Result]) -> Rendered:
+    """Draws what there is; runs that are missing leave gaps."""
+    return FORMS[entry.form](entry, setting, results)
+
+
+def csv_of(entry: Entry, results: Sequence[Result]) -> str:
+    """A line a run, nothing rounded."""
+    heading = ["block", entry.axes[0], entry.axes[1] or "column", "seed", "folder"]
+    keys = [(r.run.block, r.run.row, r.run.column, r.run.seed, r.outcome.cell.folder.name) for r in results]
+    return csv_text(heading, [result.outcome for result in results], keys, _CSV)

@@ -1,0 +1,52 @@
+"""Makes the tables and figures of the paper again, each with the paper's numbers beside ours.
+
+    python scripts/reproduce.py --list
+    python scripts/reproduce.py fig6 --scale=digits --workdir=runs/reproduce
+    python scripts/reproduce.py all --scale=digits
+
+Names of tables and figures, or `all`; `--scale=` digits (CPU minutes; the default), cifar10, cifar100 or
+tiny_imagenet (the paper's own settings), `--workdir=` (runs/reproduce-<scale>), `--jobs=` runs at a time (1), and
+`--config.KEY=VALUE` for every run, such as --config.data.dir. The runs are shown first, with an estimate of the
+time from a measured round. What two entries need is run once; the same command goes on where it stopped. Each of
+them is written to WORKDIR/<entry>/. docs/reproducing.md says what they hold and how long they take.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from cudfkd_jax import cli
+from cudfkd_jax.errors import RunFailedError, UserError
+from cudfkd_jax.reproduce import catalogue, reproduce
+
+_CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Does what the arguments say and returns the exit status."""
+    return cli.guard(_run, arguments, __doc__ or "")
+
+
+def _run(arguments: Sequence[str]) -> None:
+    parser = cli.Parser()
+    parser.add_argument("names", nargs="*")
+    parser.add_argument("--list", action="store_true")
+    parser.add_argument("--scale", default="digits")
+    parser.add_argument("--workdir")
+    parser.add_argument("--jobs", default="1")
+    options, overrides = parser.parse_known_args(arguments)
+    if options.list:
+        print(catalogue.listing())
+        return
+    if options.workdir == "":
+        raise UserError("--workdir= names no folder; leave it out or name one")
+    folder = Path(options.workdir or f"runs/reproduce-{options.scale}").expanduser()
+    jobs = cli.parse_jobs(options.jobs)
+    results = reproduce(options.names, options.scale, folder, _CONFIGS, overrides, jobs=jobs)
+    failed = {result.outcome.cell.folder for result in results if result.outcome.summary is None}
+    if failed:
+        raise RunFailedError(f"{len(failed)} runs failed; the same command tries them again")
+
+
+if __name__ == "__main__":
+    cli.keep_devices_free()
+    cli.leave(main)

@@ -1,0 +1,46 @@
+"""Distils with every combination of some settings' values and seeds: a table, a CSV file and a picture.
+
+    python scripts/sweep.py --config=configs/digits.py --set curriculum.lambda_0=2,2.2,2.5,2.8 --seeds=0,1,2
+
+`--set KEY=VALUE,VALUE` for each setting, `--seeds=` of the students (0), `--workdir=` (runs/sweep-…), `--jobs=`
+runs at a time (1), and `--config.KEY=VALUE` for every run. All runs have one teacher, unless settings of its
+training or of the data are among them. The same command goes on where it stopped: finished runs are kept. In
+WORKDIR are sweep.md, a mean ± deviation over seeds, sweep.csv, a line a run and nothing rounded, and of one or two
+settings, sweep.png and sweep.svg.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from cudfkd_jax import cli, sweep
+from cudfkd_jax.errors import RunFailedError, UserError
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Does what the arguments say and returns the exit status."""
+    return cli.guard(_run, arguments, __doc__ or "")
+
+
+def _run(arguments: Sequence[str]) -> None:
+    parser = cli.Parser()
+    parser.add_argument("--config", required=True)
+    parser.add_argument("--set", action="append", required=True)
+    parser.add_argument("--seeds", default="0")
+    parser.add_argument("--workdir")
+    parser.add_argument("--jobs", default="1")
+    options, overrides = parser.parse_known_args(arguments)
+    axes = [sweep.parse_axis(text) for text in options.set]
+    seeds, jobs = cli.parse_seeds(options.seeds), cli.parse_jobs(options.jobs)
+    if options.workdir == "":
+        raise UserError("--workdir= names no folder; leave it out or name one")
+    folder = Path(options.workdir or sweep.default_workdir(options.config, axes, overrides)).expanduser()
+    outcomes = sweep.sweep(options.config, axes, seeds, folder, overrides, jobs=jobs)
+    print((folder / f"{sweep.NAME}.md").read_text(encoding="utf-8") + f"written: {folder}/{sweep.NAME}.md, .csv")
+    failed = sum(outcome.summary is None for outcome in outcomes)
+    if failed:
+        raise RunFailedError(f"{failed} of {len(outcomes)} runs failed; the same command tries them again")
+
+
+if __name__ == "__main__":
+    cli.keep_devices_free()
+    cli.leave(main)
