@@ -1,4 +1,4 @@
-"""Whether the student's steps do what the convergence argument of §III-C asks of them (Eq. 7 to 9).
+"""Whether the student's steps do what the convergence argument of §IV-C asks of them (Eq. 7 to 9).
 
 With L(w) `[B]` the losses of a fixed batch and λ held, one update w → w' is a majorise-minimise step where
 

@@ -87,6 +87,8 @@ def _plan(wanted: Wanted, folder: Path, weights: dict[str, str]) -> Planned:
         config.seed = wanted.seed
         arguments.append(f"--config.seed={wanted.seed}")
     decisive = build.result_settings(config, wanted.stage) | {TEACHER: identity, "stage": wanted.stage}
+    if updates := config.log.majorise_minimise_updates:  # changes no result, and what is recorded of it
+        decisive["log.majorise_minimise_updates"] = updates
     where = folder / "cells" / settings.digest(decisive)[:_NAME]
     return Planned(wanted, Cell(wanted.name, where, tuple(arguments), _part(wanted.stage)), teacher)
 

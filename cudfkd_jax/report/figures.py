@@ -29,7 +29,7 @@ _CURRICULUM = {
     "difficulty": "difficulty, mean loss of an image",
     "regulariser_g": "regulariser g(λ, v*)",
 }
-_CONVERGENCE = {
+CONVERGENCE = {
     "majorised": "F(L′) ≤ Q: it bounds",
     "minimised": "Q ≤ F(L): the step goes down",
     "descended": "F(L′) ≤ F(L): so does the objective",
@@ -53,14 +53,12 @@ def curves(runs: Sequence[Run]) -> list[Picture]:
     """Everything over the epochs; of several runs one colour each (Fig. 3 and 4)."""
     recorded = {key for run in runs for record in run.records for key in record if is_number(record[key])}
     losses = sorted(key for key in recorded if "loss" in key)
-    others = sorted(recorded - {*losses, *_ACCURACY, *_LOYALTY, *_CURRICULUM, *_CONVERGENCE} - _NOT_DRAWN)
+    others = sorted(recorded - {*losses, *_ACCURACY, *_LOYALTY, *_CURRICULUM, *CONVERGENCE} - _NOT_DRAWN)
     made = [
         accuracy(runs),
         _together(runs, "loyalty", "Loyalty", _LOYALTY, "loyalty", "How close the student's probabilities "
                   "are to the teacher's; 1 is equal."),
-        _together(runs, "convergence", "Majorise–minimise inequality (Eq. 8)", _CONVERGENCE, "% of the updates",
-                  "Of the student's steps after each epoch, those with the inequality on a fixed batch of images "
-                  "that they were not made on; L before, L′ after a step."),
+        convergence(runs),
         _panels(runs, "losses", "Losses, term by term", _spaced(losses),
                 "Mean over the steps of an epoch, each term before its weight; divergences in nats."),
         _panels(runs, "curriculum", "Curriculum", _CURRICULUM, "Mean over the student steps of an epoch "
@@ -96,6 +94,19 @@ def loyalty(runs: Sequence[Run]) -> Picture | None:
 
     caption = "The last students against the teacher."
     return plot.picture("loyalty", "Loyalty over the test images", caption, draw, height=2.4 * len(found) + 0.6)
+
+
+def convergence(runs: Sequence[Run]) -> Picture | None:
+    """How often the inequality of the convergence argument held (Eq. 8); None where nobody counted."""
+    return _together(
+        runs,
+        "convergence",
+        "Majorise–minimise inequality (Eq. 8)",
+        CONVERGENCE,
+        "% of the updates",
+        "Of the student's steps after each epoch, those with the inequality on a fixed batch of images that they "
+        "were not made on; L before, L′ after a step.",
+    )
 
 
 def _spaced(keys: Sequence[str]) -> dict[str, str]:

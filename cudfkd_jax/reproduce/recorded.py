@@ -1,5 +1,6 @@
 """Figures of what runs recorded while they went: curves, and single images."""
 
+import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -22,6 +23,18 @@ def curves(entry: Entry, setting: Setting, results: Sequence[Result]) -> Rendere
 def loyalties(entry: Entry, setting: Setting, results: Sequence[Result]) -> Rendered:
     """Loyalty over the test images."""
     return _of_files(results, figures.loyalty)
+
+
+def convergence(entry: Entry, setting: Setting, results: Sequence[Result]) -> Rendered:
+    """How often the inequality of Eq. 8 held: over the epochs, and as means over all of them."""
+    runs = [read(r.outcome.cell.folder, LABELS.get(r.run.row, r.run.row)) for r in results if r.outcome.summary]
+    lines = []
+    for run in runs:
+        shares = [run.series(key)[1] for key in figures.CONVERGENCE]
+        lines.append([run.name, *(f"{statistics.fmean(share):.1f}" if share else "" for share in shares)])
+    picture = figures.convergence(runs) if runs else None
+    heading = [entry.axes[0], *(f"{label}, % of the updates" for label in figures.CONVERGENCE.values())]
+    return Rendered({"": markdown(heading, lines)}, picture)
 
 
 def difficulty(entry: Entry, setting: Setting, results: Sequence[Result]) -> Rendered:

@@ -16,6 +16,7 @@ FORMS: dict[str, Callable[[Entry, Setting, Sequence[Result]], Rendered]] = {
     "stability": scores.stability,
     "bars": panels.bars,
     "heat": panels.heat_maps,
+    "convergence": recorded.convergence,
     "curves": recorded.curves,
     "loyalty": recorded.loyalties,
     "difficulty": recorded.difficulty,
