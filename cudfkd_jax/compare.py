@@ -70,6 +70,7 @@ def compare(
         UserError: before anything is begun.
     """
     base = _checked(file, overrides)
+    validate.check_one_process(base, "a comparison")
     own = ("method", "seed")
     given = [o for o in overrides if o.lstrip("-").removeprefix("config.").partition("=")[0] in own]
     if given or "method=" in file:

@@ -115,7 +115,8 @@ def _check_format(stage: str, format_: str | None) -> None:
 
 
 def _default_workdir(file: str, changes: dict[str, Any]) -> str:
-    """runs/<configuration and its arguments>-<hash of the changes>."""
+    """runs/<configuration and its arguments>-<hash of the changes>, in each process of a run the same."""
+    changes = {key: value for key, value in changes.items() if not key.startswith(configuration.PROCESSES)}
     path, _, given = file.partition(":")
     name = "-".join(filter(None, (Path(path).stem, re.sub(r"[^\w=.]+", "-", given))))
     if not changes:

@@ -131,7 +131,9 @@ def _describe(error: Exception | None) -> str:
 def _send(content: bytes, source: int) -> bytes:
     """The bytes that one process has, in all; what the others give is left out."""
     mine = jax.process_index() == source
-    high, low = multihost_utils.broadcast_one_to_all(np.array(divmod(len(content), 2**31), np.int32), mine).tolist()
+    high, low = multihost_utils.broadcast_one_to_all(
+        np.array(divmod(len(content), 2**31), np.int32), mine
+    ).tolist()
     length = high * 2**31 + low
     padded = np.zeros(1 << max(length - 1, 1).bit_length(), np.uint8)  # few lengths, few programs
     if mine:
