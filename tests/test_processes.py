@@ -6,6 +6,7 @@ value; those that are small differences of large numbers (KL divergences of near
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -17,7 +18,6 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import tiny
-from helpers import snapshot
 
 from cudfkd_jax import build, checkpoint, main, processes, validate
 from cudfkd_jax.errors import UserError
@@ -31,7 +31,7 @@ SETTINGS = (
     *("--config.distill.rounds_per_epoch=1", "--config.distill.loss=l1", f"--config.distill.epochs={EPOCHS}"),
     *("--config.log.samples_every_epochs=2", "--config.checkpoint.every_seconds=0"),
 )
-# A process that gets a signal where its first epoch of a stage is shown, or would be.
+# A process that gets a signal where its first epoch of distillation is shown, or would be.
 _SIGNALLED = """
 import os, sys
 from cudfkd_jax import cli, main, progress
@@ -83,7 +83,7 @@ def _run_all(commands: list[list], logs: Path, **environment) -> list[Process]:
     return [Process(process.returncode, *text) for process, text in zip(running, texts, strict=True)]
 
 
-def _run(count: int, workdir: Path, *arguments: str, own=None, signalled=None, logs=None) -> list[Process]:
+def _run(count: int, workdir: Path, *arguments: str, own=None, signalled=None) -> list[Process]:
     """Runs a configuration on some processes.
 
     Args:
@@ -92,7 +92,6 @@ def _run(count: int, workdir: Path, *arguments: str, own=None, signalled=None, l
         arguments: beside `SETTINGS`, of all.
         own: by process, arguments of its own.
         signalled: (process, number) of a signal that one gets at the end of its first epoch of distillation.
-        logs: folder of their output.
     """
     address, commands = _address(), []
     for index in range(count):
@@ -108,7 +107,7 @@ def _run(count: int, workdir: Path, *arguments: str, own=None, signalled=None, l
                 *(*SETTINGS, *joined, *arguments, *(own or {}).get(index, ())),
             ]
         )
-    done = _run_all(commands, (logs or workdir.parent) / f"logs_{workdir.name}")
+    done = _run_all(commands, workdir.with_name(f"{workdir.name}_logs"))
     assert not list(workdir.parent.glob(f"{workdir.name}_of_*")), "another process than the first has written"
     return done
 
@@ -122,13 +121,16 @@ def _one(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module", name="two")
-def _two(tmp_path_factory):
-    """The same run on two processes, and what became of them."""
-    folder = tmp_path_factory.mktemp("two") / "run"
-    done = _run(2, folder)
-    assert [process.status for process in done] == [0, 0], done
-    return folder, done
+@pytest.fixture(scope="module", name="other")
+def _other(tmp_path_factory):
+    """The same run on two processes, on one and on two again, and what became of them each time."""
+    folder = tmp_path_factory.mktemp("other") / "run"
+    # Of the two the second alone is told to stop.
+    first = _run(2, folder, signalled=(1, signal.SIGTERM))
+    epochs = [len(_records(folder))]
+    second = _run(1, folder, signalled=(0, signal.SIGTERM))
+    epochs.append(len(_records(folder)))
+    return folder, [first, second, _run(2, folder)], epochs
 
 
 def _records(folder: Path) -> list[dict[str, float]]:
@@ -145,100 +147,80 @@ def _assert_same_metrics(one: Path, other: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_measure_what_one_measures(one, two):
-    folder, _ = two
+def test_two_processes_measure_what_one_measures_also_after_a_change(one, other):
+    folder, _, _ = other
     assert len(_records(folder)) == EPOCHS
     _assert_same_metrics(one, folder)
     assert json.loads((folder / "summary.json").read_text())["devices"]["count"] == 2
 
 
 @pytest.mark.slow
-def test_the_first_process_alone_writes_and_talks(one, two):
-    """The other one is given a folder of its own, which never comes to be (see `_run`)."""
-    folder, (first, other) = two
+def test_a_signal_to_one_process_saves_the_state_and_ends_all(other):
+    _, runs, epochs = other
+    stopped = 128 + signal.SIGTERM
+    assert [[process.status for process in run] for run in runs] == [[stopped, stopped], [stopped], [0, 0]], runs
+    assert epochs == [1, 2]
+    for (first, *_), end in zip(runs, ("stopped by SIGTERM", "stopped by SIGTERM", ""), strict=True):
+        assert end in first.err
+    for first, *_ in runs[1:]:
+        assert "distill: going on from step " in first.out
+
+
+@pytest.mark.slow
+def test_the_first_process_alone_writes_and_talks(one, other):
+    """The second one is given a folder of its own, which never comes to be (see `_run`)."""
+    folder, runs, _ = other
 
     def names(workdir):
         files = (path for path in workdir.rglob("*") if path.is_file() and "checkpoints" not in path.parts)
         return sorted(str(path.relative_to(workdir)) for path in files)
 
     assert names(folder) == names(one)
-    assert first.out.count("distill  epoch ") == EPOCHS and "finished: " in first.out
-    said = [line for line in (other.out + other.err).splitlines() if line and "[Gloo]" not in line]
-    assert said == []
+    for run, epoch in zip(runs, (1, 2, 3), strict=True):
+        assert run[0].out.count("distill  epoch ") == 1 and f"distill  epoch {epoch}/3" in run[0].out
+        for second in run[1:]:
+            said = [line for line in (second.out + second.err).splitlines() if line and "[Gloo]" not in line]
+            assert said == []
 
 
 @pytest.mark.slow
-def test_a_run_says_nothing_of_where_it_took_place(two):
+def test_a_run_says_nothing_of_where_it_took_place(other):
     """So that it goes on anywhere, and is measured by a process alone."""
-    held = json.loads((two[0] / "config.json").read_text())
+    held = json.loads((other[0] / "config.json").read_text())
     assert not [key for key in (*held["config"], *held["results"]) if key.startswith("distributed")]
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_with_another_number_of_processes(one, tmp_path):
-    """One process, then two, of which the second alone is told to stop, then one."""
-    folder = tmp_path / "run"
-    term = signal.SIGTERM
-    for epoch, (count, signalled) in enumerate([(1, (0, term)), (2, (1, term))], 1):
-        done = _run(count, folder, signalled=signalled)
-        assert [process.status for process in done] == [128 + term] * count, done
-        assert "stopped by SIGTERM" in done[0].err
-        assert len(_records(folder)) == epoch
-        assert len(checkpoint.checkpoints(folder / "checkpoints")) == epoch
-    (done,) = _run(1, folder)
-    assert done.status == 0 and "going on from step" in done.out, done
-    _assert_same_metrics(one, folder)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("killed", [0, 1])
-def test_a_process_that_is_killed_takes_the_others_with_it(two, tmp_path, killed):
-    teacher = f"--config.teacher.checkpoint={two[0]}"
-    done = _run(2, tmp_path / "run", teacher, signalled=(killed, signal.SIGKILL))
-    assert done[killed].status == -signal.SIGKILL
-    assert done[1 - killed].status not in (0, -signal.SIGKILL)
+def test_a_process_that_is_killed_takes_the_other_with_it(other, tmp_path):
+    teacher = f"--config.teacher.checkpoint={other[0]}"
+    first, second = _run(2, tmp_path / "run", teacher, signalled=(1, signal.SIGKILL))
+    assert second.status == -signal.SIGKILL
+    assert first.status not in (0, -signal.SIGKILL)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "own", "text"),
     [
-        ((), {}, "no network in"),
         (("--config.distill.batch_size=33",), {}, "distill.batch_size=33 cannot be divided by 2 devices"),
-        (
-            (),
-            {1: ("--config.distill.epochs=7",)},
-            "process 1: distill.epochs is 7 here and 3 in the first process",
-        ),
-        ((), {1: ("--config.data.dir=nowhere.npz",)}, "process 1: .*nowhere.npz"),
+        ((), {1: ("--config.seed=7",)}, "process 1: seed is 7 here and 0 in the first process"),
+        ((), {1: ("--config.data.dir=nowhere.npz",)}, r"process 1: .*nowhere\.npz"),
     ],
-    ids=["found by the first", "found by all", "other settings", "found by the second"],
+    ids=["found by the first", "another setting", "found by the second"],
 )
-def test_an_error_of_one_process_is_one_line_and_ends_all(tmp_path, arguments, own, text, request):
-    images = np.zeros((40, 8, 8, 1), np.uint8)
-    np.savez(
-        tmp_path / "data.npz", x_train=images, y_train=np.arange(40) % 10, x_test=images, y_test=np.arange(40) % 10
-    )
-    teacher = ()
-    if text.startswith("no network"):
-        (tmp_path / "net.json").touch()
-        teacher = (f"--config.teacher.checkpoint={tmp_path}",)
-    data = (
-        "--config.data.source=npz",
-        f"--config.data.dir={tmp_path / 'data.npz'}",
-        "--config.teacher.batch_size=40",
-    )
-    before = snapshot(tmp_path)
-    logs = request.getfixturevalue("tmp_path_factory").mktemp("logs")
-    done = _run(2, tmp_path / "run", *data, *teacher, *arguments, own=own, logs=logs)
+def test_an_error_of_one_process_is_one_line_and_ends_all(tmp_path, arguments, own, text):
+    images, labels = np.zeros((40, 8, 8, 1), np.uint8), np.arange(40) % 10
+    np.savez(tmp_path / "data.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
+    if "data.dir" in str(own):
+        source = ("--config.data.source=npz", f"--config.data.dir={tmp_path / 'data.npz'}")
+        arguments = (*source, "--config.teacher.batch_size=40")
+    folder = tmp_path / "runs" / "run"
+    done = _run(2, folder, *arguments, own=own)
     assert [process.status for process in done] == [2, 2], done
-    lines = [line for line in done[0].err.splitlines() if "[Gloo]" not in line]
-    assert len(lines) == 1 and lines[0].startswith("cudfkd: error: "), lines
-    import re
-
-    assert re.search(text, lines[0])
+    (line,) = [line for line in done[0].err.splitlines() if "[Gloo]" not in line]
+    assert line.startswith("cudfkd: error: ") and re.search(text, line), line
     assert "cudfkd" not in done[1].out + done[1].err
-    assert snapshot(tmp_path) == before
+    assert not folder.exists()
 
 
 @pytest.mark.slow
@@ -257,10 +239,10 @@ def test_methods_with_memories_come_to_the_same_state(tmp_path):
         done = _run_all(command, tmp_path, JAX_ENABLE_X64="True", XLA_FLAGS=flags)
         assert not any(process.status for process in done), done
     one, two = (np.load(tmp_path / f"{count}.npz") for count in (1, 2))
-    assert one.files == two.files and {name.split("/")[0] for name in one.files} == {"adi", "cmi", "pre_dfkd"}
+    assert one.files == two.files and {name.split("/")[0] for name in one.files} == {"adi", "pre_dfkd"}
     for name in one.files:
         assert one[name].shape == two[name].shape and one[name].dtype == two[name].dtype
-        scale = np.max(np.abs(one[name]), initial=1e-12)
+        scale = np.max(np.abs(one[name]), initial=1e-4)  # biases before BatchNorm have no gradient but noise
         np.testing.assert_allclose(two[name] / scale, one[name] / scale, rtol=0, atol=1e-9, err_msg=name)
 
 
@@ -356,8 +338,8 @@ def _state_after_steps(method) -> dict[str, np.ndarray]:
     parts = distillation_steps(rounds.problem(method)).compile(devices)
     state = devices.replicate(cast(rounds.initial_state(method)))
     teacher = devices.replicate(cast(nets.teacher_variables()))
-    for step in (parts.begin, parts.synthesis, parts.synthesis, parts.finish, parts.synthesis, parts.student):
-        state = step(state, teacher) if step else state
+    for step in (parts.synthesis, parts.finish, parts.student):
+        state = step(state, teacher)
     state = devices.unreplicate(state)
     assert not state.failed
     leaves = jax.tree_util.tree_leaves_with_path(checkpoint.to_host(state))
@@ -368,12 +350,10 @@ def _measure(file: str, address: str, count: int, index: int) -> None:
     processes.connect(coordinator=address if count > 1 else "", processes=count, process=index, detect=False)
     import optax
     import replay_nets
-    import test_contrastive
     import test_inversion
 
     methods = {  # with SGD a factor in the gradient is one in the update
         "adi": test_inversion.method(optimiser=optax.sgd(0.5)),
-        "cmi": test_contrastive.method(optimiser=optax.sgd(0.05), head_optimiser=optax.sgd(0.05)),
         "pre_dfkd": replay_nets.pre_method(optimiser=replay_nets.SGD, memory_optimiser=replay_nets.SGD),
     }
     found = {
