@@ -65,7 +65,7 @@ def connect(config: ConfigDict, say: Callable[[str], None]) -> None:
     """
     d = config.distributed
     if d.coordinator and d.process == 0 and d.processes > 1:
-        say(f"waiting for {d.processes - 1} more processes at {d.coordinator}")
+        say(f"waiting at {d.coordinator} for all {d.processes} processes")
     processes.connect(coordinator=d.coordinator, processes=d.processes, process=d.process, detect=d.detect)
 
 
