@@ -1,16 +1,13 @@
-"""How a stage is run: resume, epochs, evaluation, records, checkpoints, signals.
+"""How a stage is run: resume, epochs, evaluation, records, checkpoints.
 
 The same for a distilled student and for a supervised network; a stage says what its steps, its evaluation and
 its products are.
 """
 
 import dataclasses
-import signal
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType, TracebackType
 from typing import Any
 
 import jax
@@ -18,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from cudfkd_jax import checkpoint, processes, records
-from cudfkd_jax.errors import RunFailedError, StoppedError
+from cudfkd_jax.errors import RunFailedError
+from cudfkd_jax.interrupts import Signals, Watch
 from cudfkd_jax.loops import EpochFunction
 from cudfkd_jax.parallel import Devices
 from cudfkd_jax.progress import Progress
@@ -113,7 +111,7 @@ def run(stage: Stage, upkeep: Upkeep) -> tuple[RunState, list[Record]]:
     state = stage.devices.replicate(state)
     saver = _Saver(stage, upkeep)
     with Signals() as signals, progress:
-        watch = _Watch(signals, saver)
+        watch = Watch(signals, saver.due)
         while not _is_over(stage, history):
             state, record = _run_epoch(stage, upkeep, state, len(history) + 1, saver, watch, progress)
             history.append(record)
@@ -170,34 +168,13 @@ class _Saver:
         self._saved_at = time.monotonic()
 
 
-class _Watch:
-    """Whether steps are to be interrupted, by a signal or for a checkpoint.
-
-    All processes ask after the same steps and get the same answer: a signal to one of them stops all.
-    """
-
-    def __init__(self, signals: "Signals", saver: _Saver):
-        self._signals, self._saver = signals, saver
-
-    def interrupts(self, *, at_epoch_end: bool = False) -> bool:
-        """Whether the state is to be saved now."""
-        due = self._signals.received is not None or self._saver.due(at_epoch_end=at_epoch_end)
-        return bool(processes.largest(int(due)))
-
-    def stop_if_told(self) -> None:
-        """Raises StoppedError where a signal has come; the state has just been saved."""
-        signal_ = processes.largest(self._signals.received or 0)
-        if signal_:
-            raise StoppedError(signal_)
-
-
 def _run_epoch(
     stage: Stage,
     upkeep: Upkeep,
     state: RunState,
     epoch: int,
     saver: _Saver,
-    watch: _Watch,
+    watch: Watch,
     progress: Progress,
 ) -> tuple[RunState, Record]:
     """The (rest of the) epoch, saved inside it where that is due, and its record; `epoch` counts from 1."""
@@ -240,32 +217,6 @@ def initialise(init: Callable[[], Any]) -> Any:
     # Optimising code that runs once takes XLA's CPU compiler far longer than it saves.
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     return jax.jit(init, compiler_options=options)()
-
-
-class Signals:
-    """While entered, the first SIGINT or SIGTERM is only noted; a second SIGINT interrupts at once."""
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> "Signals":
-        if threading.current_thread() is not threading.main_thread():
-            return self  # only the main thread may handle signals
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._previous[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.received == signal.SIGINT == number:
-            raise KeyboardInterrupt
-        self.received = number
 
 
 def _means(tally: Tally) -> dict[str, float]:

@@ -27,7 +27,7 @@ _LAYERS = (
     {"networks"},
     {"configuration"},
     {"trainer", "evaluate", "observe", "summary", "formats"},
-    {"loops", "supervised", "checkpoint", "progress", "samples", "torch_io", "workdir"},
+    {"loops", "supervised", "checkpoint", "interrupts", "progress", "samples", "torch_io", "workdir"},
     {"steps", "records", "data", "torch_names", "flax_io", "weights"},
     {"methods"},
     {"capture", "curriculum", "metrics", "models", "train_state", "defaults"},
