@@ -15,7 +15,7 @@ from flax import traverse_util
 from flax.core import unfreeze
 from ml_collections import ConfigDict
 
-from cudfkd_jax import configuration, datafree, defaults, networks, stages, validate, weights
+from cudfkd_jax import configuration, datafree, defaults, networks, processes, stages, validate, weights
 from cudfkd_jax.capture import Classifier
 from cudfkd_jax.data import Split
 from cudfkd_jax.data.base import make_split
@@ -57,6 +57,9 @@ def distill(
 ) -> Result:
     """Distils a teacher into a student without data.
 
+    Of several processes, joined before by `jax.distributed.initialize`, each calls it with the same arguments; the
+    first one writes to `workdir`, and all get the result.
+
     Args:
         teacher: a linen classifier and its variables `{'params', 'batch_stats'}`; or a function of `jax.numpy`
             from images to logits, which has no BatchNorm statistics. Either takes normalised float32 images
@@ -88,8 +91,13 @@ def distill(
         settings.log.update(report=False, samples_every_epochs=0, tensorboard=False)
     with _folder(workdir) as folder:
         stages.run_pair(settings, folder, pair, test and _split(*test, settings))
-        summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
-        return Result(weights.load_net(folder / datafree.STUDENT), summary["student"], summary)
+        found = processes.from_first(lambda: _result(folder))
+        return Result(weights.unpack(found["student"]), found["summary"]["student"], found["summary"])
+
+
+def _result(folder: Path) -> dict[str, Any]:
+    summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+    return {"student": weights.pack(weights.load_net(folder / datafree.STUDENT)), "summary": summary}
 
 
 def _settings(
@@ -117,6 +125,7 @@ def _settings(
         mean=(0.0,) * channels if mean is None else tuple(map(float, mean)),
         std=(1.0,) * channels if std is None else tuple(map(float, std)),
     )
+    validate.check_one_process(config, "distill(config=...)")
     config.teacher.module = config.student.module = ""
     if isinstance(student, str):
         config.student.arch = student

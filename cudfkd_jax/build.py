@@ -1,16 +1,16 @@
 """From a checked configuration to data, devices and the problems that the stages solve."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import optax
 from ml_collections import ConfigDict
 
-from cudfkd_jax import curriculum, data
+from cudfkd_jax import curriculum, data, processes
 from cudfkd_jax.build_method import POOLED, method
 from cudfkd_jax.capture import Classifier
-from cudfkd_jax.configuration import distill_epoch, flatten
+from cudfkd_jax.configuration import distill_epoch, flatten, kept
 from cudfkd_jax.errors import UserError
 from cudfkd_jax.loops import Epoch
 from cudfkd_jax.networks import Pair
@@ -19,6 +19,9 @@ from cudfkd_jax.steps import Problem
 from cudfkd_jax.supervised import Distillation, SupervisedProblem
 from cudfkd_jax.train_state import sgd
 from cudfkd_jax.trainer import Upkeep
+
+# What may differ from process to process: paths, which are of its machine.
+_OF_A_PROCESS = ("data.dir", "teacher.checkpoint")
 
 # What each stage's results depend on. The teacher enters the others by its weights.
 _RESULT_KEYS = {
@@ -54,8 +57,41 @@ def result_settings(config: ConfigDict, stage: str) -> dict[str, Any]:
     }
 
 
+def connect(config: ConfigDict, say: Callable[[str], None]) -> None:
+    """Joins the processes of the run, where the configuration asks for several.
+
+    Raises:
+        UserError: they do not find each other.
+    """
+    d = config.distributed
+    if d.coordinator and d.process == 0 and d.processes > 1:
+        say(f"waiting at {d.coordinator} for all {d.processes} processes")
+    processes.connect(coordinator=d.coordinator, processes=d.processes, process=d.process, detect=d.detect)
+
+
+def check_same(config: ConfigDict, stage: str) -> None:
+    """Refuses processes of one run that were started with different settings.
+
+    Raises:
+        UserError: a setting differs; it is named with both values.
+    """
+    own = {
+        key: str(value) for key, value in {"--stage": stage, **kept(config)}.items() if key not in _OF_A_PROCESS
+    }
+    first = processes.from_first(lambda: own)
+
+    def compare() -> None:
+        for key in own:
+            if own[key] != first[key]:
+                raise UserError(
+                    f"{key} is {own[key]} here and {first[key]} in the first process; start all with the same"
+                )
+
+    processes.together(compare)
+
+
 def devices(config: ConfigDict) -> Devices:
-    """The local devices of the run."""
+    """The devices of the run, of all its processes."""
     return local_devices(config.devices)
 
 

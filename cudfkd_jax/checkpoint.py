@@ -3,6 +3,9 @@
 A checkpoint is the folder `<name>` that Orbax wrote together with `<name>.sha256.json`, the digest of each of
 its files, which is renamed into place last. Without a manifest that agrees the checkpoint counts as not written
 and Orbax never opens it, because Orbax itself restores a flipped byte without a word.
+
+Of several processes the first one alone saves and restores. Orbax takes arrays of one of several processes only as
+NumPy's, which have no random keys, so keys are stored as their bits.
 """
 
 import hashlib
@@ -10,7 +13,7 @@ import json
 import re
 import shutil
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
@@ -21,6 +24,9 @@ from cudfkd_jax.files import write_json
 Tree = TypeVar("Tree")
 
 _NAME = re.compile(r"\d{9}")  # how many steps; Orbax appends to it while it writes
+
+# Otherwise Orbax would wait for the other processes.
+_ALONE = ocp.options.MultiprocessingOptions(active_processes={0}, barrier_sync_key_prefix="first")
 
 
 def save(folder: Path, step: int, state: object, *, keep: int) -> None:
@@ -37,8 +43,8 @@ def save(folder: Path, step: int, state: object, *, keep: int) -> None:
     if is_intact(path):
         return
     shutil.rmtree(path, ignore_errors=True)
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(path, state)
+    with ocp.StandardCheckpointer(multiprocessing_options=_ALONE) as checkpointer:
+        checkpointer.save(path, to_host(state))
     write_json(_manifest(path), digests(path))
     _prune(folder, [other for other in checkpoints(folder) if other.name <= path.name][-keep:])
 
@@ -60,16 +66,30 @@ def restore_newest(folder: Path, like: Tree) -> tuple[Tree | None, list[Path]]:
     if newest is None:
         return None, []
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])  # whatever devices it was saved from
-    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), like)
+    abstract = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), jax.eval_shape(_without_keys, like)
+    )
     try:
-        with ocp.StandardCheckpointer() as checkpointer:
-            return checkpointer.restore(newest.absolute(), abstract), damaged
+        with ocp.StandardCheckpointer(multiprocessing_options=_ALONE) as checkpointer:
+            return with_keys(checkpointer.restore(newest.absolute(), abstract), like), damaged
     except Exception as error:  # of Orbax or TensorStore, of many types
         detail = " ".join(str(error).split())[:200]
         raise UserError(
             f"{newest} has the files that its manifest names, and Orbax cannot read them ({detail}); move it away "
             "to go on from the one before"
         ) from error
+
+
+def to_host(tree: Tree) -> Tree:
+    """The tree with NumPy arrays for arrays, and for typed random keys with their bits."""
+    return jax.device_get(_without_keys(tree))
+
+
+def with_keys(tree: Tree, like: Tree) -> Tree:
+    """The tree that `to_host` was given, up to where its arrays are; `like` has its types."""
+    return jax.tree.map(
+        lambda x, known: jax.random.wrap_key_data(x) if _is_key(known) and not _is_key(x) else x, tree, like
+    )
 
 
 def find_newest(folder: Path) -> tuple[Path | None, list[Path]]:
@@ -116,6 +136,14 @@ def _prune(folder: Path, keep: list[Path]) -> None:
     for path in folder.iterdir():  # Orbax's folders and what an interrupted save left of them
         if path.is_dir() and _NAME.match(path.name) and path.name not in names:
             shutil.rmtree(path)
+
+
+def _without_keys(tree: Tree) -> Tree:
+    return jax.tree.map(lambda x: jax.random.key_data(x) if _is_key(x) else x, tree)
+
+
+def _is_key(x: Any) -> bool:
+    return bool(jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key))
 
 
 def _manifest(path: Path) -> Path:

@@ -12,9 +12,11 @@ from typing import Any, NoReturn
 import jax
 from absl import logging
 
+from cudfkd_jax import processes
 from cudfkd_jax.errors import RunFailedError, StoppedError, UserError
 
 _INTERRUPTED = 128 + signal.SIGINT
+_OF_ALL = (UserError, RunFailedError, StoppedError)  # errors that all processes of a run come to, and one tells
 
 
 class Parser(argparse.ArgumentParser):
@@ -45,7 +47,10 @@ def guard(action: Callable[[Sequence[str]], None], arguments: Sequence[str], usa
     except (Exception, KeyboardInterrupt) as error:
         if "--debug" in arguments:
             traceback.print_exception(error)
-        print(f"cudfkd: {_describe(error)}", file=sys.stderr)
+        if processes.is_first() or not isinstance(error, _OF_ALL):
+            print(f"cudfkd: {_describe(error)}", file=sys.stderr)
+        if processes.count() > 1 and not isinstance(error, _OF_ALL):
+            _exit(_status(error))  # JAX would wait for the other processes, and these for this one
         return _status(error)
     return 0
 
@@ -55,10 +60,14 @@ def leave(command: Callable[[Sequence[str]], int]) -> NoReturn:
     sys.path.insert(0, "")  # as `python -m` has it: networks by import path may lie in the current folder
     status = command(sys.argv[1:])
     if status == _INTERRUPTED:  # JAX crashes in its clean-up when Ctrl-C came while it compiled
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
+        _exit(status)
     sys.exit(status)
+
+
+def _exit(status: int) -> NoReturn:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
@@ -115,6 +124,8 @@ def _describe(error: BaseException) -> str:
         return (
             "error: out of memory on the device; lower --config.distill.batch_size or --config.teacher.batch_size"
         )
+    if processes.count() > 1 and not isinstance(error, (*_OF_ALL, OSError)) and "losed by peer" in text:
+        return "error: another process of the run has ended; the same command goes on from the last checkpoint"
     if isinstance(error, (UserError, RunFailedError, OSError)):
         return f"error: {text}"
     return f"error: {type(error).__name__}: {text[:300]} (--debug shows where)"

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from cudfkd_jax import build, paper, plan, settings, workdir
+from cudfkd_jax import build, paper, plan, settings, validate, workdir
 from cudfkd_jax.cells import Cell, Outcome
 from cudfkd_jax.cli import check_distinct, parse_seeds
 from cudfkd_jax.errors import UserError
@@ -46,6 +46,7 @@ def compare(
         UserError: before anything is begun.
     """
     base = settings.load_checked(file, overrides)
+    validate.check_one_process(base, "a comparison")
     own = ("method", "seed")
     given = [o for o in overrides if o.lstrip("-").removeprefix("config.").partition("=")[0] in own]
     if given or "method=" in file:

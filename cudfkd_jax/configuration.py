@@ -12,6 +12,7 @@ from cudfkd_jax.errors import UserError
 from cudfkd_jax.loops import Epoch
 
 NO_DATA = "none"  # as data.source
+PROCESSES = "distributed."  # begins the settings that say where a run takes place, which is not kept with it
 
 
 def choose(key: str, value: str, valid: Sequence[str]) -> None:
@@ -36,6 +37,11 @@ def flatten(config: ConfigDict) -> dict[str, Any]:
         else:
             flat[key] = value
     return flat
+
+
+def kept(config: ConfigDict) -> dict[str, Any]:
+    """The settings, by dotted key, that a run is started with again, on as many processes as may be."""
+    return {key: value for key, value in flatten(config).items() if not key.startswith(PROCESSES)}
 
 
 def distill_epoch(config: ConfigDict) -> Epoch:

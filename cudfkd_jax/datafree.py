@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from cudfkd_jax import build, configuration, observe, records, samples, steps, trainer
+from cudfkd_jax import build, configuration, observe, processes, records, samples, steps, trainer
 from cudfkd_jax.build_method import lambda_t, sample_loss
 from cudfkd_jax.capture import Classifier
 from cudfkd_jax.convergence import MajoriseMinimise
@@ -93,7 +93,8 @@ def distill(config: ConfigDict, workdir: Path, pair: Pair, test: Split | None) -
         synthetic_images=config.evaluation.synthetic_images,
     )
     teacher = {"arch": pair.teacher_net.arch, **_parameters(pair.teacher_variables), **measure.teacher_metrics}
-    observe.save_teacher(workdir, teacher)
+    if processes.is_first():
+        observe.save_teacher(workdir, teacher)
     convergence = _convergence(config, problem, frozen, devices)
     preview = jax.jit(problem.method.preview, static_argnums=2)
     best = _BestStudent(workdir / STUDENT_BEST)
@@ -124,7 +125,6 @@ def distill(config: ConfigDict, workdir: Path, pair: Pair, test: Split | None) -
         devices=devices,
     )
     state, history = trainer.run(stage, build.upkeep(config))
-    save_net(workdir / STUDENT, _with_metrics(net, history[-1]), jax.device_get(state.student.variables))
     summary = distill_summary(
         config=config,
         history=history,
@@ -132,7 +132,9 @@ def distill(config: ConfigDict, workdir: Path, pair: Pair, test: Split | None) -
         student={"arch": net.arch, **_parameters(state.student.variables)},
         devices=devices,
     )
-    write_json(workdir / SUMMARY, summary)
+    if processes.is_first():
+        save_net(workdir / STUDENT, _with_metrics(net, history[-1]), jax.device_get(state.student.variables))
+        write_json(workdir / SUMMARY, summary)
     return summary
 
 
@@ -189,8 +191,9 @@ def _save_samples(
 ) -> None:
     every = config.log.samples_every_epochs
     if every and (epoch % every == 0 or epoch == config.distill.epochs):
-        images = preview(state.aux, purpose_key(state.key, PREVIEW), _PREVIEWED)
-        samples.save_grid(workdir / SAMPLES / f"epoch_{epoch:04d}.png", np.asarray(images))
+        if processes.is_first():
+            images = preview(state.aux, purpose_key(state.key, PREVIEW), _PREVIEWED)
+            samples.save_grid(workdir / SAMPLES / f"epoch_{epoch:04d}.png", np.asarray(images))
         measure.observe(
             state,
             epoch,

@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
     # "cudfkd", "dafl", "zskt", "dfad", "dfq", "adi", "cmi", "mb_dfkd", "pre_dfkd". To be chosen after the colon of
     # --config, for its other settings come with it (`recipes.py`).
     config.method = "cudfkd"
-    config.devices = 0  # local devices to use; 0: all
+    config.devices = 0  # local devices to use, of each process; 0: all
     config.loop = "auto"  # "python", "scan" (one compiled call an epoch) or "auto": python on the CPU
     config.released_js = False  # "js" is the exact divergence; True: the released code's, clamped to [0.01, 0.99]
     config.compute_dtype = "float32"  # of convolutions and matrix products; or "bfloat16"
@@ -148,6 +148,13 @@ def get_config() -> ConfigDict:
     checkpoint = config.checkpoint = ConfigDict()
     checkpoint.every_seconds = 60.0  # 0: at the end of every epoch
     checkpoint.keep = 2
+
+    # Several processes, each with devices of its own, on one machine or many; all are started with these settings.
+    distributed = config.distributed = ConfigDict()
+    distributed.detect = False  # True: JAX finds the others in the environment, of SLURM, Open MPI, Kubernetes
+    distributed.coordinator = ""  # else host:port of the first process, which the others can reach
+    distributed.processes = 0  # and how many there are
+    distributed.process = -1  # and which one this is, from 0
 
     log = config.log = ConfigDict()
     log.tensorboard = True

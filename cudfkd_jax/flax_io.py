@@ -65,7 +65,9 @@ def _read_msgpack(path: Path) -> Any:
 
 
 def _read_orbax(path: Path) -> Any:
-    checkpointer = ocp.PyTreeCheckpointer()
+    alone = ocp.options.MultiprocessingOptions(active_processes={0}, barrier_sync_key_prefix="teacher")
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
+    checkpointer = ocp.Checkpointer(handler, multiprocessing_options=alone)  # of several processes the first reads
     with warnings.catch_warnings(action="ignore"):  # that the devices it was saved on are not here
         metadata = checkpointer.metadata(path.absolute()).item_metadata.tree
         as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata)

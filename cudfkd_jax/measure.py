@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from cudfkd_jax import observe
+from cudfkd_jax import observe, processes
 from cudfkd_jax.data import Split
 from cudfkd_jax.evaluate import evaluate, make_predict
 from cudfkd_jax.methods.terms import SampleLoss
@@ -78,12 +78,15 @@ class Measure:
         """
         images = np.asarray(self._held_out(state, _OBSERVED))
         quantised = _quantised(images)
-        teacher = self._teacher(quantised)
+        teacher, student = self._teacher(quantised), self._student(state, quantised)
+        on_test = None if self._test is None else self._test_logits(state)
+        if not processes.is_first():
+            return
         observe.save_classes(picture, images, teacher)
-        synthetic = observe.of_synthetic_images(teacher, self._student(state, quantised), sample_loss, loss=loss)
+        synthetic = observe.of_synthetic_images(teacher, student, sample_loss, loss=loss)
         test = None
-        if self._test is not None:
-            test = observe.of_test_images(self._teacher_logits, self._test_logits(state), self._test.labels)
+        if self._test is not None and on_test is not None:
+            test = observe.of_test_images(self._teacher_logits, on_test, self._test.labels)
         observe.save(observe.path_of(workdir, epoch), epoch, synthetic, test)
 
     def _held_out(self, state: RunState, count: int) -> jax.Array:

@@ -1,19 +1,23 @@
-"""Devices: the only module that knows pmap, axis names and replication.
+"""Devices of all processes: the only module that knows pmap, axis names and replication.
 
 A step function takes an `Axis` and never asks how many devices there are. Everything it draws (latents,
 augmentations) it draws for the whole batch from one key and cuts with `Axis.shard`, and every mean over the
-batch goes through `Axis.mean`; so N devices compute the update that one computes.
+batch goes through `Axis.mean`; so N devices compute the update that one computes, in one process or in several.
+
+Each process holds the arrays of its own devices and nothing of the others'.
 """
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from cudfkd_jax import processes
 
 Tree = TypeVar("Tree")
 
@@ -56,9 +60,14 @@ SINGLE = Axis()
 
 @dataclasses.dataclass(frozen=True)
 class Devices:
-    """The local devices a run uses, and how a step function is compiled for them."""
+    """The devices a run uses, those of each process side by side, and how a step is compiled for them."""
 
     devices: tuple[jax.Device, ...]
+
+    @property
+    def local(self) -> tuple[jax.Device, ...]:
+        """Those of this process."""
+        return tuple(device for device in self.devices if device.process_index == jax.process_index())
 
     @property
     def axis(self) -> Axis:
@@ -79,34 +88,43 @@ class Devices:
         return jax.pmap(step, axis_name=_AXIS_NAME, devices=self.devices, donate_argnums=donate)
 
     def replicate(self, tree: Tree) -> Tree:
-        """A copy of the tree on every device, in the layout that compiled steps take."""
+        """A copy of the tree on every local device, in the layout that compiled steps take.
+
+        Every process calls it with the same values.
+        """
         if self.axis.name is None:
             return jax.device_put(tree, self.devices[0])
-        return jax.device_put(_copies(tree, len(self.devices)), self._sharding())
+        return jax.device_put(_copies(tree, len(self.local)), self._sharding())
 
     def unreplicate(self, tree: Tree) -> Tree:
-        """One copy of a replicated tree, on the first device."""
-        return tree if self.axis.name is None else jax.device_put(_first(tree), self.devices[0])
+        """One copy of a replicated tree, on the first local device."""
+        return tree if self.axis.name is None else jax.device_put(_first(tree), self.local[0])
 
     def split(self, batch: np.ndarray) -> jax.Array:
-        """A host batch `[B, ...]` cut over the devices; `B` is a multiple of their number."""
+        """A host batch `[B, ...]` cut over the devices; `B` is a multiple of their number.
+
+        Every process gives the whole batch, and only its own part goes to its devices.
+        """
         if self.axis.name is None:
             return jax.device_put(batch, self.devices[0])
-        return jax.device_put(batch.reshape(len(self.devices), -1, *batch.shape[1:]), self._sharding())
+        parts, first = batch.reshape(len(self.devices), -1, *batch.shape[1:]), self.devices.index(self.local[0])
+        return jax.device_put(parts[first : first + len(self.local)], self._sharding())
 
     def join(self, batch: jax.Array) -> np.ndarray:
-        """The whole batch `[B, ...]` on the host from what a step returned for each device's part."""
+        """The whole batch `[B, ...]` on every host from what a step returned for each device's part."""
         host = np.asarray(batch)
-        return host if self.axis.name is None else host.reshape(-1, *host.shape[2:])
+        return host if self.axis.name is None else processes.gather(host.reshape(-1, *host.shape[2:]))
 
     def _sharding(self) -> NamedSharding:
-        return NamedSharding(Mesh(np.asarray(self.devices), (_AXIS_NAME,)), PartitionSpec(_AXIS_NAME))
+        return NamedSharding(Mesh(np.asarray(self.local), (_AXIS_NAME,)), PartitionSpec(_AXIS_NAME))
 
 
 def local_devices(count: int = 0) -> Devices:
-    """The first `count` local devices, all of them where it is 0."""
-    available: Sequence[jax.Device] = jax.local_devices()
-    return Devices(tuple(available[: count or None]))
+    """The first `count` local devices of every process, all of them where it is 0."""
+    by_process: dict[int, list[jax.Device]] = {}
+    for device in jax.devices():
+        by_process.setdefault(device.process_index, []).append(device)
+    return Devices(tuple(device for _, local in sorted(by_process.items()) for device in local[: count or None]))
 
 
 # Whole trees at a time: a call a leaf would compile a program a shape.

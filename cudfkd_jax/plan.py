@@ -50,7 +50,9 @@ def load(wanted: Wanted) -> ConfigDict:
     Raises:
         UserError: it is wrong.
     """
-    return settings.load_checked(wanted.file, wanted.overrides)
+    config = settings.load_checked(wanted.file, wanted.overrides)
+    validate.check_one_process(config, "each of several runs")
+    return config
 
 
 def plan(wanted: Sequence[Wanted], folder: Path) -> list[Planned]:

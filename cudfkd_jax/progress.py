@@ -13,14 +13,21 @@ _SHOWN = ("synthesis_loss", "student_loss", "loss", "acc1", "agree1")
 
 
 class Progress:
-    """Shows a stage of `epochs` epochs of `steps_per_epoch` steps each; a context manager."""
+    """Shows a stage of `epochs` epochs of `steps_per_epoch` steps each, or nothing; a context manager."""
 
     def __init__(
-        self, stage: str, *, epochs: int, steps_per_epoch: int, first_step: int, tensorboard: Path | None
+        self,
+        stage: str,
+        *,
+        epochs: int,
+        steps_per_epoch: int,
+        first_step: int,
+        tensorboard: Path | None,
+        shown: bool = True,
     ):
-        self._stage, self._epochs, self._steps_per_epoch = stage, epochs, steps_per_epoch
+        self._stage, self._epochs, self._steps_per_epoch, self._shown = stage, epochs, steps_per_epoch, shown
         self._bar: tqdm | None = None
-        if sys.stderr.isatty():
+        if shown and sys.stderr.isatty():
             self._bar = tqdm(
                 total=epochs * steps_per_epoch,
                 initial=first_step,
@@ -30,7 +37,7 @@ class Progress:
                 smoothing=0.05,
             )
         self._events: SummaryWriter | None = None
-        if tensorboard is not None:
+        if shown and tensorboard is not None:
             self._events = SummaryWriter(str(tensorboard), purge_step=first_step // steps_per_epoch + 1)
 
     def __enter__(self) -> "Progress":
@@ -56,7 +63,7 @@ class Progress:
         shown = {key: f"{record[key]:.4g}" for key in _SHOWN if key in record}
         if self._bar is not None:
             self._bar.set_postfix(shown)
-        else:
+        elif self._shown:
             text = "  ".join(f"{key} {value}" for key, value in shown.items())
             left = (self._epochs - record["epoch"]) * (record["seconds"] + record["evaluation_seconds"])
             print(
@@ -71,7 +78,10 @@ class Progress:
 
     def say(self, text: str) -> None:
         """One line that neither breaks the bar nor is overwritten by it."""
-        tqdm.write(text) if self._bar is not None else print(text, flush=True)
+        if self._bar is not None:
+            tqdm.write(text)
+        elif self._shown:
+            print(text, flush=True)
 
 
 def duration(seconds: float) -> str:

@@ -4,10 +4,15 @@
     the top    the data-free run: everything else
 
 Everything that can be wrong with a configuration, a teacher or the data is found before a folder is touched.
+
+Of several processes the first one alone touches it, and tells the others what is in it and what the teacher is.
+Each reads the data by itself.
 """
 
+import contextlib
+import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +25,7 @@ from cudfkd_jax import (
     datafree,
     defaults,
     networks,
+    processes,
     report,
     train,
     trainer,
@@ -53,9 +59,26 @@ def run(config: ConfigDict, stage: str, folder: Path, say: Callable[[str], None]
         say: told what a user should read.
 
     Raises:
-        UserError: before anything is compiled or written.
+        UserError: before anything is compiled or written; in all processes where it is raised in one.
     """
-    validate.check(config)
+    validate.check_processes(config)
+    build.connect(config, say)
+    say = say if processes.is_first() else _say_nothing
+    processes.together(lambda: validate.check(config))
+    build.check_same(config, stage)
+    found = processes.from_first(lambda: _look(config, stage, folder, say))
+    parts, teacher = found["parts"], found["teacher"] and weights.unpack(found["teacher"])
+    if not parts:
+        return
+    dataset = processes.together(lambda: _prepare(config, parts, teacher))
+    with _locked(folder):
+        for part in parts:
+            teacher = _run_part(config, part, folder, dataset, teacher, say)
+            processes.from_first(functools.partial(_say_finished, _folder(folder, part), say))
+
+
+def _look(config: ConfigDict, stage: str, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    """The parts of a stage that are left to do, and the teacher so far, packed; changes nothing."""
     workdir.check_writable(folder)
     workdir.check_free(folder)
     if stage == "teacher" and config.teacher.checkpoint:
@@ -86,18 +109,26 @@ def run(config: ConfigDict, stage: str, folder: Path, say: Callable[[str], None]
     if "distill" in done:
         _report(config, folder)
     parts = [part for part in parts if part not in done]
-    if not parts:
-        return
     for part in parts:
         checkpoint.find_newest(_folder(folder, part) / trainer.CHECKPOINTS)
+    return {"parts": parts, "teacher": teacher and weights.pack(teacher)}
+
+
+def _prepare(config: ConfigDict, parts: list[str], teacher: Trained | None) -> Dataset | None:
+    """The data that the parts need, once it is known that all networks take them."""
     dataset = None
     if config.data.source != configuration.NO_DATA:
         dataset = build.dataset(config, ("test",) if parts == ["distill"] else ("train", "test"))
     _check_shapes(config, parts, dataset, teacher)
-    with workdir.lock(folder):
-        for part in parts:
-            teacher = _run_part(config, part, folder, dataset, teacher, say)
-            _say_finished(_folder(folder, part), say)
+    return dataset
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Holds the folder for the first process."""
+    with contextlib.ExitStack() as stack:
+        processes.from_first(lambda: stack.enter_context(workdir.lock(folder)))
+        yield
 
 
 def run_pair(
@@ -119,21 +150,31 @@ def run_pair(
     Raises:
         UserError: before anything is compiled or written.
     """
-    workdir.check_writable(folder)
-    workdir.check_free(folder)
-    validate.check_devices(config, ["distill"])
     settings = build.result_settings(config, "distill")
     settings[workdir.TEACHER] = weights.digest(pair.teacher_variables)
-    workdir.check_own(folder, _WRITTEN)
-    workdir.check_config(folder, settings)
-    if (folder / SUMMARY).exists():
-        return
-    checkpoint.find_newest(folder / trainer.CHECKPOINTS)
-    datafree.check_shapes(config, pair)
-    with workdir.lock(folder):
+
+    def is_finished() -> bool:
+        workdir.check_writable(folder)
+        workdir.check_free(folder)
+        validate.check_devices(config, ["distill"])
+        workdir.check_own(folder, _WRITTEN)
         workdir.check_config(folder, settings)
-        workdir.write_config(folder, settings, configuration.flatten(config))
-        _distill(config, folder, pair, test, say)
+        if (folder / SUMMARY).exists():
+            return True
+        checkpoint.find_newest(folder / trainer.CHECKPOINTS)
+        return False
+
+    def begin() -> None:
+        workdir.check_config(folder, settings)
+        workdir.write_config(folder, settings, configuration.kept(config))
+
+    build.check_same(config, "distill")
+    if processes.from_first(is_finished):
+        return
+    processes.together(lambda: datafree.check_shapes(config, pair))
+    with _locked(folder):
+        processes.from_first(begin)
+        _distill(config, folder, pair, test, say if processes.is_first() else _say_nothing)
 
 
 def evaluate_run(config: ConfigDict, folder: Path, say: Callable[[str], None] = print) -> dict[str, Any]:
@@ -148,6 +189,7 @@ def evaluate_run(config: ConfigDict, folder: Path, say: Callable[[str], None] = 
         are there.
     """
     validate.check(config)
+    validate.check_one_process(config, "--stage=evaluate")
     if config.data.source == configuration.NO_DATA:
         raise UserError(
             f"--stage=evaluate measures on test images and data.source={configuration.NO_DATA} has none; "
@@ -219,11 +261,15 @@ def _run_part(
     say: Callable[[str], None],
 ) -> Trained | None:
     part_folder, settings = _folder(folder, part), _settings(config, part, teacher)
-    workdir.check_config(part_folder, settings)
-    whole = configuration.flatten(config)
+    whole = configuration.kept(config)
     if config.teacher.checkpoint:  # found again from another directory
         whole["teacher.checkpoint"] = str(Path(config.teacher.checkpoint).expanduser().absolute())
-    workdir.write_config(part_folder, settings, whole)
+
+    def begin() -> None:
+        workdir.check_config(part_folder, settings)
+        workdir.write_config(part_folder, settings, whole)
+
+    processes.from_first(begin)
     if part == "distill":
         assert teacher is not None
         test = dataset.splits["test"] if dataset else None
@@ -231,14 +277,16 @@ def _run_part(
         return teacher
     assert dataset
     train.train(config, part, part_folder, dataset, teacher)
-    return weights.load_net(part_folder / train.NET) if part == "teacher" else teacher
+    if part != "teacher":
+        return teacher
+    return weights.unpack(processes.from_first(lambda: weights.pack(weights.load_net(part_folder / train.NET))))
 
 
 def _distill(config: ConfigDict, folder: Path, pair: Pair, test: Split | None, say: Callable[[str], None]) -> None:
     if config.synthesis.bn_weight and not has_batch_norm(pair.teacher_variables):
         say("the teacher has no BatchNorm: it is distilled without the BN term")
     datafree.distill(config, folder, pair, test)
-    _report(config, folder)
+    processes.from_first(lambda: _report(config, folder))
 
 
 def _report(config: ConfigDict, folder: Path) -> None:
@@ -248,6 +296,10 @@ def _report(config: ConfigDict, folder: Path) -> None:
         return
     if not page.exists() or page.stat().st_mtime_ns < summary.stat().st_mtime_ns:
         report.write_report(folder)
+
+
+def _say_nothing(text: str) -> None:
+    pass
 
 
 def _check_shapes(config: ConfigDict, parts: list[str], dataset: Dataset | None, teacher: Trained | None) -> None:

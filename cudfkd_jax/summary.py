@@ -85,7 +85,7 @@ def _peak_memory(devices: Devices) -> dict[str, float | None]:
     """The most that this process held at a time, and the most on one device where the device tells."""
     unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, bytes there
     host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    device = (devices.devices[0].memory_stats() or {}).get("peak_bytes_in_use")
+    device = (devices.local[0].memory_stats() or {}).get("peak_bytes_in_use")
     return {"host": host / 2**20, "device": device / 2**20 if device else None}
 
 

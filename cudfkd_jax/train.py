@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from cudfkd_jax import build, networks, supervised, trainer
+from cudfkd_jax import build, networks, processes, supervised, trainer
 from cudfkd_jax.data import Dataset
 from cudfkd_jax.evaluate import make_evaluate, make_predict
 from cudfkd_jax.files import write_json
@@ -82,8 +82,9 @@ def train(
         **common_summary(config, history, devices),
         "network": {"arch": net.arch, "parameters": count_parameters(state.student.params), **metrics},
     }
-    save_net(folder / NET, dataclasses.replace(net, metrics=metrics), jax.device_get(state.student.variables))
-    write_json(folder / SUMMARY, summary)
+    if processes.is_first():
+        save_net(folder / NET, dataclasses.replace(net, metrics=metrics), jax.device_get(state.student.variables))
+        write_json(folder / SUMMARY, summary)
     return summary
 
 

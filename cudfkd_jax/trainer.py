@@ -1,24 +1,22 @@
-"""How a stage is run: resume, epochs, evaluation, records, checkpoints, signals.
+"""How a stage is run: resume, epochs, evaluation, records, checkpoints.
 
 The same for a distilled student and for a supervised network; a stage says what its steps, its evaluation and
 its products are.
 """
 
 import dataclasses
-import signal
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType, TracebackType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cudfkd_jax import checkpoint, records
-from cudfkd_jax.errors import RunFailedError, StoppedError
+from cudfkd_jax import checkpoint, processes, records
+from cudfkd_jax.errors import RunFailedError
+from cudfkd_jax.interrupts import Signals, Watch
 from cudfkd_jax.loops import EpochFunction
 from cudfkd_jax.parallel import Devices
 from cudfkd_jax.progress import Progress
@@ -44,7 +42,7 @@ class Stage:
         evaluate: test metrics of a state (one copy of it), `{}` where there is nothing to measure.
         after_epoch: `(state, records)`, called with one copy of the state and all records so far, before the
             checkpoint of the epoch is written; it must overwrite what it wrote for the same epoch before.
-        after_checkpoint: called when all epochs so far are safe.
+        after_checkpoint: called when all epochs so far are safe, in the process that writes.
         devices: what everything above is compiled for.
     """
 
@@ -84,18 +82,18 @@ class Upkeep:
 def run(stage: Stage, upkeep: Upkeep) -> tuple[RunState, list[Record]]:
     """Runs a stage to its end, from its newest checkpoint where it has one.
 
+    Of several processes the first one reads and writes the folder; all return the same state and metrics.
+
     Returns:
         One copy of the last state, and a record an epoch.
 
     Raises:
-        StoppedError: Ctrl-C or SIGTERM; the state is saved.
+        StoppedError: Ctrl-C or SIGTERM, of any process; the state is saved.
         RunFailedError: a metric turned NaN or infinite; the state before that step is saved.
         UserError: the checkpoints or the records cannot be used.
     """
-    state, damaged = checkpoint.restore_newest(stage.folder / CHECKPOINTS, jax.eval_shape(stage.init))
-    state = initialise(stage.init) if state is None else state
+    state, history, damaged = _start(stage)
     first_step = int(state.step)
-    history = records.cut_back(stage.folder / METRICS, first_step // stage.steps_per_epoch)
     if _is_over(stage, history):
         return state, history
     progress = Progress(
@@ -104,6 +102,7 @@ def run(stage: Stage, upkeep: Upkeep) -> tuple[RunState, list[Record]]:
         steps_per_epoch=stage.steps_per_epoch,
         first_step=first_step,
         tensorboard=stage.folder / "tensorboard" if upkeep.tensorboard else None,
+        shown=processes.is_first(),
     )
     for path in damaged:
         progress.say(f"{path} is damaged and passed over")
@@ -112,18 +111,37 @@ def run(stage: Stage, upkeep: Upkeep) -> tuple[RunState, list[Record]]:
     state = stage.devices.replicate(state)
     saver = _Saver(stage, upkeep)
     with Signals() as signals, progress:
+        watch = Watch(signals, saver.due)
         while not _is_over(stage, history):
-            state, record = _run_epoch(stage, upkeep, state, len(history) + 1, saver, signals, progress)
+            state, record = _run_epoch(stage, upkeep, state, len(history) + 1, saver, watch, progress)
             history.append(record)
-            records.append(stage.folder / METRICS, record)
+            if processes.is_first():
+                records.append(stage.folder / METRICS, record)
             progress.epoch(record)
             stage.after_epoch(stage.devices.unreplicate(state), history)
             state = state.start_epoch()
-            if _is_over(stage, history) or signals.received or saver.due(at_epoch_end=True):
+            if watch.interrupts(at_epoch_end=True) or _is_over(stage, history):
                 saver.save(stage.devices.unreplicate(state))
-            if signals.received:
-                raise StoppedError(signals.received)
+                watch.stop_if_told()
     return stage.devices.unreplicate(state), history
+
+
+def _start(stage: Stage) -> tuple[RunState, list[Record], list[str]]:
+    """The state to go on from, the records up to it, and the damaged checkpoints that were passed over."""
+    like = jax.eval_shape(stage.init)
+
+    def read() -> dict[str, Any]:
+        state, damaged = checkpoint.restore_newest(stage.folder / CHECKPOINTS, like)
+        state = initialise(stage.init) if state is None else state
+        return {
+            "history": records.cut_back(stage.folder / METRICS, int(state.step) // stage.steps_per_epoch),
+            "state": jax.tree.leaves(checkpoint.to_host(state)),
+            "damaged": [str(path) for path in damaged],
+        }
+
+    found = processes.from_first(read)
+    state = checkpoint.with_keys(jax.tree.unflatten(jax.tree.structure(like), found["state"]), like)
+    return state, found["history"], found["damaged"]
 
 
 def _is_over(stage: Stage, history: list[Record]) -> bool:
@@ -142,10 +160,11 @@ class _Saver:
         return (every > 0 or at_epoch_end) and time.monotonic() - self._saved_at >= every
 
     def save(self, state: RunState) -> None:
-        """Writes one copy of a state, then what the stage publishes with it."""
-        folder = self._stage.folder / CHECKPOINTS
-        checkpoint.save(folder, int(state.step + state.synthesis_step), state, keep=self._upkeep.keep)
-        self._stage.after_checkpoint()
+        """Writes one copy of a state, then what the stage publishes with it; one process alone does."""
+        if processes.is_first():
+            folder = self._stage.folder / CHECKPOINTS
+            checkpoint.save(folder, int(state.step + state.synthesis_step), state, keep=self._upkeep.keep)
+            self._stage.after_checkpoint()
         self._saved_at = time.monotonic()
 
 
@@ -155,7 +174,7 @@ def _run_epoch(
     state: RunState,
     epoch: int,
     saver: _Saver,
-    signals: "Signals",
+    watch: Watch,
     progress: Progress,
 ) -> tuple[RunState, Record]:
     """The (rest of the) epoch, saved inside it where that is due, and its record; `epoch` counts from 1."""
@@ -163,7 +182,7 @@ def _run_epoch(
 
     def on_step(steps_in_epoch: int) -> bool:
         progress.step(end - stage.steps_per_epoch + steps_in_epoch)
-        return signals.received is not None or saver.due(at_epoch_end=False)
+        return watch.interrupts()
 
     first_step, start = int(stage.devices.unreplicate(state.step)), time.monotonic()
     while True:
@@ -176,8 +195,7 @@ def _run_epoch(
         if last_step == end:
             break
         saver.save(one)
-        if signals.received:
-            raise StoppedError(signals.received)
+        watch.stop_if_told()
     seconds = time.monotonic() - start
 
     start = time.monotonic()
@@ -199,32 +217,6 @@ def initialise(init: Callable[[], Any]) -> Any:
     # Optimising code that runs once takes XLA's CPU compiler far longer than it saves.
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     return jax.jit(init, compiler_options=options)()
-
-
-class Signals:
-    """While entered, the first SIGINT or SIGTERM is only noted; a second SIGINT interrupts at once."""
-
-    def __init__(self) -> None:
-        self.received: int | None = None
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> "Signals":
-        if threading.current_thread() is not threading.main_thread():
-            return self  # only the main thread may handle signals
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._previous[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.received == signal.SIGINT == number:
-            raise KeyboardInterrupt
-        self.received = number
 
 
 def _means(tally: Tally) -> dict[str, float]:

@@ -4,7 +4,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
 from cudfkd_jax import build_method, curriculum, data, loops, networks
@@ -13,6 +12,7 @@ from cudfkd_jax.configuration import NO_DATA, choose, flatten, get
 from cudfkd_jax.errors import UserError
 from cudfkd_jax.methods import METHODS, contrastive_loss, student
 from cudfkd_jax.models import generator
+from cudfkd_jax.parallel import local_devices
 
 _POSITIVE = (
     *(f"{section}.{key}" for section in ("teacher", "scratch", "kd") for key in ("epochs", "batch_size")),
@@ -138,10 +138,10 @@ def _check_convergence(config: ConfigDict) -> None:
 
 def check_devices(config: ConfigDict, sections: Sequence[str]) -> None:
     """Refuses more devices than there are, and batches of these sections that they cannot share evenly."""
-    available = len(jax.local_devices())
+    available = len(local_devices().local)
     if config.devices > available:
         raise UserError(f"devices={config.devices} but only {available} are here; set --config.devices")
-    count = config.devices or available
+    count = len(local_devices(config.devices).devices)
     sizes = {f"{section}.batch_size": config[section].batch_size for section in sections}
     if "distill" in sections:
         sizes |= build_method.shared_sizes(config)
@@ -151,6 +151,43 @@ def check_devices(config: ConfigDict, sections: Sequence[str]) -> None:
                 f"{key}={size} cannot be divided by {count} devices; set --config.{key.split()[0]} to a multiple, "
                 "or --config.devices"
             )
+
+
+def check_processes(config: ConfigDict) -> None:
+    """Checks what says how the processes of a run find each other, before they do.
+
+    Raises:
+        UserError: a part is missing or out of range.
+    """
+    d = config.distributed
+    host, _, port = d.coordinator.rpartition(":")
+    if d.coordinator and not (host and port.isdecimal() and 0 < int(port) < 2**16):
+        raise UserError(
+            f"distributed.coordinator={d.coordinator} is not host:port; set --config.distributed.coordinator"
+        )
+    _require("distributed.processes", d.processes, d.processes >= 0, "must not be negative")
+    if d.processes and d.process >= d.processes:
+        raise UserError(
+            f"distributed.process={d.process} of distributed.processes={d.processes}: they are counted from 0; "
+            "set --config.distributed.process"
+        )
+    given = {"coordinator": bool(d.coordinator), "processes": d.processes > 0, "process": d.process >= 0}
+    missing = [name for name, is_given in given.items() if not is_given]
+    if not d.detect and 0 < len(missing) < len(given):
+        raise UserError(
+            f"distributed.{missing[0]} is missing; give --config.distributed.coordinator, processes and process, "
+            "or --config.distributed.detect under SLURM or Open MPI"
+        )
+
+
+def check_one_process(config: ConfigDict, what: str) -> None:
+    """Refuses several processes where one does the work.
+
+    Raises:
+        UserError: several are asked for.
+    """
+    if config.distributed.detect or config.distributed.coordinator:
+        raise UserError(f"{what} takes one process; leave out --config.distributed")
 
 
 def _require(key: str, value: Any, holds: bool, rule: str) -> None:

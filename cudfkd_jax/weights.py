@@ -79,8 +79,7 @@ def load_net(folder: Path) -> Trained:
         description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
         content = (folder / WEIGHTS).read_bytes()
         sha256 = description.pop("sha256")
-        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in description.items()}
-        net = Net(**fields)
+        net = _net(description)
     except OSError as error:
         raise UserError(f"no network in {folder}: {error.strerror} ({error.filename})") from error
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
@@ -94,6 +93,17 @@ def load_net(folder: Path) -> Trained:
     except Exception as error:  # msgpack, Flax and NumPy answer nonsense with errors of many types
         raise UserError(f"{folder / WEIGHTS} does not hold a network's weights; restore it") from error
     return Trained(net, variables, sha256)
+
+
+def pack(trained: Trained) -> dict[str, Any]:
+    """A network as dictionaries, lists, numbers, texts and arrays; `unpack` takes it back."""
+    net = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(trained.net).items()}
+    return {"net": net, "variables": trained.variables, "sha256": trained.sha256}
+
+
+def unpack(packed: dict[str, Any]) -> Trained:
+    """The network that `pack` was given."""
+    return Trained(_net(packed["net"]), packed["variables"], packed["sha256"])
 
 
 def check_weights(variables: Any, expected: Any, where: Path) -> None:
@@ -119,6 +129,11 @@ def check_weights(variables: Any, expected: Any, where: Path) -> None:
             f"the weights in {where} are not those of the network that its {DESCRIPTION} names: "
             f"{'; '.join(differences[:3])} ({len(differences)} differ); restore the folder"
         )
+
+
+def _net(description: dict[str, Any]) -> Net:
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in description.items()}
+    return Net(**fields)
 
 
 def _serialise(variables: Any) -> bytes:

@@ -28,11 +28,12 @@ _LAYERS = (
     {"networks"},
     {"configuration"},
     {"trainer", "evaluate", "observe", "summary", "formats"},
-    {"loops", "supervised", "checkpoint", "progress", "samples", "torch_io", "workdir"},
+    {"loops", "supervised", "checkpoint", "interrupts", "progress", "samples", "torch_io", "workdir"},
     {"steps", "records", "data", "torch_names", "flax_io", "weights"},
     {"methods"},
     {"capture", "curriculum", "metrics", "models", "train_state", "defaults"},
     {"losses", "parallel", "files", "augment", "recipes", "paper", "cli"},
+    {"processes"},
     {"errors"},
 )
 
@@ -136,6 +137,12 @@ def test_only_these_modules_know_the_configuration():
 def test_only_parallel_names_a_mapping_or_a_collective():
     words = {"pmap", "shard_map", "pmean", "psum", "all_gather", "axis_index", "Mesh", "NamedSharding"}
     assert {name for name in _FILES if words & _names(name)} == _KNOWS_DEVICES
+
+
+def test_only_these_modules_know_of_several_processes_what_jax_knows():
+    words = {"process_index", "process_count", "distributed", "multihost_utils", "local_device_count"}
+    users = {name for name in _FILES if words & _names(name)}
+    assert users - {"build", "validate", "defaults"} == {"parallel", "processes"}  # `config.distributed`
 
 
 def test_only_the_restricted_reader_unpickles():

@@ -53,6 +53,8 @@ _CODE = re.findall(r"(?<!`)`([^`\n]+)`(?!`)", re.sub(r"^```.*?^```$", "", _TEXT,
 
 def _of_main(command: str) -> list[str] | None:
     words = shlex.split(command)
+    if words[0] == "srun":
+        words = words[words.index("python") :]
     return words[3:] if words[:3] == ["python", "-m", "cudfkd_jax.main"] else None
 
 
