@@ -1,0 +1,154 @@
+"""The distillation of a configuration, compiled program by program and ready to be timed."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from benchmarking.costs import Cost, cost
+from benchmarking.timing import Seconds, timed
+from cudfkd_jax import build, configuration, networks, trainer, validate
+from cudfkd_jax.loops import Epoch, EpochFunction, Steps, distillation_steps, make_epoch_function
+from cudfkd_jax.parallel import Devices
+from cudfkd_jax.steps import RunState, init_state
+
+SYNTHESIS, STUDENT = "synthesis step", "student step"
+
+
+class Setup(NamedTuple):
+    """What is timed: steps `(state, *frozen, axis)` and what they are called with."""
+
+    devices: Devices
+    epoch: Epoch
+    loop: str  # "python" or "scan"
+    parts: Steps
+    state: RunState
+    frozen: tuple[Any, ...]
+
+
+class Program(NamedTuple):
+    """A compiled step `(state, *frozen) -> state`, how long it took to compile, and what it costs."""
+
+    call: Callable[..., RunState]
+    compile_s: float
+    cost: Cost
+
+
+def set_up(config: ConfigDict) -> Setup:
+    """Builds the distillation of a configuration around a teacher with random weights.
+
+    Raises:
+        UserError: a setting is out of range.
+    """
+    validate.check(config)
+    validate.check_devices(config, ["distill"])
+    devices, key = build.devices(config), build.root_key(config, "distill")
+    net = networks.described(config, "teacher")
+    teacher = networks.classifier(config, net)
+    variables = trainer.initialise(lambda: teacher.init(key, net.image_shape))
+    problem = build.problem(config, networks.pair(config, net, variables))
+    init = functools.partial(init_state, key, variables, problem=problem, image_shape=net.image_shape)
+    on_cpu = devices.devices[0].platform == "cpu"
+    return Setup(
+        devices,
+        configuration.distill_epoch(config),
+        ("python" if on_cpu else "scan") if config.loop == "auto" else config.loop,
+        distillation_steps(problem),
+        devices.replicate(trainer.initialise(init)),
+        (devices.replicate(variables),),
+    )
+
+
+class Ours:
+    """A distillation that goes on as far as it is asked to.
+
+    Attributes:
+        setup: what it was made of; its state is used up.
+        state: the newest.
+        programs: what was compiled so far, by kind of step.
+    """
+
+    def __init__(self, setup: Setup):
+        """Compiles nothing yet."""
+        self.setup, self.state = setup, setup.state
+        self.programs: dict[str, Program] = {}
+        parts = setup.parts
+        steps = {"begin": parts.begin, SYNTHESIS: parts.synthesis, "finish": parts.finish, STUDENT: parts.student}
+        self._steps = {kind: step for kind, step in steps.items() if step}
+
+    @property
+    def kinds(self) -> list[str]:
+        """The kinds of steps of a round, in their order."""
+        return [kind for kind, _ in self._turns()]
+
+    def first(self, kind: str) -> float:
+        """Compiles a step and takes it; the seconds of both."""
+        self.state, seconds = timed(lambda: self._program(kind).call(self.state, *self.setup.frozen))
+        return seconds
+
+    def each_step(self) -> Seconds:
+        """A round, every step of it waited for."""
+        seconds: Seconds = {}
+        for kind, count in self._turns():
+            for _ in range(count):
+                self.state, taken = timed(self._program(kind).call, self.state, *self.setup.frozen)
+                seconds.setdefault(kind, []).append(taken)
+        return seconds
+
+    def round(self) -> Seconds:
+        """A round as the run's loop drives it, waited for at its end only."""
+        if self.setup.loop == "scan":
+            return {"round": [self._in_one_call(self._one_round)]}
+        self.state, seconds = timed(self._round_by_steps)
+        return {"round": [seconds]}
+
+    def epoch(self) -> Seconds:
+        """An epoch in one call."""
+        return {"epoch": [self._in_one_call(self._one_epoch)]}
+
+    def round_cost(self) -> Cost:
+        """Of the programs of a round, which must have been compiled."""
+        costs = (self.programs[kind].cost.times(count) for kind, count in self._turns())
+        return functools.reduce(Cost.__add__, costs)
+
+    def _turns(self) -> list[tuple[str, int]]:
+        """The kinds of steps of a round in their order, with their number; none that the method does not have."""
+        epoch = self.setup.epoch
+        turns = [("begin", 1), (SYNTHESIS, epoch.synthesis_steps), ("finish", 1), (STUDENT, epoch.student_steps)]
+        return [(kind, count) for kind, count in turns if kind in self._steps]
+
+    def _program(self, kind: str) -> Program:
+        if kind not in self.programs:
+            step: Any = self.setup.devices.compile(self._steps[kind])
+            lowered, lowering_s = timed(step.lower, self.state, *self.setup.frozen)
+            compiled, compile_s = timed(lowered.compile)
+            self.programs[kind] = Program(compiled, lowering_s + compile_s, cost(lowered, compiled))
+        return self.programs[kind]
+
+    def _round_by_steps(self) -> RunState:
+        state = self.state
+        for kind, count in self._turns():
+            for _ in range(count):
+                state = self._program(kind).call(state, *self.setup.frozen)
+        return state
+
+    def _in_one_call(self, drive: EpochFunction) -> float:
+        """Goes from the first step of an epoch, where alone the scan begins, to its end; the seconds."""
+        counters = {name: jnp.zeros_like(getattr(self.state, name)) for name in ("step", "synthesis_step")}
+        start = jax.block_until_ready(self.state.replace(**counters))
+        self.state, seconds = timed(lambda: drive(start, *self.setup.frozen, progress=lambda _: False))
+        return seconds
+
+    @functools.cached_property
+    def _one_round(self) -> EpochFunction:
+        return self._scan(self.setup.epoch._replace(rounds=1))
+
+    @functools.cached_property
+    def _one_epoch(self) -> EpochFunction:
+        return self._scan(self.setup.epoch)
+
+    def _scan(self, epoch: Epoch) -> EpochFunction:
+        return make_epoch_function("scan", epoch, self.setup.devices, self.setup.parts)

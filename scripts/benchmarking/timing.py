@@ -1,0 +1,42 @@
+"""Taking turns, medians, and what hangs on them."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import jax
+
+Result = TypeVar("Result")
+Seconds = dict[str, list[float]]  # by kind of work
+
+
+def timed(call: Callable[..., Result], *arguments: Any) -> tuple[Result, float]:
+    """What a call returns, waited for, and the seconds until then."""
+    begin = time.perf_counter()
+    result = jax.block_until_ready(call(*arguments))
+    return result, time.perf_counter() - begin
+
+
+def alternate(passes: Mapping[str, Callable[[], Seconds]], repeats: int) -> dict[str, Seconds]:
+    """Calls all of them in turn, so many times, so that what else the machine does falls on each alike.
+
+    Args:
+        passes: by name; each returns the seconds of every kind of work that it did.
+        repeats: how often.
+
+    Returns:
+        By name and kind, the seconds of all repeats in their order.
+    """
+    taken: dict[str, Seconds] = {name: {} for name in passes}
+    for _ in range(repeats):
+        for name, work in passes.items():
+            for kind, seconds in work().items():
+                taken[name].setdefault(kind, []).extend(seconds)
+    return taken
+
+
+def median_ratio(theirs: list[float], ours: list[float]) -> dict[str, float]:
+    """Their time over ours, repeat by repeat: the median, the least and the most."""
+    ratios = [a / b for a, b in zip(theirs, ours, strict=True)]
+    return {"median": statistics.median(ratios), "least": min(ratios), "most": max(ratios)}
