@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from rounds import UNOPTIMISED
+from rounds import ONE_DEVICE, UNOPTIMISED
 
-from benchmarking import measure, peers, table
+from benchmarking import ceilings, measure, peers, table
 from cudfkd_jax import build, defaults, networks, steps
 from cudfkd_jax.errors import UserError
 from cudfkd_jax.parallel import SINGLE
@@ -140,10 +140,10 @@ def test_refuses_what_it_does_not_compute(key, value):
 @pytest.mark.slow
 def test_is_measured_in_turn_with_ours(monkeypatch):
     monkeypatch.setattr(tuned, "compiler_fault", lambda device: "no compiler")
-    config = _config("l1")
-    config.devices = 1
+    monkeypatch.setattr(build, "devices", lambda config: ONE_DEVICE)
+    monkeypatch.setattr(ceilings, "_SIZES", {"cpu": (256, 1 << 20)})
     with jax.enable_x64(False):
-        (measured,) = measure.measure_all([config], 2, peer="torch")
+        (measured,) = measure.measure_all([_config("l1")], 2, peer="torch")
     found = measured["peers"]
     assert found["version"] == torch.__version__ and found["not_compiled"] == "no compiler"
     for name in ("torch, plain", "torch, tuned"):
