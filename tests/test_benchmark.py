@@ -31,11 +31,26 @@ def _tiny_config():
     return config
 
 
+class _Peer:
+    description = "as it is"
+
+    def __init__(self):
+        self.rounds = iter([60.0, 3.0, 3.0])
+
+    def run(self):
+        whole = next(self.rounds)
+        return {"synthesis step": [whole / 2], "student step": [whole / 6], "round": [whole]}
+
+
 @pytest.mark.slow
 def test_measures_and_prints_every_kind_of_work(monkeypatch):
     monkeypatch.setattr(ceilings, "_SIZES", {"cpu": (256, 1 << 20)})
     monkeypatch.setattr(build, "devices", lambda config: ONE_DEVICE)
-    (measured,) = json.loads(json.dumps(measure.measure_all([_tiny_config()], 2, imports_s=1.5)))
+    monkeypatch.setattr(peers, "check", lambda config, devices: None)
+    theirs = peers.Peers({"torch, plain": _Peer()}, "no compiler", "cpu", 3, "2.99")
+    monkeypatch.setattr(peers, "torch_peers", lambda config, teacher_variables, state: theirs)
+    measured = measure.measure_all([_tiny_config()], 2, peer="torch", imports_s=1.5)
+    (measured,) = json.loads(json.dumps(measured))
 
     timings, top = measured["timings"], measured["ceilings"]
     assert list(timings) == ["synthesis step", "student step", "round", "epoch"]
@@ -57,10 +72,24 @@ def test_measures_and_prints_every_kind_of_work(monkeypatch):
     assert all(0 < measured["compile_s"][kind] < first for kind, first in start["first_steps_s"].items())
     assert 10 < measured["peak_memory_mib"]["host"] < 100_000
 
+    assert measured["rounds_s"][0] != measured["rounds_s"][1]
+    peer = measured["peers"]["rounds"]["torch, plain"]
+    assert peer["rounds_s"] == [3.0, 3.0]  # without the round to warm up
+    ratios = [3 / seconds for seconds in measured["rounds_s"]]
+    assert peer["round_over_ours"]["median"] == pytest.approx(sum(ratios) / 2)
+    assert peer["round_over_ours"]["most"] == pytest.approx(max(ratios))
+
     lines = table.table(measured).splitlines()
     assert lines[0] == "nets:TinyNet -> nets:TinyNet, cudfkd, batch 8, 8x8x1, float32"
     assert lines[1] == "a round of 1 synthesis and 3 student steps, an epoch of 5 rounds"
-    shown = {line[:18].strip(): line[18:].split()[0] for line in lines if line.startswith(tuple(timings))}
+    of_peer = next(line for line in lines if line.startswith("torch, plain "))
+    assert of_peer.split()[2:6] == ["1,500.0", "500.0", "3,000.0", "8"]
+    assert lines[-2:] == ["torch, plain: as it is", "no compiled one: no compiler"]
+    shown = {
+        line[:18].strip(): line[18:].split()[0]
+        for line in lines
+        if re.match("synthesis|student|round|epoch", line)
+    }
     assert shown == {kind: f"{1000 * timing['seconds']:,.1f}" for kind, timing in timings.items()}
 
 

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from rounds import ONE_DEVICE, UNOPTIMISED
+from rounds import UNOPTIMISED
 
-from benchmarking import ceilings, measure, peers, table
+from benchmarking import peers
 from cudfkd_jax import build, defaults, networks, steps
 from cudfkd_jax.errors import UserError
 from cudfkd_jax.parallel import SINGLE
@@ -137,24 +137,16 @@ def test_refuses_what_it_does_not_compute(key, value):
         peers.check(config, build.devices(config))
 
 
-@pytest.mark.slow
-def test_is_measured_in_turn_with_ours(monkeypatch):
+def test_rounds_can_be_timed(monkeypatch):
     monkeypatch.setattr(tuned, "compiler_fault", lambda device: "no compiler")
-    monkeypatch.setattr(build, "devices", lambda config: ONE_DEVICE)
-    monkeypatch.setattr(ceilings, "_SIZES", {"cpu": (256, 1 << 20)})
-    with jax.enable_x64(False):
-        (measured,) = measure.measure_all([_config("l1")], 2, peer="torch")
-    found = measured["peers"]
-    assert found["version"] == torch.__version__ and found["not_compiled"] == "no compiler"
-    for name in ("torch, plain", "torch, tuned"):
-        peer = found["rounds"][name]
-        step, student, whole = (
-            peer["timings"][kind]["seconds"] for kind in ("synthesis step", "student step", "round")
-        )
-        assert 0 < step < whole and 0 < student < whole
-        ratios = sorted(a / b for a, b in zip(peer["rounds_s"], measured["rounds_s"], strict=True))
-        assert peer["round_over_ours"] == pytest.approx(
-            {"median": sum(ratios) / 2, "least": ratios[0], "most": ratios[1]}
-        )
-    text = table.table(measured)
-    assert "torch, plain: eager, float32, NCHW\n" in text and "no compiled one: no compiler" in text
+    config, _, teacher, state = _problem("kl")
+    theirs = peers.torch_peers(config, teacher, state)
+    assert (theirs.version, theirs.device, theirs.fault) == (torch.__version__, "cpu", "no compiler")
+    assert list(theirs.rounds) == ["torch, plain", "torch, tuned"]
+    for peer_round in theirs.rounds.values():
+        for _ in range(2):
+            seconds = {kind: values[0] for kind, values in peer_round.run().items()}
+            assert seconds["round"] == pytest.approx(seconds["synthesis step"] + 2 * seconds["student step"])
+        assert peer_round.step == 4
+    assert theirs.rounds["torch, plain"].description == "eager, float32, NCHW"
+    assert "channels_last" in theirs.rounds["torch, tuned"].description

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from benchmarking import ceilings, peers
 from benchmarking.ceilings import Ceilings
 from benchmarking.ours import Ours, set_up
-from benchmarking.timing import Seconds, alternate, median_ratio, timed
+from benchmarking.timing import alternate, timed, timing
 from cudfkd_jax import build, summary
 
 _PACKAGES = ("cudfkd_jax", "jax", "jaxlib", "flax")
@@ -88,7 +88,7 @@ def _measure(config: ConfigDict, repeats: int, *, peer: str, imports_s: float) -
         "loop": setup.loop,
         "repeats": repeats,
         "timings": {
-            kind: _timing(values, images[kind])
+            kind: timing(values, images[kind])
             | {"flops": len(devices) * costs[kind].flops, "bytes": len(devices) * costs[kind].bytes}
             for kind, values in seconds.items()
         },
@@ -101,7 +101,7 @@ def _measure(config: ConfigDict, repeats: int, *, peer: str, imports_s: float) -
             "first_steps_s": first,
             "to_first_step_s": imports_s + set_up_s + sum(first.values()),
         },
-        "peers": _peers(theirs, taken, images) if theirs else {},
+        "peers": theirs.beside(taken["round"]["round"], taken, images) if theirs else {},
         "devices": {
             "platform": devices[0].platform,
             "kind": devices[0].device_kind,
@@ -120,42 +120,18 @@ def _images(config: ConfigDict, kinds: list[str]) -> dict[str, int]:
     return {kind: more.get(kind, d.batch_size) for kind in kinds}
 
 
-def _timing(seconds: list[float], images: int) -> dict[str, float]:
-    median = statistics.median(seconds)
-    return {"seconds": median, "images_per_s": images / median}
-
-
 def _beside(measured: dict[str, Any], reached: Ceilings) -> dict[str, Any]:
     """A measurement, and what part of the ceilings of its devices each program reaches."""
     devices = measured["devices"]
     count = 1 if devices["platform"] == "cpu" else devices["count"]  # those on the CPU share its cores
     product, stream = count * reached.flops[measured["compute_dtype"]], count * reached.stream
     timings = {}
-    for kind, timing in measured["timings"].items():
-        flops_per_s, bytes_per_s = timing["flops"] / timing["seconds"], timing["bytes"] / timing["seconds"]
+    for kind, t in measured["timings"].items():
+        flops_per_s, bytes_per_s = t["flops"] / t["seconds"], t["bytes"] / t["seconds"]
         rates = {"flops_per_s": flops_per_s, "bytes_per_s": bytes_per_s}
-        timings[kind] = timing | rates | {"of_product": flops_per_s / product, "of_stream": bytes_per_s / stream}
+        timings[kind] = t | rates | {"of_product": flops_per_s / product, "of_stream": bytes_per_s / stream}
     top = {"flops_per_s": reached.flops, "bytes_per_s": reached.stream}
     return measured | {"timings": timings, "ceilings": top}
-
-
-def _peers(theirs: peers.Peers, taken: dict[str, Seconds], images: dict[str, int]) -> dict[str, Any]:
-    ours = taken["round"]["round"]
-    return {
-        "version": theirs.version,
-        "device": theirs.device,
-        "threads": theirs.threads,
-        "not_compiled": theirs.fault,
-        "rounds": {
-            name: {
-                "what": peer_round.description,
-                "timings": {kind: _timing(values, images[kind]) for kind, values in taken[name].items()},
-                "rounds_s": taken[name]["round"],
-                "round_over_ours": median_ratio(taken[name]["round"], ours),
-            }
-            for name, peer_round in theirs.rounds.items()
-        },
-    }
 
 
 def _cores() -> int:

@@ -2,12 +2,13 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
+from benchmarking.timing import Seconds, median_ratio, timing
 from cudfkd_jax import build_method, configuration, torch_names
 from cudfkd_jax.errors import UserError
 from cudfkd_jax.parallel import Devices
@@ -46,6 +47,32 @@ class Peers:
     device: str
     threads: int
     version: str
+
+    def beside(
+        self, ours: Sequence[float], taken: Mapping[str, Seconds], images: Mapping[str, int]
+    ) -> dict[str, Any]:
+        """JSON-ready: what was measured of each round, and its time over ours.
+
+        Args:
+            ours: seconds of our round in each repeat.
+            taken: theirs, by name and kind.
+            images: by kind, in each.
+        """
+        return {
+            "version": self.version,
+            "device": self.device,
+            "threads": self.threads,
+            "not_compiled": self.fault,
+            "rounds": {
+                name: {
+                    "what": peer_round.description,
+                    "timings": {kind: timing(values, images[kind]) for kind, values in taken[name].items()},
+                    "rounds_s": taken[name]["round"],
+                    "round_over_ours": median_ratio(taken[name]["round"], ours),
+                }
+                for name, peer_round in self.rounds.items()
+            },
+        }
 
 
 def check(config: ConfigDict, devices: Devices) -> None:

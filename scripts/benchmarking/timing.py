@@ -1,8 +1,8 @@
-"""Taking turns, medians, and what hangs on them."""
+"""Taking turns, and medians."""
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -36,7 +36,13 @@ def alternate(passes: Mapping[str, Callable[[], Seconds]], repeats: int) -> dict
     return taken
 
 
-def median_ratio(theirs: list[float], ours: list[float]) -> dict[str, float]:
+def timing(seconds: Sequence[float], images: int) -> dict[str, float]:
+    """The median of some times, and how many images a second that is."""
+    median = statistics.median(seconds)
+    return {"seconds": median, "images_per_s": images / median}
+
+
+def median_ratio(theirs: Sequence[float], ours: Sequence[float]) -> dict[str, float]:
     """Their time over ours, repeat by repeat: the median, the least and the most."""
     ratios = [a / b for a, b in zip(theirs, ours, strict=True)]
     return {"median": statistics.median(ratios), "least": min(ratios), "most": max(ratios)}

@@ -190,7 +190,8 @@ class PlainRound:
         )
 
     def _latents(self, steps: int) -> Tensor:
-        return torch.randn(steps, self.settings.batch_size, self.settings.latent_dim, device=self.device)
+        s = self.settings
+        return torch.randn(steps, s.batch_size, s.latent_dim, dtype=self.mean.dtype, device=self.device)
 
     def _lambda(self) -> Tensor:
         s = self.settings
