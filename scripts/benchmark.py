@@ -34,6 +34,8 @@ def _prepare(arguments: Sequence[str]) -> None:
     flag = "--xla_force_host_platform_device_count"
     if most > 1 and flag not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}={most}".strip()
+    if os.environ.get("JAX_PLATFORMS") and "cpu" not in os.environ["JAX_PLATFORMS"].split(","):
+        os.environ["JAX_PLATFORMS"] += ",cpu"  # what `costs.operations` asks
     if options.peer:
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leaves the peer some of the GPU
 

@@ -1,13 +1,17 @@
-"""Operations and bytes of a compiled program, as XLA's cost analysis counts them.
+"""Operations and bytes of a step, as XLA's cost analysis counts them.
 
-Operations are counted in the program as it was lowered, bytes as it was compiled: the compiler fuses what would
-otherwise go through memory, and on GPUs it turns convolutions and products into calls of cuDNN and cuBLAS, of
-which its analysis knows nothing. A multiply-add is two operations, and taps on the padding of a convolution do not
-count. Of what a call of a library moves only its arguments and results are known, so that is what counts.
+Operations are counted in the program before XLA compiles it, bytes in what it compiles: the compiler fuses what
+would otherwise go through memory, and on GPUs it turns convolutions and products into calls of cuDNN and cuBLAS,
+of which its analysis knows nothing. A multiply-add is two operations, and taps on the padding of a convolution do
+not count. Of what a library's call moves only its arguments and results are known, so that is what counts. Of a
+loop the analysis counts one turn.
 """
 
 import re
+from collections.abc import Callable
 from typing import Any, NamedTuple
+
+import jax
 
 # `%name = f32[8,16]{1,0} custom-call(`, also of a tuple `(f32[8,16]{1,0}, u8[64]{0})`.
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%([\w.-]+) = (.+?) ([\w-]+)\((.*)$", re.MULTILINE)
@@ -16,7 +20,7 @@ _SCRATCH = "u8"
 
 
 class Cost(NamedTuple):
-    """Of one call on one device."""
+    """Of a call, on all devices together."""
 
     flops: float
     bytes: float
@@ -29,15 +33,23 @@ class Cost(NamedTuple):
         return Cost(count * self.flops, count * self.bytes)
 
 
-def cost(lowered: Any, compiled: Any) -> Cost:
-    """The cost of a program without loops (of a loop the analysis counts one turn).
+def operations(step: Callable[..., Any], *arguments: Any) -> float:
+    """What a function computes, on any device.
 
     Args:
-        lowered: a `jax.stages.Lowered`.
-        compiled: its `jax.stages.Compiled`.
+        step: of arrays.
+        arguments: arrays, or their shapes as `jax.ShapeDtypeStruct`.
     """
-    moved = compiled.cost_analysis()["bytes accessed"] + library_bytes(compiled.as_text())
-    return Cost(lowered.cost_analysis()["flops"], moved)
+    # Only for the CPU does XLA analyse what it has not compiled.
+    with jax.default_device(jax.devices("cpu")[0]):
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arguments)
+        analysis: Any = jax.jit(step).lower(*shapes).cost_analysis()
+    return analysis["flops"]
+
+
+def traffic(compiled: Any) -> float:
+    """Bytes that the programs of a `jax.stages.Compiled` read and write on one device."""
+    return compiled.cost_analysis()["bytes accessed"] + library_bytes(compiled.as_text())
 
 
 def library_bytes(text: str) -> float:
@@ -51,7 +63,7 @@ def library_bytes(text: str) -> float:
     instructions = _INSTRUCTION.findall(text)
     sizes = {name: _bytes(shape) for name, shape, _, _ in instructions}
     return sum(
-        sizes[name] + sum(sizes[argument] for argument in _arguments(rest))
+        sizes[name] + sum(sizes.get(argument, 0.0) for argument in _arguments(rest))
         for name, _, operation, rest in instructions
         if operation == "custom-call"
     )

@@ -31,11 +31,15 @@ def measure_all(
 
     Returns:
         JSON-ready, in the order of the configurations; times in seconds, costs of all devices together, memory in
-        MiB.
+        MiB. A time multiplied by `of_product` or `of_stream` is the least that its operations or bytes take here;
+        bytes that caches serve count too, and can make that more than the time. `finite` is False where a step
+        failed, from which on the state stays as it was and times may not be those of a run. `load_before` is the
+        number of other threads that wanted to run in the minute before.
 
     Raises:
         UserError: a setting is out of range, or not one that the peer knows.
     """
+    load = os.getloadavg()[0]
     # A device's peak of memory is never reset. It is lower where more devices share the batch, so these come
     # first, and the ceilings, which take memory too, come last.
     measured = {
@@ -44,7 +48,7 @@ def measure_all(
     }
     device = build.devices(configs[0]).devices[0]
     reached = ceilings.measured(device, ("float32", configs[0].compute_dtype))
-    return [_beside(measured[config.devices], reached) for config in configs]
+    return [_beside(measured[config.devices], reached) | {"load_before": load} for config in configs]
 
 
 def _measure(config: ConfigDict, repeats: int, *, peer: str, imports_s: float) -> dict[str, Any]:
@@ -72,8 +76,7 @@ def _measure(config: ConfigDict, repeats: int, *, peer: str, imports_s: float) -
     if setup.loop == "python":
         seconds["epoch"] = [setup.epoch.rounds * statistics.median(seconds["round"])]
     devices = setup.devices.devices
-    costs = {kind: program.cost for kind, program in ours.programs.items()}
-    costs |= {"round": ours.round_cost(), "epoch": ours.round_cost().times(setup.epoch.rounds)}
+    costs = ours.costs()
     images = _images(config, list(seconds))
     return {
         "method": config.method,
@@ -88,11 +91,11 @@ def _measure(config: ConfigDict, repeats: int, *, peer: str, imports_s: float) -
         "loop": setup.loop,
         "repeats": repeats,
         "timings": {
-            kind: timing(values, images[kind])
-            | {"flops": len(devices) * costs[kind].flops, "bytes": len(devices) * costs[kind].bytes}
+            kind: timing(values, images[kind]) | {"flops": costs[kind].flops, "bytes": costs[kind].bytes}
             for kind, values in seconds.items()
         },
         "rounds_s": seconds["round"],
+        "finite": not bool(setup.devices.unreplicate(ours.state.failed)),
         "compile_s": compile_s,
         "peak_memory_mib": memory,
         "start": {

@@ -1,18 +1,17 @@
 """The distillation of a configuration, compiled program by program and ready to be timed."""
 
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from benchmarking.costs import Cost, cost
+from benchmarking.costs import Cost, operations, traffic
 from benchmarking.timing import Seconds, timed
 from cudfkd_jax import build, configuration, networks, trainer, validate
 from cudfkd_jax.loops import Epoch, EpochFunction, Steps, distillation_steps, make_epoch_function
-from cudfkd_jax.parallel import Devices
+from cudfkd_jax.parallel import SINGLE, Devices
 from cudfkd_jax.steps import RunState, init_state
 
 SYNTHESIS, STUDENT = "synthesis step", "student step"
@@ -30,11 +29,10 @@ class Setup(NamedTuple):
 
 
 class Program(NamedTuple):
-    """A compiled step `(state, *frozen) -> state`, how long it took to compile, and what it costs."""
+    """A step `(state, *frozen) -> state` and how long it took to compile."""
 
-    call: Callable[..., RunState]
+    call: Any  # a `jax.stages.Compiled`
     compile_s: float
-    cost: Cost
 
 
 def set_up(config: ConfigDict) -> Setup:
@@ -109,10 +107,19 @@ class Ours:
         """An epoch in one call."""
         return {"epoch": [self._in_one_call(self._one_epoch)]}
 
-    def round_cost(self) -> Cost:
-        """Of the programs of a round, which must have been compiled."""
-        costs = (self.programs[kind].cost.times(count) for kind, count in self._turns())
-        return functools.reduce(Cost.__add__, costs)
+    def costs(self) -> dict[str, Cost]:
+        """By kind, of a step that was compiled, a round and an epoch."""
+        devices = self.setup.devices
+        arguments = jax.eval_shape(devices.unreplicate, (self.state, *self.setup.frozen))
+        costs = {
+            kind: Cost(
+                operations(functools.partial(self._steps[kind], axis=SINGLE), *arguments),
+                len(devices.devices) * traffic(program.call),
+            )
+            for kind, program in self.programs.items()
+        }
+        a_round = functools.reduce(Cost.__add__, (costs[kind].times(count) for kind, count in self._turns()))
+        return costs | {"round": a_round, "epoch": a_round.times(self.setup.epoch.rounds)}
 
     def _turns(self) -> list[tuple[str, int]]:
         """The kinds of steps of a round in their order, with their number; none that the method does not have."""
@@ -125,7 +132,7 @@ class Ours:
             step: Any = self.setup.devices.compile(self._steps[kind])
             lowered, lowering_s = timed(step.lower, self.state, *self.setup.frozen)
             compiled, compile_s = timed(lowered.compile)
-            self.programs[kind] = Program(compiled, lowering_s + compile_s, cost(lowered, compiled))
+            self.programs[kind] = Program(compiled, lowering_s + compile_s)
         return self.programs[kind]
 
     def _round_by_steps(self) -> RunState:

@@ -3,11 +3,15 @@
 from typing import Any
 
 _WIDTH = 18
+_QUIET = 0.5
 
 
 def table(m: dict[str, Any]) -> str:
     """A measurement of `measure_all`, for people."""
     sections = [_head(m), _timings(m), _rest(m)]
+    if m["load_before"] > _QUIET:
+        busy = f"(the machine was busy before, load {m['load_before']:.1f}"
+        sections[0].append(f"{busy}: times are too long, PyTorch's on the CPU most of all)")
     if m["peers"]:
         sections.append(_peers(m))
     return "\n\n".join("\n".join(section) for section in sections)
@@ -48,6 +52,8 @@ def _timings(m: dict[str, Any]) -> list[str]:
         lines.append(_row(kind, *_speed(t), *work, *traffic))
     if m["loop"] == "python":
         lines.append(f"(the epoch is {m['rounds_per_epoch']} times the round)")
+    if not m["finite"]:
+        lines.append("(a step was not finite, and none after it had an effect)")
     return lines
 
 

@@ -81,7 +81,8 @@ class PlainRound:
     @property
     def description(self) -> str:
         """What this version does, for people."""
-        return "eager, float32, NCHW"
+        tf32 = " (convolutions in TF32, as PyTorch has it by default)" if self.device.type == "cuda" else ""
+        return f"eager, float32{tf32}, NCHW"
 
     def run(self) -> dict[str, list[float]]:
         """A round; the seconds of a step of either kind, the mean within the round, and of the round."""
