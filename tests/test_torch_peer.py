@@ -1,5 +1,6 @@
 """PyTorch's round, which the benchmark times, computes what ours computes."""
 
+import contextlib
 import functools
 
 import jax
@@ -19,6 +20,15 @@ tuned = pytest.importorskip("torch_peer.tuned")
 
 PLAIN, TUNED = rounds.PlainRound, functools.partial(tuned.TunedRound, compiled=False)
 CPU = torch.device("cpu")
+
+
+class Batched(tuned.TunedRound):
+    """What CUDA gets, in full precision: all images of a round in one batch."""
+
+    _on_cuda = True
+
+    def precision(self):
+        return contextlib.nullcontext()
 
 
 def _config(loss: str):
@@ -107,7 +117,11 @@ def test_a_synthesis_step_is_ours(make):
     _assert_same(theirs.generator, networks_(after).generator, networks_(state).generator)
 
 
-@pytest.mark.parametrize(("make", "loss"), [(PLAIN, "kl"), (TUNED, "l1")], ids=["plain", "tuned"])
+@pytest.mark.parametrize(
+    ("make", "loss"),
+    [(PLAIN, "kl"), (TUNED, "l1"), (functools.partial(Batched, compiled=False), "l1")],
+    ids=["plain", "tuned", "batched"],
+)
 def test_student_steps_are_ours(make, loss):
     config, _, teacher, state = _problem(loss)
     networks_ = functools.partial(peers.torch_networks, config, teacher)
