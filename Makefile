@@ -36,7 +36,7 @@ lint: $(VENV)/.installed ## style, format and types
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-bench: $(VENV)/.installed-runtime ## milliseconds and images a second of the steps, on this machine
+bench: $(VENV)/.installed-runtime ## speed of the steps, beside the ceilings of this machine
 	$(BIN)/python scripts/benchmark.py --config=configs/digits.py
 
 clean: ## remove the environment and the caches of the tools; runs stay

@@ -87,6 +87,20 @@ def lambda_t(config: ConfigDict) -> optax.Schedule:
     return curriculum.lambda_schedule(c.lambda_0, c.lambda_slope, c.lambda_max or None)
 
 
+def generator(config: ConfigDict) -> Generator:
+    """The generator of the methods that train one, but for those whose generator normalises its images."""
+    g = config.generator
+    return Generator(
+        image_shape=tuple(config.data.image_shape),
+        latent_dim=g.latent_dim,
+        ngf=g.width,
+        stages=g.stages,
+        dtype=compute_dtype(config),
+        size=g.size,
+        initialisation=g.initialisation,
+    )
+
+
 def _cudfkd(config: ConfigDict, pair: Pair) -> Method:
     c, s = config.curriculum, config.synthesis
     terms = cudfkd.synthesis_terms(
@@ -161,7 +175,7 @@ def _cmi(config: ConfigDict, pair: Pair) -> Method:
     return contrastive.contrastive_method(
         pool=_pool(config),
         num_classes=config.data.num_classes,
-        generator=_generator(config),
+        generator=generator(config),
         latent_dim=config.generator.latent_dim,
         optimiser=_generator_optimiser(config),
         head_optimiser=optax.adam(c.head_learning_rate),
@@ -252,7 +266,7 @@ def _generative(config: ConfigDict, terms: tuple[Term, ...], student_loss: Stude
 
     def of_batches(size: int) -> Method:
         return generative.generative_method(
-            generator=_generator(config),
+            generator=generator(config),
             optimiser=_generator_optimiser(config),
             latent_dim=config.generator.latent_dim,
             batch_size=size,
@@ -272,19 +286,6 @@ def _generative(config: ConfigDict, terms: tuple[Term, ...], student_loss: Stude
         rows=rows,
         steps_per_epoch=distill_epoch(config).steps,
         every_epochs=config.memory.every_epochs,
-    )
-
-
-def _generator(config: ConfigDict) -> Generator:
-    g = config.generator
-    return Generator(
-        image_shape=tuple(config.data.image_shape),
-        latent_dim=g.latent_dim,
-        ngf=g.width,
-        stages=g.stages,
-        dtype=compute_dtype(config),
-        size=g.size,
-        initialisation=g.initialisation,
     )
 
 

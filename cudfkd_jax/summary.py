@@ -72,7 +72,7 @@ def common_summary(config: ConfigDict, history: list[Record], devices: Devices) 
         "wall_s": sum(record["seconds"] + record["evaluation_seconds"] for record in history),
         # The median epoch: the first one compiles.
         "images_per_s": statistics.median(record["images_per_s"] for record in history),
-        "peak_memory_mib": _peak_memory(devices),
+        "peak_memory_mib": peak_memory(devices),
         "devices": {"kind": devices.devices[0].device_kind, "count": len(devices.devices)},
         "versions": {
             "python": platform.python_version(),
@@ -81,7 +81,7 @@ def common_summary(config: ConfigDict, history: list[Record], devices: Devices) 
     }
 
 
-def _peak_memory(devices: Devices) -> dict[str, float | None]:
+def peak_memory(devices: Devices) -> dict[str, float | None]:
     """The most that this process held at a time, and the most on one device where the device tells."""
     unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, bytes there
     host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

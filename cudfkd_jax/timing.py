@@ -7,7 +7,7 @@ import functools
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 from ml_collections import ConfigDict
@@ -19,18 +19,32 @@ from cudfkd_jax.steps import RunState
 
 _TAKEN = 3  # steps of a kind
 
-Step = Callable[..., RunState]
+Result = TypeVar("Result")
 
 
 class Setup(NamedTuple):
-    """What is timed: functions of `(state, *frozen)`, compiled at their first call, and their arguments."""
+    """What is timed: steps `(state, *frozen, axis)` and what they are called with."""
 
     devices: Devices
     epoch: Epoch
-    steps: Steps
-    compiled_round: Step | None  # where the loop of a run is compiled
+    loop: str  # "python" or "scan"
+    parts: Steps
     state: RunState
     frozen: tuple[Any, ...]
+
+
+class Pace(NamedTuple):
+    """What a run costs, in seconds: until its first step is done, and for each epoch of training."""
+
+    start_s: float
+    epoch_s: float
+
+
+def timed(call: Callable[..., Result], *arguments: Any) -> tuple[Result, float]:
+    """What a call returns, waited for, and the seconds until then."""
+    begin = time.perf_counter()
+    result = jax.block_until_ready(call(*arguments))
+    return result, time.perf_counter() - begin
 
 
 def set_up(config: ConfigDict) -> Setup:
@@ -47,27 +61,15 @@ def set_up(config: ConfigDict) -> Setup:
     variables = trainer.initialise(lambda: teacher.init(key, net.image_shape))
     problem = build.problem(config, networks.pair(config, net, variables))
     init = functools.partial(steps.init_state, key, variables, problem=problem, image_shape=net.image_shape)
-    parts = distillation_steps(problem)
-    epoch = configuration.distill_epoch(config)._replace(rounds=1)
-    compiled_round = None
-    if config.loop == "scan" or (config.loop == "auto" and devices.devices[0].platform != "cpu"):
-        run = make_epoch_function("scan", epoch, devices, parts)
-        compiled_round = functools.partial(run, progress=lambda _: False)
+    on_cpu = devices.devices[0].platform == "cpu"
     return Setup(
         devices,
-        epoch,
-        parts.compile(devices),
-        compiled_round,
+        configuration.distill_epoch(config),
+        ("python" if on_cpu else "scan") if config.loop == "auto" else config.loop,
+        distillation_steps(problem),
         devices.replicate(trainer.initialise(init)),
         (devices.replicate(variables),),
     )
-
-
-class Pace(NamedTuple):
-    """What a run costs, in seconds: until its first step is done, and for each epoch of training."""
-
-    start_s: float
-    epoch_s: float
 
 
 def distillation_pace(config: ConfigDict) -> Pace:
@@ -76,19 +78,40 @@ def distillation_pace(config: ConfigDict) -> Pace:
     Raises:
         UserError: a setting is out of range.
     """
-    begin = time.perf_counter()
-    setup = set_up(config)
-    if setup.compiled_round:
-        state, _ = timed(setup.compiled_round, setup.state, *setup.frozen)
-        start_s = time.perf_counter() - begin
-        _, round_s = timed(setup.compiled_round, state, *setup.frozen)
-    else:
-        state, seconds = step_by_step(setup, setup.state, most=1)
-        start_s = time.perf_counter() - begin
-        _, seconds = step_by_step(setup, state, most=_TAKEN)
-        kinds = [kind for kind, step in turns(setup) if step]
-        round_s = sum(statistics.median(seconds[kind]) for kind in kinds)
-    return Pace(start_s, round_s * config.distill.rounds_per_epoch)
+    setup, set_up_s = timed(set_up, config)
+    measure = _rounds if setup.loop == "scan" else _steps
+    compile_s, round_s = measure(setup)
+    return Pace(set_up_s + compile_s, round_s * setup.epoch.rounds)
+
+
+def _rounds(setup: Setup) -> tuple[float, float]:
+    """Seconds of the first round, compiled in one call, and of the next one."""
+    drive = make_epoch_function("scan", setup.epoch._replace(rounds=1), setup.devices, setup.parts)
+    call = functools.partial(drive, progress=lambda _: False)
+    state, first_s = timed(call, setup.state, *setup.frozen)
+    _, next_s = timed(call, state, *setup.frozen)
+    return first_s, next_s
+
+
+def _steps(setup: Setup) -> tuple[float, float]:
+    """Seconds of the first step of each kind, compiled, and of a round of such steps, from medians."""
+    parts, epoch, state = setup.parts.compile(setup.devices), setup.epoch, setup.state
+    turns = (
+        (parts.begin, 1),
+        (parts.synthesis, epoch.synthesis_steps),
+        (parts.finish, 1),
+        (parts.student, epoch.student_steps),
+    )
+    compile_s = round_s = 0.0
+    for step, count in turns:
+        if step:
+            state, first_s = timed(step, state, *setup.frozen)
+            seconds = []
+            for _ in range(min(count, _TAKEN)):
+                state, taken_s = timed(step, state, *setup.frozen)
+                seconds.append(taken_s)
+            compile_s, round_s = compile_s + first_s, round_s + count * statistics.median(seconds)
+    return compile_s, round_s
 
 
 def supervised_pace(config: ConfigDict, section: str) -> Pace:
@@ -115,40 +138,3 @@ def supervised_pace(config: ConfigDict, section: str) -> Pace:
         state, taken_s = timed(compiled, state, *frozen)
         seconds.append(taken_s)
     return Pace(start_s, statistics.median(seconds) * epoch.steps)
-
-
-def timed(step: Step, state: RunState, *arguments: Any) -> tuple[RunState, float]:
-    """Does a step, waits for it, and returns what it gives and the seconds that it took."""
-    begin = time.perf_counter()
-    state = jax.block_until_ready(step(state, *arguments))
-    return state, time.perf_counter() - begin
-
-
-def turns(setup: Setup) -> list[tuple[str, Step | None]]:
-    """All steps of a round in order, by kind; the turns of the method are None where it has none."""
-    parts, epoch = setup.steps, setup.epoch
-    return [
-        ("begin", parts.begin),
-        *[("synthesis step", parts.synthesis)] * epoch.synthesis_steps,
-        ("finish", parts.finish),
-        *[("student step", parts.student)] * epoch.student_steps,
-    ]
-
-
-def step_by_step(
-    setup: Setup, state: RunState, *, most: int | None = None
-) -> tuple[RunState, dict[str, list[float]]]:
-    """A round, every step of it waited for, and the seconds by kind; `most` steps of a kind are taken."""
-    seconds: dict[str, list[float]] = {}
-    for kind, step in turns(setup):
-        if step and (most is None or len(seconds.get(kind, ())) < most):
-            state, taken_s = timed(step, state, *setup.frozen)
-            seconds.setdefault(kind, []).append(taken_s)
-    return state, seconds
-
-
-def whole_round(state: RunState, setup: Setup) -> RunState:
-    """A round whose steps are not waited for."""
-    for _, step in turns(setup):
-        state = step(state, *setup.frozen) if step else state
-    return state

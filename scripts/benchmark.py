@@ -1,145 +1,95 @@
-"""Times the steps of data-free distillation on this machine's devices.
+"""Times the steps of data-free distillation on this machine's devices, beside what the devices can do.
 
-    python scripts/benchmark.py --config=configs/digits.py
+    python scripts/benchmark.py --config=configs/digits.py [--config.KEY=VALUE] [--rounds=N] [--devices=N,N]
+                                [--peer=torch] [--json]
 
-The networks have random weights, which cost what trained ones cost, and no data are read. Steps alternate as in
-a round and each is waited for; a round is timed as a whole and waited for at its end only. The persistent
-compilation cache is used only where JAX_COMPILATION_CACHE_DIR names one: else the times of the start are those
-of a first start.
+The networks have random weights, which cost what trained ones cost, and no data are read. `--rounds=` says how
+many to take the medians of, after one to warm up (10). `--devices=1,2,4` measures with each of these numbers of
+devices, which share the batch; on the CPU so many are made of its cores. `--peer=torch` times CuDFKD's round in
+PyTorch too, as one would first write it and tuned, in turn with ours. `--json` prints JSON, a list with an object
+for each number of devices, and the table to stderr; `--debug` tracebacks.
+
+Each step is waited for, and a round as a whole only at its end. "of product" and "of a + b" are the operations and
+bytes of XLA's cost analysis, over what a matrix product and a sum of vectors reach on the same device. Compilation
+is that of a first start; JAX_COMPILATION_CACHE_DIR names a cache to shorten the next.
 """
 
 import time
 
 _START = time.perf_counter()  # before the imports, whose time is reported
 
-import json
-import platform
-import statistics
+import argparse
+import os
 import sys
-from importlib import metadata
-from typing import Any
-
-import jax
-from absl import app, flags, logging
-from ml_collections import ConfigDict, config_flags
-
-from cudfkd_jax.errors import UserError
-from cudfkd_jax.timing import set_up, step_by_step, timed, whole_round
-
-_IMPORTS_S = time.perf_counter() - _START
-
-_PACKAGES = ("cudfkd_jax", "jax", "jaxlib", "flax")
+from collections.abc import Sequence
 
 
-def measure(config: ConfigDict, rounds: int) -> dict[str, Any]:
-    """Times the start, the steps and the round of a configuration.
-
-    Args:
-        config: whole, as a run would get it.
-        rounds: to take the medians of, after one to warm up.
-
-    Returns:
-        JSON-ready: "timings" with the median seconds and the images a second of each, "start" in seconds, and
-        what was timed where.
-    """
-    begin = time.perf_counter()
-    setup = set_up(config)
-    state, frozen = jax.block_until_ready(setup.state), setup.frozen
-    set_up_s = time.perf_counter() - begin
-    assert setup.steps.synthesis
-    if setup.steps.begin:
-        state = setup.steps.begin(state, *frozen)
-    state, first_synthesis_s = timed(setup.steps.synthesis, state, *frozen)
-    state, first_student_s = timed(setup.steps.student, state, *frozen)
-    to_first_step_s = time.perf_counter() - begin
-
-    state, _ = step_by_step(setup, state)  # warms up
-    seconds: dict[str, list[float]] = {}
-    for _ in range(rounds):
-        state, taken = step_by_step(setup, state)
-        for kind, values in taken.items():
-            seconds[kind] = seconds.get(kind, []) + values
-    seconds["round"] = []
-    for _ in range(rounds):
-        state, taken_s = timed(whole_round, state, setup)
-        seconds["round"].append(taken_s)
-    if setup.compiled_round:
-        state = setup.compiled_round(state, *frozen)
-        seconds["round, compiled"] = []
-        for _ in range(rounds):
-            state, taken_s = timed(setup.compiled_round, state, *frozen)
-            seconds["round, compiled"].append(taken_s)
-
-    batch_size = config.distill.batch_size
-    per_round = batch_size * setup.epoch.student_steps
-    devices = setup.devices.devices
-    return {
-        "teacher": config.teacher.arch,
-        "student": config.student.arch,
-        "batch_size": batch_size,
-        "synthesis_steps": setup.epoch.synthesis_steps,
-        "student_steps": setup.epoch.student_steps,
-        "rounds": rounds,
-        "timings": {
-            kind: _timing(values, per_round if kind.startswith("round") else batch_size)
-            for kind, values in seconds.items()
-        },
-        "start": {
-            "imports_s": _IMPORTS_S,
-            "set_up_s": set_up_s,
-            "first_synthesis_step_s": first_synthesis_s,
-            "first_student_step_s": first_student_s,
-            "to_first_step_s": _IMPORTS_S + to_first_step_s,
-        },
-        "devices": {"kind": devices[0].device_kind, "count": len(devices)},
-        "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in _PACKAGES},
-    }
-
-
-def table(measured: dict[str, Any]) -> str:
-    """What `measure` returned, for people."""
-    m, start = measured, measured["start"]
-    lines = [
-        f"{m['teacher']} -> {m['student']}, batch {m['batch_size']}, a round of {m['synthesis_steps']} synthesis "
-        f"and {m['student_steps']} student steps, medians of {m['rounds']} rounds",
-        f"{m['devices']['count']} x {m['devices']['kind']}, "
-        + ", ".join(f"{name} {version}" for name, version in m["versions"].items()),
-        "",
-        f"{'':16}{'ms':>10}{'images/s':>12}",
-    ]
-    lines += [
-        f"{kind:16}{1000 * timing['seconds']:10,.1f}{timing['images_per_s']:12,.0f}"
-        for kind, timing in m["timings"].items()
-    ]
-    lines += [
-        "",
-        f"to the end of the first student step: {start['to_first_step_s']:.1f} s = imports "
-        f"{start['imports_s']:.1f} + initialisation {start['set_up_s']:.1f} + first synthesis step "
-        f"{start['first_synthesis_step_s']:.1f} + first student step {start['first_student_step_s']:.1f}, "
-        "compilation included",
-    ]
-    return "\n".join(lines)
-
-
-def _timing(seconds: list[float], images: int) -> dict[str, float]:
-    median = statistics.median(seconds)
-    return {"seconds": median, "images_per_s": images / median}
-
-
-def _main(_: list[str]) -> None:
-    logging.set_verbosity(logging.WARNING)
-    chosen = flags.FLAGS
-    if chosen.config is None:
-        sys.exit("benchmark: no configuration; give one, e.g. --config=configs/digits.py")
-    try:
-        measured = measure(chosen.config, chosen.rounds)
-    except UserError as error:
-        sys.exit(f"benchmark: {error}")
-    print(json.dumps(measured, indent=2) if chosen.json else table(measured))
+def _prepare(arguments: Sequence[str]) -> None:
+    """Sets what JAX reads when it is imported."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--devices", nargs="?")
+    parser.add_argument("--peer", nargs="?")
+    options = parser.parse_known_args(arguments)[0]
+    most = max((int(n) for n in (options.devices or "").split(",") if n.isdecimal()), default=0)
+    flag = "--xla_force_host_platform_device_count"
+    if most > 1 and flag not in os.environ.get("XLA_FLAGS", ""):
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}={most}".strip()
+    if os.environ.get("JAX_PLATFORMS") and "cpu" not in os.environ["JAX_PLATFORMS"].split(","):
+        os.environ["JAX_PLATFORMS"] += ",cpu"  # what `costs.operations` asks
+    if options.peer:
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leaves the peer some of the GPU
 
 
 if __name__ == "__main__":
-    config_flags.DEFINE_config_file("config", None, "the configuration", lock_config=True)
-    flags.DEFINE_integer("rounds", 10, "rounds to take the medians of", lower_bound=1)
-    flags.DEFINE_bool("json", False, "print JSON instead of a table")
-    app.run(_main)
+    _prepare(sys.argv[1:])
+
+import json
+
+from benchmarking import peers
+from benchmarking.measure import measure_all
+from benchmarking.table import scaling, table
+from cudfkd_jax import cli, configuration, settings, validate
+from cudfkd_jax.errors import UserError
+
+_IMPORTS_S = time.perf_counter() - _START
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Does what the arguments say and returns the exit status."""
+    return cli.guard(_run, arguments, __doc__ or "")
+
+
+def _run(arguments: Sequence[str]) -> None:
+    parser = cli.Parser()
+    for option, default in (("config", None), ("rounds", "10"), ("devices", ""), ("peer", "")):
+        parser.add_argument(f"--{option}", default=default)
+    parser.add_argument("--json", action="store_true")
+    options, overrides = parser.parse_known_args(arguments)
+    config = settings.load(options.config)
+    settings.override(config, overrides)
+    repeats = _count("--rounds", options.rounds)
+    if options.peer:
+        configuration.choose("--peer", options.peer, peers.PEERS)
+    counts = [_count("--devices", n) for n in options.devices.split(",")] if options.devices else [config.devices]
+    configs = []
+    for count in dict.fromkeys(counts):
+        configs.append(config.copy_and_resolve_references())
+        configs[-1].devices = count
+        validate.check_devices(configs[-1], ["distill"])
+    measurements = measure_all(configs, repeats, peer=options.peer, imports_s=_IMPORTS_S)
+    texts = [table(m) for m in measurements]
+    if len(measurements) > 1:
+        texts.append(scaling(measurements))
+    print("\n\n".join(texts), file=sys.stderr if options.json else sys.stdout)
+    if options.json:
+        print(json.dumps(measurements, indent=2))
+
+
+def _count(option: str, text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise UserError(f"{option}: {text!r} must be a whole number above 0")
+    return int(text)
+
+
+if __name__ == "__main__":
+    cli.leave(main)

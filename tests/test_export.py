@@ -98,7 +98,7 @@ def test_the_description_says_what_it_is_and_where_it_comes_from(run_copy, forma
 def test_torch_and_safetensors_hold_the_student(run_copy):
     torch = pytest.importorskip("torch")
     safetensors = pytest.importorskip("safetensors.torch")
-    torch_models = pytest.importorskip("torch_models")
+    torch_models = pytest.importorskip("torch_peer.models")
     for format_ in ("torch", "safetensors"):
         _export(run_copy, format_)
     student = weights.load_net(run_copy / "student")

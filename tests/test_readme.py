@@ -87,7 +87,9 @@ def test_command_is_understood(command, monkeypatch, tmp_path):
     else:
         assert words[:2] == ["python", "scripts/benchmark.py"], "a command that this test does not know"
         assert words[2].startswith("--config=configs/")
-        assert all(re.match(r"--(rounds=\d+|json|config\..+)$", word) for word in words[3:])
+        assert all(
+            re.match(r"--(rounds=\d+|devices=[\d,]+|peer=torch|json|config\..+)$", word) for word in words[3:]
+        )
         _check_main([word for word in words[2:] if word.startswith("--config")], monkeypatch)
 
 

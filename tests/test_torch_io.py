@@ -23,7 +23,7 @@ from cudfkd_jax.models import MODELS, build_classifier
 
 torch = pytest.importorskip("torch")
 safetensors = pytest.importorskip("safetensors.torch")
-torch_models = pytest.importorskip("torch_models")
+torch_models = pytest.importorskip("torch_peer.models")
 
 SHARED = Path(__file__).parents[2] / "shared"  # real images and a real teacher, where they are
 MEAN, STD = np.float32([0.4914, 0.4822, 0.4465]), np.float32([0.2023, 0.1994, 0.2010])

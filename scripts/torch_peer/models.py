@@ -1,4 +1,4 @@
-"""The package's networks in PyTorch, under the names that users' files carry, for comparison with them."""
+"""The package's classifiers in PyTorch, under the names that users' files carry; tests compare them too."""
 
 import torch
 from torch import nn
@@ -67,7 +67,8 @@ class ResNet(nn.Module):
 
     def forward(self, x):
         x = functional.relu(self.bn1(self.conv1(x)))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        for stage in range(1, 5):
+            x = getattr(self, f"layer{stage}")(x)
         return self.linear(functional.adaptive_avg_pool2d(x, 1).flatten(1))
 
 
@@ -135,6 +136,7 @@ def randomise(net: nn.Module, seed: int) -> nn.Module:
     torch.manual_seed(seed)
     for layer in net.modules():
         if isinstance(layer, nn.BatchNorm2d):
+            assert layer.running_mean is not None and layer.running_var is not None
             for values in (layer.weight.data, layer.running_var):
                 values.uniform_(0.5, 1.5)
             for values in (layer.bias.data, layer.running_mean):

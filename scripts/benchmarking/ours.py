@@ -1,0 +1,124 @@
+"""The distillation of a configuration, compiled program by program and ready to be timed."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from benchmarking.costs import Cost, operations, traffic
+from benchmarking.timing import Seconds
+from cudfkd_jax.loops import Epoch, EpochFunction, make_epoch_function
+from cudfkd_jax.parallel import SINGLE
+from cudfkd_jax.steps import RunState
+from cudfkd_jax.timing import Setup, timed
+
+SYNTHESIS, STUDENT = "synthesis step", "student step"
+
+
+class Program(NamedTuple):
+    """A step `(state, *frozen) -> state` and how long it took to compile."""
+
+    call: Any  # a `jax.stages.Compiled`
+    compile_s: float
+
+
+class Ours:
+    """A distillation that goes on as far as it is asked to.
+
+    Attributes:
+        setup: what it was made of; its state is used up.
+        state: the newest.
+        programs: what was compiled so far, by kind of step.
+    """
+
+    def __init__(self, setup: Setup):
+        """Compiles nothing yet."""
+        self.setup, self.state = setup, setup.state
+        self.programs: dict[str, Program] = {}
+        parts = setup.parts
+        steps = {"begin": parts.begin, SYNTHESIS: parts.synthesis, "finish": parts.finish, STUDENT: parts.student}
+        self._steps = {kind: step for kind, step in steps.items() if step}
+
+    @property
+    def kinds(self) -> list[str]:
+        """The kinds of steps of a round, in their order."""
+        return [kind for kind, _ in self._turns()]
+
+    def first(self, kind: str) -> float:
+        """Compiles a step and takes it; the seconds of both."""
+        self.state, seconds = timed(lambda: self._program(kind).call(self.state, *self.setup.frozen))
+        return seconds
+
+    def each_step(self) -> Seconds:
+        """A round, every step of it waited for."""
+        seconds: Seconds = {}
+        for kind, count in self._turns():
+            for _ in range(count):
+                self.state, taken = timed(self._program(kind).call, self.state, *self.setup.frozen)
+                seconds.setdefault(kind, []).append(taken)
+        return seconds
+
+    def round(self) -> Seconds:
+        """A round as the run's loop drives it, waited for at its end only."""
+        if self.setup.loop == "scan":
+            return {"round": [self._in_one_call(self._one_round)]}
+        self.state, seconds = timed(self._round_by_steps)
+        return {"round": [seconds]}
+
+    def epoch(self) -> Seconds:
+        """An epoch in one call."""
+        return {"epoch": [self._in_one_call(self._one_epoch)]}
+
+    def costs(self) -> dict[str, Cost]:
+        """By kind, of a step that was compiled, a round and an epoch."""
+        devices = self.setup.devices
+        arguments = jax.eval_shape(devices.unreplicate, (self.state, *self.setup.frozen))
+        costs = {
+            kind: Cost(
+                operations(functools.partial(self._steps[kind], axis=SINGLE), *arguments),
+                len(devices.devices) * traffic(program.call),
+            )
+            for kind, program in self.programs.items()
+        }
+        a_round = functools.reduce(Cost.__add__, (costs[kind].times(count) for kind, count in self._turns()))
+        return costs | {"round": a_round, "epoch": a_round.times(self.setup.epoch.rounds)}
+
+    def _turns(self) -> list[tuple[str, int]]:
+        """The kinds of steps of a round in their order, with their number; none that the method does not have."""
+        epoch = self.setup.epoch
+        turns = [("begin", 1), (SYNTHESIS, epoch.synthesis_steps), ("finish", 1), (STUDENT, epoch.student_steps)]
+        return [(kind, count) for kind, count in turns if kind in self._steps]
+
+    def _program(self, kind: str) -> Program:
+        if kind not in self.programs:
+            step: Any = self.setup.devices.compile(self._steps[kind])
+            lowered, lowering_s = timed(step.lower, self.state, *self.setup.frozen)
+            compiled, compile_s = timed(lowered.compile)
+            self.programs[kind] = Program(compiled, lowering_s + compile_s)
+        return self.programs[kind]
+
+    def _round_by_steps(self) -> RunState:
+        state = self.state
+        for kind, count in self._turns():
+            for _ in range(count):
+                state = self._program(kind).call(state, *self.setup.frozen)
+        return state
+
+    def _in_one_call(self, drive: EpochFunction) -> float:
+        """Goes from the first step of an epoch, where alone the scan begins, to its end; the seconds."""
+        counters = {name: jnp.zeros_like(getattr(self.state, name)) for name in ("step", "synthesis_step")}
+        start = jax.block_until_ready(self.state.replace(**counters))
+        self.state, seconds = timed(lambda: drive(start, *self.setup.frozen, progress=lambda _: False))
+        return seconds
+
+    @functools.cached_property
+    def _one_round(self) -> EpochFunction:
+        return self._scan(self.setup.epoch._replace(rounds=1))
+
+    @functools.cached_property
+    def _one_epoch(self) -> EpochFunction:
+        return self._scan(self.setup.epoch)
+
+    def _scan(self, epoch: Epoch) -> EpochFunction:
+        return make_epoch_function("scan", epoch, self.setup.devices, self.setup.parts)
