@@ -61,6 +61,11 @@ def leave(command: Callable[[Sequence[str]], int]) -> NoReturn:
     sys.exit(status)
 
 
+def say(text: str) -> None:
+    """Tells the user something now, also where the output goes to a file."""
+    print(text, flush=True)
+
+
 def parse_seeds(text: str) -> tuple[int, ...]:
     """Numbers separated by commas.
 
