@@ -70,6 +70,11 @@ def _exit(status: int) -> NoReturn:
     os._exit(status)
 
 
+def say(text: str) -> None:
+    """Tells the user something now, also where the output goes to a file."""
+    print(text, flush=True)
+
+
 def parse_seeds(text: str) -> tuple[int, ...]:
     """Numbers separated by commas.
 

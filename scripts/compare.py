@@ -34,6 +34,7 @@ def _run(arguments: Sequence[str]) -> None:
         folder,
         overrides,
         jobs=cli.parse_jobs(options.jobs),
+        say=cli.say,
     )
     print((folder / f"{compare.TABLE}.md").read_text(encoding="utf-8"))
     failed = sum(outcome.summary is None for outcome in outcomes)

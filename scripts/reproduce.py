@@ -41,7 +41,7 @@ def _run(arguments: Sequence[str]) -> None:
         raise UserError("--workdir= names no folder; leave it out or name one")
     folder = Path(options.workdir or f"runs/reproduce-{options.scale}").expanduser()
     jobs = cli.parse_jobs(options.jobs)
-    results = reproduce(options.names, options.scale, folder, _CONFIGS, overrides, jobs=jobs)
+    results = reproduce(options.names, options.scale, folder, _CONFIGS, overrides, jobs=jobs, say=cli.say)
     failed = {result.outcome.cell.folder for result in results if result.outcome.summary is None}
     if failed:
         raise RunFailedError(f"{len(failed)} runs failed; the same command tries them again")

@@ -34,7 +34,7 @@ def _run(arguments: Sequence[str]) -> None:
     if options.workdir == "":
         raise UserError("--workdir= names no folder; leave it out or name one")
     folder = Path(options.workdir or sweep.default_workdir(options.config, axes, overrides)).expanduser()
-    outcomes = sweep.sweep(options.config, axes, seeds, folder, overrides, jobs=jobs)
+    outcomes = sweep.sweep(options.config, axes, seeds, folder, overrides, jobs=jobs, say=cli.say)
     print((folder / f"{sweep.NAME}.md").read_text(encoding="utf-8") + f"written: {folder}/{sweep.NAME}.md, .csv")
     failed = sum(outcome.summary is None for outcome in outcomes)
     if failed:

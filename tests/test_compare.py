@@ -3,14 +3,15 @@
 import csv
 import importlib.util
 import json
+import os
 from pathlib import Path
 
 import pytest
 from helpers import snapshot
 
-from cudfkd_jax import cells, compare, paper
+from cudfkd_jax import cells, compare, configuration, paper
 from cudfkd_jax.cells import Cell, Outcome
-from cudfkd_jax.errors import UserError
+from cudfkd_jax.errors import RunFailedError, UserError
 
 _ROOT = Path(__file__).parents[1]
 _TINY = str(_ROOT / "tests/tiny.py")
@@ -159,3 +160,11 @@ def test_a_damaged_summary_is_an_error(tmp_path):
     (tmp_path / "run/summary.json").write_text("{")
     with pytest.raises(UserError, match="is damaged"):
         cells.run_cells([Cell("run", tmp_path / "run", ())])
+
+
+def test_a_process_of_its_own_hands_back_what_came_of_it():
+    assert cells.elsewhere(divmod, 7, 2) == (3, 1)
+    with pytest.raises(UserError, match="unknown --stage 'b'; valid: c"):
+        cells.elsewhere(configuration.choose, "--stage", "b", ("c",))
+    with pytest.raises(RunFailedError, match="was killed"):
+        cells.elsewhere(os._exit, 1)

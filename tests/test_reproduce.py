@@ -146,7 +146,7 @@ def test_what_entries_share_is_one_run(prepared):
         of_fig4 = {"row": "cudfkd", "seed": noisy, "column": "noisy teacher"}
         assert _place(prepared, "fig8", scale, row="2", seed=0) == _place(prepared, "fig4", scale, **of_fig4)
     middle = {"row": "1/4", "column": "3/4"}
-    assert _place(prepared, "fig9", "digits", **middle) == _place(prepared, "fig10", "digits", row="0.8", seed=0)
+    assert _place(prepared, "fig9", "digits", **middle) == _place(prepared, "fig10", "digits", row="3.2", seed=0)
     whole = _place(prepared, "table3", "cifar100", row="cudfkd", block="resnet34 → resnet18")
     assert _place(prepared, "fig10", "cifar100", row="0.35") == whole
     released = {"row": "1/5", "column": "4/5", "block": "resnet34 → resnet18"}

@@ -104,8 +104,7 @@ FIGURES = (
         "fig4",
         "Figure 4: a clean and a noisy teacher",
         "From a teacher of 94.07 % CuDFKD reaches more than 93.3 %, and its loyalty rises; DAFL loses much, "
-        "CuDFKD "
-        "and CMI less than ADI and DAFL, and CuDFKD varies less than CMI. Seeds 0, 10 and 20.",
+        "CuDFKD and CMI less than ADI and DAFL, and CuDFKD varies less than CMI. Seeds 0, 10 and 20.",
         "bars",
         {
             "digits": Setting(
