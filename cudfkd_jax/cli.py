@@ -129,7 +129,7 @@ def _describe(error: BaseException) -> str:
         return (
             "error: out of memory on the device; lower --config.distill.batch_size or --config.teacher.batch_size"
         )
-    if processes.count() > 1 and not isinstance(error, (*_OF_ALL, OSError)) and "losed by peer" in text:
+    if processes.count() > 1 and not isinstance(error, (*_OF_ALL, OSError)) and "by peer" in text:
         return "error: another process of the run has ended; the same command goes on from the last checkpoint"
     if isinstance(error, (UserError, RunFailedError, OSError)):
         return f"error: {text}"

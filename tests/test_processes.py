@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import tiny
 
-from cudfkd_jax import build, checkpoint, main, processes, validate
+from cudfkd_jax import build, checkpoint, compare, main, processes, stages, validate
 from cudfkd_jax.errors import UserError
 
 TIMES = ("seconds", "evaluation_seconds", "images_per_s")
@@ -309,6 +309,17 @@ def test_the_environment_of_slurm_is_picked_up(monkeypatch):
         ((None, None, None), {"cluster_detection_method": None}),
         (("node1:1234", 4, 0), {"cluster_detection_method": "deactivate"}),
     ]
+
+
+def test_several_processes_are_refused_where_one_does_the_work(tmp_path):
+    config = tiny.get_config()
+    config.distributed.detect = True
+    with pytest.raises(UserError, match="--stage=evaluate takes one process; leave out --config.distributed"):
+        stages.evaluate_run(config, tmp_path)
+    with pytest.raises(UserError, match="a comparison takes one process"):
+        file, several = str(TESTS / "tiny.py"), ["--config.distributed.detect=true"]
+        compare.compare(file, ["cudfkd"], [0], tmp_path / "compared", several)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_every_process_has_the_same_default_workdir():
