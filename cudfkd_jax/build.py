@@ -166,12 +166,13 @@ def supervised_problem(
 
 
 def upkeep(config: ConfigDict) -> Upkeep:
-    """What does not change results."""
+    """What does not change results, but those of a run whose numbers went wrong."""
     return Upkeep(
         evaluate_every=config.evaluation.every_epochs,
         checkpoint_seconds=config.checkpoint.every_seconds,
         keep=config.checkpoint.keep,
         tensorboard=config.log.tensorboard,
+        on_nan=config.on_nan,
     )
 
 

@@ -122,6 +122,7 @@ def distill(config: ConfigDict, workdir: Path, pair: Pair, test: Split | None) -
         evaluate=lambda state: measure(state) | (convergence(state) if convergence else {}),
         after_epoch=after_epoch,
         after_checkpoint=best.publish,
+        after_rollback=best.forget,
         devices=devices,
     )
     state, history = trainer.run(stage, build.upkeep(config))
@@ -173,6 +174,10 @@ class _BestStudent:
         if best and best.epoch == epoch:
             chosen = _with_metrics(net, history[-1], epoch=epoch, chosen_on="test images")
             self._waiting = chosen, jax.device_get(state.student.variables)
+
+    def forget(self) -> None:
+        """Drops what is waiting, of an epoch that is undone."""
+        self._waiting = None
 
     def publish(self) -> None:
         """Writes what is waiting."""

@@ -22,6 +22,9 @@ def get_config() -> ConfigDict:
     config.method = "cudfkd"
     config.devices = 0  # local devices to use, of each process; 0: all
     config.loop = "auto"  # "python", "scan" (one compiled call an epoch) or "auto": python on the CPU
+    # A step whose numbers are not finite: "stop" ends the run, "rollback" goes back to its newest checkpoint with
+    # another random key, up to three times.
+    config.on_nan = "stop"
     config.released_js = False  # "js" is the exact divergence; True: the released code's, clamped to [0.01, 0.99]
     config.compute_dtype = "float32"  # of convolutions and matrix products; or "bfloat16"
 

@@ -20,7 +20,7 @@ from cudfkd_jax.train_state import TrainState, gradient_norm
 
 # What a draw is for; folded into the root key, so that draws for different purposes share no bits.
 STUDENT_INIT, METHOD_INIT, SYNTHESIS, STUDENT, PREVIEW, ORDER, AUGMENTATION = range(7)
-BEGIN, FINISH, DROPOUT, HELD_OUT = range(7, 11)
+BEGIN, FINISH, DROPOUT, HELD_OUT, ROLLBACK = range(7, 12)
 
 
 class Tally(struct.PyTreeNode):
@@ -54,6 +54,7 @@ class RunState(struct.PyTreeNode):
         aux: the method's own state, opaque.
         synthesis, training: tallies of the running epoch.
         failed: bool, the newest step was not finite and has been undone.
+        rollbacks: int32, how often the run has gone back to a checkpoint.
     """
 
     step: jax.Array
@@ -64,6 +65,7 @@ class RunState(struct.PyTreeNode):
     synthesis: Tally
     training: Tally
     failed: jax.Array
+    rollbacks: jax.Array
 
     def start_epoch(self) -> "RunState":
         return self.replace(synthesis=self.synthesis.reset(), training=self.training.reset())
@@ -101,6 +103,7 @@ def init_state(
         synthesis=Tally.zeros({}),
         training=Tally.zeros({}),
         failed=jnp.zeros((), bool),
+        rollbacks=zero,
     )
     _, synthesis = jax.eval_shape(lambda s, t: _synthesise(s, t, problem, SINGLE), state, teacher_variables)
     _, training = jax.eval_shape(lambda s, t: _train(s, t, problem, SINGLE), state, teacher_variables)

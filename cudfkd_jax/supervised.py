@@ -70,6 +70,7 @@ def init_state(
         synthesis=Tally.zeros({}),
         training=Tally.zeros({}),
         failed=jnp.zeros((), bool),
+        rollbacks=jnp.zeros((), jnp.int32),
     )
     train = functools.partial(_train, problem=problem, axis=SINGLE)
     _, metrics = jax.eval_shape(train, state, images, labels, *teacher_variables)

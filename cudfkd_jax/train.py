@@ -73,6 +73,7 @@ def train(
         evaluate=make_evaluate(problem.network, devices, batch_size, test, teacher_logits),
         after_epoch=lambda state, history: None,
         after_checkpoint=lambda: None,
+        after_rollback=lambda: None,
         devices=devices,
     )
     state, history = trainer.run(stage, build.upkeep(config))

@@ -21,9 +21,11 @@ from cudfkd_jax.loops import EpochFunction
 from cudfkd_jax.parallel import Devices
 from cudfkd_jax.progress import Progress
 from cudfkd_jax.records import Record
-from cudfkd_jax.steps import RunState, Tally
+from cudfkd_jax.steps import ROLLBACK, RunState, Tally, purpose_key
 
 METRICS, CHECKPOINTS = "metrics.jsonl", "checkpoints"
+ON_NAN = ("stop", "rollback")
+_ROLLBACKS = 3  # of a run, at most
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +45,7 @@ class Stage:
         after_epoch: `(state, records)`, called with one copy of the state and all records so far, before the
             checkpoint of the epoch is written; it must overwrite what it wrote for the same epoch before.
         after_checkpoint: called when all epochs so far are safe, in the process that writes.
+        after_rollback: called when all epochs after the newest checkpoint are undone.
         devices: what everything above is compiled for.
     """
 
@@ -58,12 +61,13 @@ class Stage:
     evaluate: Callable[[RunState], dict[str, float]]
     after_epoch: Callable[[RunState, list[Record]], None]
     after_checkpoint: Callable[[], None]
+    after_rollback: Callable[[], None]
     devices: Devices
 
 
 @dataclasses.dataclass(frozen=True)
 class Upkeep:
-    """What does not change results.
+    """What does not change results, but those of a run whose numbers went wrong.
 
     Attributes:
         evaluate_every: epochs; the last one is always evaluated.
@@ -71,12 +75,23 @@ class Upkeep:
             0: at the end of every epoch. The end is always saved.
         keep: checkpoints.
         tensorboard: whether to write events.
+        on_nan: one of `ON_NAN`: whether a step that is not finite ends the run, or takes it back to its newest
+            checkpoint and on from there with another random key.
     """
 
     evaluate_every: int
     checkpoint_seconds: float
     keep: int
     tensorboard: bool
+    on_nan: str
+
+
+class _NotFiniteError(Exception):
+    """A step was not finite; holds one copy of the state before it, marked as failed."""
+
+    def __init__(self, state: RunState):
+        super().__init__()
+        self.state = state
 
 
 def run(stage: Stage, upkeep: Upkeep) -> tuple[RunState, list[Record]]:
@@ -89,7 +104,8 @@ def run(stage: Stage, upkeep: Upkeep) -> tuple[RunState, list[Record]]:
 
     Raises:
         StoppedError: Ctrl-C or SIGTERM, of any process; the state is saved.
-        RunFailedError: a metric turned NaN or infinite; the state before that step is saved.
+        RunFailedError: a metric turned NaN or infinite; the state before that step is saved, or with
+            `on_nan="rollback"` the run has gone back to a checkpoint as often as it may.
         UserError: the checkpoints or the records cannot be used.
     """
     state, history, damaged = _start(stage)
@@ -113,7 +129,12 @@ def run(stage: Stage, upkeep: Upkeep) -> tuple[RunState, list[Record]]:
     with Signals() as signals, progress:
         watch = Watch(signals, saver.due)
         while not _is_over(stage, history):
-            state, record = _run_epoch(stage, upkeep, state, len(history) + 1, saver, watch, progress)
+            try:
+                state, record = _run_epoch(stage, upkeep, state, len(history) + 1, saver, watch, progress)
+            except _NotFiniteError as error:
+                one, history = _roll_back(stage, upkeep, error.state, saver, progress)
+                state = stage.devices.replicate(one)
+                continue
             history.append(record)
             if processes.is_first():
                 records.append(stage.folder / METRICS, record)
@@ -142,6 +163,32 @@ def _start(stage: Stage) -> tuple[RunState, list[Record], list[str]]:
     found = processes.from_first(read)
     state = checkpoint.with_keys(jax.tree.unflatten(jax.tree.structure(like), found["state"]), like)
     return state, found["history"], found["damaged"]
+
+
+def _roll_back(
+    stage: Stage, upkeep: Upkeep, failed: RunState, saver: "_Saver", progress: Progress
+) -> tuple[RunState, list[Record]]:
+    """One copy of the state of the newest checkpoint, with another random key, and the records up to it.
+
+    Raises:
+        RunFailedError: the run is to stop, or has gone back as often as it may.
+    """
+    what, times = _failure(stage.name, failed), int(failed.rollbacks)
+    if upkeep.on_nan == "stop":
+        saver.save(failed.replace(failed=jnp.zeros((), bool)))
+        raise RunFailedError(
+            f"{what}; the state before it is saved; start again with a lower learning rate in another --workdir, "
+            "or go on from here with another random key (--config.on_nan=rollback)"
+        )
+    if times == _ROLLBACKS:
+        raise RunFailedError(
+            f"{what}, after {times} rollbacks; start again with a lower learning rate in another --workdir"
+        )
+    state, history, _ = _start(stage)
+    stage.after_rollback()
+    progress.say(f"{what}; back to step {int(state.step)} with another random key, {times + 1} of {_ROLLBACKS}")
+    key = purpose_key(state.key, ROLLBACK, times)
+    return state.replace(key=key, rollbacks=state.rollbacks * 0 + times + 1), history
 
 
 def _is_over(stage: Stage, history: list[Record]) -> bool:
@@ -190,8 +237,7 @@ def _run_epoch(
         one = stage.devices.unreplicate(state)
         last_step = int(one.step)
         if one.failed:
-            saver.save(one.replace(failed=jnp.zeros((), bool)))
-            raise RunFailedError(_failure(stage.name, one))
+            raise _NotFiniteError(one)
         if last_step == end:
             break
         saver.save(one)
@@ -205,6 +251,7 @@ def _run_epoch(
         "step": last_step,
         **_means(one.synthesis),
         **_means(one.training),
+        **({"rollbacks": int(one.rollbacks)} if one.rollbacks else {}),
         **(stage.evaluate(one) if evaluated else {}),
         "seconds": seconds,
         "evaluation_seconds": time.monotonic() - start,
@@ -230,8 +277,5 @@ def _failure(name: str, state: RunState) -> str:
         values = {key: float(value) for key, value in jax.device_get(tally.last).items()}
         if not np.isfinite(list(values.values())).all():
             terms = ", ".join(f"{key} {value:.4g}" for key, value in values.items())
-            return (
-                f"{name}: {kind} step {int(counter)} is not finite ({terms}); the state before it is saved; "
-                "start again with a lower learning rate in another --workdir"
-            )
+            return f"{name}: {kind} step {int(counter)} is not finite ({terms})"
     raise AssertionError("a state is marked failed and all its terms are finite")

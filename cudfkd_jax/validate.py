@@ -6,7 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from cudfkd_jax import build_method, curriculum, data, loops, networks
+from cudfkd_jax import build_method, curriculum, data, loops, networks, trainer
 from cudfkd_jax.capture import mode_arguments
 from cudfkd_jax.configuration import NO_DATA, choose, flatten, get
 from cudfkd_jax.errors import UserError
@@ -50,6 +50,7 @@ _BELOW_ONE = (
 _CHOICES: dict[str, Sequence[str]] = {
     "method": METHODS,
     "loop": loops.LOOPS,
+    "on_nan": trainer.ON_NAN,
     "compute_dtype": ("float32", "bfloat16"),
     "data.source": (*data.SOURCES, NO_DATA),
     "generator.size": generator.SIZES,
