@@ -57,7 +57,6 @@ def _run(arguments: Sequence[str]) -> None:
     if options.config or options.stage not in ("evaluate", "export", "report"):
         config = settings.load(options.config)
         changes = settings.override(config, rest)
-        changes = {key: value for key, value in changes.items() if not key.startswith(configuration.PROCESSES)}
         workdir = workdir or f"runs/{settings.run_name(options.config, changes)}"
     if options.stage == "report":
         if rest and not options.config:

@@ -59,7 +59,8 @@ def load_checked(file: str | None, overrides: Sequence[str]) -> ConfigDict:
 
 
 def run_name(file: str, changes: Mapping[str, Any]) -> str:
-    """A folder's name: the configuration, its arguments and a hash of the changes."""
+    """A folder's name: the configuration, its arguments and a hash of the changes, in each process the same."""
+    changes = {key: value for key, value in changes.items() if not key.startswith(configuration.PROCESSES)}
     path, _, given = file.partition(":")
     name = "-".join(filter(None, (Path(path).stem, re.sub(r"[^\w=.]+", "-", given))))
     return f"{name}-{digest(changes)[:8]}" if changes else name

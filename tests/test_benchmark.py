@@ -15,7 +15,7 @@ from rounds import ONE_DEVICE, UNOPTIMISED
 import benchmark
 from benchmarking import ceilings, costs, measure, ours, peers, table
 from benchmarking.timing import alternate, median_ratio
-from cudfkd_jax import build, defaults
+from cudfkd_jax import build, defaults, timing
 from cudfkd_jax.errors import UserError
 from cudfkd_jax.models import build_classifier
 
@@ -103,7 +103,7 @@ def test_the_scan_begins_where_an_epoch_does():
     config = _tiny_config()
     config.loop = "scan"
     config.distill.update(student_steps=2, rounds_per_epoch=2)
-    run = ours.Ours(ours.set_up(config)._replace(devices=ONE_DEVICE))
+    run = ours.Ours(timing.set_up(config)._replace(devices=ONE_DEVICE))
     run.first(ours.STUDENT)
     (seconds,) = run.epoch()["epoch"]
     assert seconds > 0

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import tiny
 
-from cudfkd_jax import build, checkpoint, compare, main, processes, stages, validate
+from cudfkd_jax import build, checkpoint, compare, processes, settings, stages, validate
 from cudfkd_jax.errors import UserError
 
 TIMES = ("seconds", "evaluation_seconds", "images_per_s")
@@ -325,12 +325,10 @@ def test_several_processes_are_refused_where_one_does_the_work(tmp_path):
 def test_every_process_has_the_same_default_workdir():
     changes = {"distill.epochs": 3}
     folders = {
-        main._default_workdir(
-            "configs/digits.py", changes | {"distributed.process": n, "distributed.processes": 2}
-        )
+        settings.run_name("configs/digits.py", changes | {"distributed.process": n, "distributed.processes": 2})
         for n in range(2)
     }
-    assert folders == {main._default_workdir("configs/digits.py", changes)}
+    assert folders == {settings.run_name("configs/digits.py", changes)}
 
 
 def test_one_process_asks_nobody(monkeypatch):
