@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from cudfkd_jax import cli, configuration, export, report, settings, stages
+from cudfkd_jax import cli, configuration, export, report, saved, settings, stages
 from cudfkd_jax.errors import UserError
 from cudfkd_jax.formats import FORMATS
 from cudfkd_jax.workdir import CONFIG, check_writable
@@ -71,9 +71,9 @@ def _run(arguments: Sequence[str]) -> None:
             raise UserError(f"unexpected argument {rest[0]!r}; --stage=export takes --workdir and --format")
         export.export(folder, options.format)
     elif options.stage == "evaluate":
-        config = stages.saved_config(folder)
+        config = saved.read_config(folder)
         settings.override(config, rest)
-        stages.evaluate_run(config, folder)
+        saved.evaluate_run(config, folder)
     else:
         stages.run(config, options.stage, folder)
 

@@ -1,6 +1,5 @@
 """The fuzzing of files: a short campaign, and that it finds what it looks for."""
 
-import importlib.util
 import random
 import subprocess
 import sys
@@ -8,17 +7,11 @@ from pathlib import Path
 
 import pytest
 
+import fuzz
 from cudfkd_jax.errors import UserError
+from fuzzing import campaign, mutations, readers
 
 _SCRIPT = Path(__file__).parents[1] / "scripts/fuzz.py"
-
-
-@pytest.fixture(scope="module")
-def fuzz():
-    spec = importlib.util.spec_from_file_location("fuzz", _SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 class _Sent(list):
@@ -26,18 +19,18 @@ class _Sent(list):
         self.append(message)
 
 
-def _run(fuzz, monkeypatch, read, cases=10):
+def _run(monkeypatch, read, cases=10):
     """What one reader of a ten-byte file comes to."""
 
     def make(folder):
         (folder / "file").write_bytes(b"0123456789")
         return folder / "file"
 
-    monkeypatch.setitem(fuzz.READERS, "it", fuzz.Reader(make, read))
-    monkeypatch.setattr(fuzz, "_limit_memory", lambda mib: None)
+    monkeypatch.setitem(readers.READERS, "it", readers.Reader(make, read))
+    monkeypatch.setattr(campaign, "_limit_memory", lambda mib: None)
     monkeypatch.setenv("XDG_CACHE_HOME", "unused")
     sent = _Sent()
-    fuzz.run_reader("it", cases, 0, 100, sent)
+    campaign.run_reader("it", cases, 0, 100, sent)
     return [(outcome, detail) for case, outcome, detail in filter(None, sent) if outcome != "begun"]
 
 
@@ -61,22 +54,22 @@ def _raising(error, *, cause=None):
         (lambda path: None, "read"),
     ],
 )
-def test_outcomes(fuzz, monkeypatch, read, outcome):
-    found = _run(fuzz, monkeypatch, read)
+def test_outcomes(monkeypatch, read, outcome):
+    found = _run(monkeypatch, read)
     assert outcome in {o for o, _ in found} <= {outcome, "read"}  # some mutations change nothing
 
 
-def test_a_real_file_that_is_refused_is_a_failure(fuzz, monkeypatch):
+def test_a_real_file_that_is_refused_is_a_failure(monkeypatch):
     def refuse(path):
         raise UserError("always")
 
-    assert _run(fuzz, monkeypatch, refuse)[0][0] == "as written: refused"
+    assert _run(monkeypatch, refuse)[0][0] == "as written: refused"
 
 
-def test_mutations_change_what_they_are_given(fuzz):
+def test_mutations_change_what_they_are_given():
     draw = random.Random(0)
     contents = [b"x", b'{"a": [1, 2], "b": {"c": "d"}}', bytes(range(256)) * 4]
-    changed = [fuzz.mutate(content, draw, b"other") != content for content in contents for _ in range(50)]
+    changed = [mutations.mutate(content, draw, b"other") != content for content in contents for _ in range(50)]
     assert sum(changed) > 120
 
 
@@ -88,7 +81,7 @@ def test_a_short_campaign():
     assert process.stdout.splitlines()[-1].startswith("all                     60 ")
 
 
-def test_an_unknown_reader_is_refused(fuzz, capsys):
+def test_an_unknown_reader_is_refused(capsys):
     with pytest.raises(SystemExit):
         fuzz.main(["--readers=npz,none"])
     assert "unknown reader 'none'; valid: all, pth, " in capsys.readouterr().err

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import tiny
 
-from cudfkd_jax import build, checkpoint, compare, processes, settings, stages, validate
+from cudfkd_jax import build, checkpoint, compare, processes, saved, settings, validate
 from cudfkd_jax.errors import UserError
 
 TIMES = ("seconds", "evaluation_seconds", "images_per_s")
@@ -315,7 +315,7 @@ def test_several_processes_are_refused_where_one_does_the_work(tmp_path):
     config = tiny.get_config()
     config.distributed.detect = True
     with pytest.raises(UserError, match="--stage=evaluate takes one process; leave"):
-        stages.evaluate_run(config, tmp_path)
+        saved.evaluate_run(config, tmp_path)
     with pytest.raises(UserError, match="a comparison takes one process"):
         file, several = str(TESTS / "tiny.py"), ["--config.distributed.detect=true"]
         compare.compare(file, ["cudfkd"], [0], tmp_path / "compared", several)

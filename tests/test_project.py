@@ -19,7 +19,7 @@ _LAYERS = (
     {"main"},
     {"api", "compare", "sweep", "reproduce"},
     {"plan", "outcomes"},
-    {"stages", "export", "settings", "cells"},
+    {"stages", "saved", "export", "settings", "cells"},
     {"teachers"},
     {"datafree", "train", "timing"},
     {"convergence", "measure", "report"},
@@ -39,7 +39,7 @@ _LAYERS = (
 
 # Who may know what, and nobody else.
 _KNOWS_THE_CONFIGURATION = {
-    *("api", "plan", "timing", "settings", "stages", "datafree", "train", "defaults", "summary"),
+    *("api", "plan", "timing", "settings", "stages", "saved", "datafree", "train", "defaults", "summary"),
     *("teachers", "build", "build_method", "configuration", "networks", "validate"),
 }
 _KNOWS_DEVICES = {"parallel"}

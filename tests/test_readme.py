@@ -27,6 +27,7 @@ from cudfkd_jax import (
     main,
     models,
     report,
+    saved,
     stages,
     summary,
     sweep,
@@ -123,8 +124,8 @@ def _check_reproduce(words):
 def _check_main(arguments, monkeypatch):
     """Has the command line read the arguments and stop where the run would begin."""
     begun = []
-    monkeypatch.setattr(stages, "saved_config", lambda folder: defaults.get_config())
-    monkeypatch.setattr(stages, "evaluate_run", lambda config, folder: begun.append(config))
+    monkeypatch.setattr(saved, "read_config", lambda folder: defaults.get_config())
+    monkeypatch.setattr(saved, "evaluate_run", lambda config, folder: begun.append(config))
     monkeypatch.setattr(stages, "run", lambda config, stage, folder: begun.append(config))
     monkeypatch.setattr(report, "write_report", lambda folder: begun.append(defaults.get_config()))
     monkeypatch.setattr(report, "write_comparison", lambda runs, folder: begun.append(defaults.get_config()))

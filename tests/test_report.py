@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 from scipy.special import rel_entr, softmax
 
-from cudfkd_jax import configuration, defaults, losses, main, observe, report, samples, stages
+from cudfkd_jax import configuration, defaults, losses, main, observe, report, samples, saved, stages
 from cudfkd_jax.errors import UserError
 
 _EPOCHS = 6
@@ -173,7 +173,7 @@ def test_the_real_run_ends_with_a_report(finished_run):
 def test_the_configuration_file_repeats_the_run(finished_run):
     """Also where values are tuples, which JSON does not have."""
     config = runpy.run_path(str(finished_run / "report/config.py"))["get_config"]()
-    assert configuration.flatten(config) == configuration.flatten(stages.saved_config(finished_run))
+    assert configuration.flatten(config) == configuration.flatten(saved.read_config(finished_run))
     assert "--config=" in _Page(finished_run / "report.html").text
 
 

@@ -8,7 +8,7 @@ import jax
 import pytest
 from helpers import flip_byte, snapshot
 
-from cudfkd_jax import build, configuration, data, datafree, networks, stages, steps, train, weights
+from cudfkd_jax import build, configuration, data, datafree, networks, saved, stages, steps, train, weights
 from cudfkd_jax.errors import UserError
 
 DISTILLED = ("config.json", "metrics.jsonl", "summary.json", "checkpoints", "samples", "student", "student_best")
@@ -78,8 +78,8 @@ def test_a_whole_run_leaves_what_it_promises(finished_run, tiny_config):
         assert {f"{part}config.json", f"{part}metrics.jsonl", f"{part}summary.json"} <= files
     assert {"samples/epoch_0008.png", "samples/epoch_0016.png"} <= files
     assert len((finished_run / "metrics.jsonl").read_text().splitlines()) == tiny_config.distill.epochs
-    saved = stages.saved_config(finished_run)
-    assert configuration.flatten(saved) == configuration.flatten(tiny_config)
+    held = saved.read_config(finished_run)
+    assert configuration.flatten(held) == configuration.flatten(tiny_config)
 
 
 @pytest.mark.parametrize("stage", ["all", "teacher", "distill"])
@@ -159,7 +159,7 @@ def test_the_comparisons_train_and_are_measured(run_copy, tiny_config):
         assert summary["stage"] == stage
         assert summary["network"]["arch"] == tiny_config.student.arch
         assert {"acc1", "agree1", "loyalty"} <= summary["network"].keys()
-        measured = stages.evaluate_run(tiny_config, run_copy, say=lambda text: None)
+        measured = saved.evaluate_run(tiny_config, run_copy, say=lambda text: None)
         assert measured[stage]["acc1"] == summary["network"]["acc1"]
     assert {name: snapshot(run_copy / name) for name in ("teacher", "student")} == before
 
@@ -167,7 +167,7 @@ def test_the_comparisons_train_and_are_measured(run_copy, tiny_config):
 def test_evaluation_changes_nothing_and_gives_the_numbers_of_the_summary(run_copy):
     before = snapshot(run_copy)
     said: list[str] = []
-    measured = stages.evaluate_run(stages.saved_config(run_copy), run_copy, said.append)
+    measured = saved.evaluate_run(saved.read_config(run_copy), run_copy, said.append)
     assert snapshot(run_copy) == before
     summary = json.loads((run_copy / "summary.json").read_text())
     assert list(measured) == ["teacher", "student", "student_best"]
@@ -183,15 +183,15 @@ def test_evaluation_changes_nothing_and_gives_the_numbers_of_the_summary(run_cop
 
 def test_evaluation_of_a_teacher_alone(run_copy):
     _remove_distilled(run_copy)
-    measured = stages.evaluate_run(stages.saved_config(run_copy), run_copy, say=lambda text: None)
+    measured = saved.evaluate_run(saved.read_config(run_copy), run_copy, say=lambda text: None)
     assert list(measured) == ["teacher"]
 
 
 def test_evaluation_needs_a_run(tmp_path, tiny_config):
     with pytest.raises(UserError, match="holds no run"):
-        stages.saved_config(tmp_path)
+        saved.read_config(tmp_path)
     with pytest.raises(UserError, match="holds no trained network yet"):
-        stages.evaluate_run(tiny_config, tmp_path)
+        saved.evaluate_run(tiny_config, tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -201,7 +201,7 @@ def test_evaluation_needs_a_run(tmp_path, tiny_config):
 def test_a_damaged_saved_configuration_is_an_error(tmp_path, content):
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(UserError, match="damaged or of another version"):
-        stages.saved_config(tmp_path)
+        saved.read_config(tmp_path)
 
 
 def test_distilling_needs_a_teacher(tmp_path, tiny_config, refused):
@@ -338,10 +338,10 @@ def test_files_that_are_no_runs_are_not_written_over(tmp_path, tiny_config, refu
 
 
 def test_evaluate_without_the_teacher_says_so(run_copy):
-    config = stages.saved_config(run_copy)
+    config = saved.read_config(run_copy)
     shutil.rmtree(run_copy / "teacher")
     said = []
     config.teacher.checkpoint = "gone"
-    measured = stages.evaluate_run(config, run_copy, say=said.append)
+    measured = saved.evaluate_run(config, run_copy, say=said.append)
     assert "measured without the teacher" in said[0] and set(measured) == {"student", "student_best"}
     assert "agree1" not in measured["student"]
