@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from cudfkd_jax import build, configuration, observe, processes, records, samples, steps, trainer
+from cudfkd_jax import build, configuration, health, observe, processes, records, samples, steps, trainer
 from cudfkd_jax.build_method import lambda_t, sample_loss
 from cudfkd_jax.capture import Classifier
 from cudfkd_jax.convergence import MajoriseMinimise
@@ -99,9 +99,12 @@ def distill(config: ConfigDict, workdir: Path, pair: Pair, test: Split | None) -
     preview = jax.jit(problem.method.preview, static_argnums=2)
     best = _BestStudent(workdir / STUDENT_BEST)
 
-    def after_epoch(state: RunState, history: list[Record]) -> None:
+    def after_epoch(state: RunState, history: list[Record]) -> list[str]:
         best.offer(net, state, history)
-        _save_samples(config, workdir, preview, measure, state, len(history))
+        synthetic = _save_samples(config, workdir, preview, measure, state, len(history))
+        if synthetic is None:
+            return []
+        return [*health.of_images(synthetic), *health.of_student(history, config.data.num_classes)]
 
     stage = trainer.Stage(
         name="distill",
@@ -193,20 +196,22 @@ def _save_samples(
     measure: Measure,
     state: RunState,
     epoch: int,
-) -> None:
+) -> dict[str, Any] | None:
+    """Where it is time, writes pictures and an observation, and returns what was found of the images."""
     every = config.log.samples_every_epochs
-    if every and (epoch % every == 0 or epoch == config.distill.epochs):
-        if processes.is_first():
-            images = preview(state.aux, purpose_key(state.key, PREVIEW), _PREVIEWED)
-            samples.save_grid(workdir / SAMPLES / f"epoch_{epoch:04d}.png", np.asarray(images))
-        measure.observe(
-            state,
-            epoch,
-            sample_loss=sample_loss(config),
-            loss=config.distill.loss,
-            workdir=workdir,
-            picture=workdir / SAMPLES / f"classes_{epoch:04d}.png",
-        )
+    if not every or (epoch % every and epoch != config.distill.epochs):
+        return None
+    if processes.is_first():
+        images = preview(state.aux, purpose_key(state.key, PREVIEW), _PREVIEWED)
+        samples.save_grid(workdir / SAMPLES / f"epoch_{epoch:04d}.png", np.asarray(images))
+    return measure.observe(
+        state,
+        epoch,
+        sample_loss=sample_loss(config),
+        loss=config.distill.loss,
+        workdir=workdir,
+        picture=workdir / SAMPLES / f"classes_{epoch:04d}.png",
+    )
 
 
 def _parameters(variables: Any) -> dict[str, int]:

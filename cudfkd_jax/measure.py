@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -66,8 +67,10 @@ class Measure:
 
     def observe(
         self, state: RunState, epoch: int, *, sample_loss: SampleLoss, loss: str, workdir: Path, picture: Path
-    ) -> None:
+    ) -> dict[str, Any] | None:
         """Writes what the report shows of this epoch, and a picture of synthetic images by class.
+
+        Of several processes the first one writes.
 
         Args:
             state: at the end of the epoch.
@@ -75,19 +78,23 @@ class Measure:
             sample_loss: D of Eq. 6; `loss` is its name.
             workdir: of the run.
             picture: a PNG file.
+
+        Returns:
+            What was found of the synthetic images (`observe.of_synthetic_images`); None where nothing is written.
         """
         images = np.asarray(self._held_out(state, _OBSERVED))
         quantised = _quantised(images)
         teacher, student = self._teacher(quantised), self._student(state, quantised)
         on_test = None if self._test is None else self._test_logits(state)
         if not processes.is_first():
-            return
+            return None
         observe.save_classes(picture, images, teacher)
-        synthetic = observe.of_synthetic_images(teacher, student, sample_loss, loss=loss)
+        synthetic = observe.of_synthetic_images(images, teacher, student, sample_loss, loss=loss)
         test = None
         if self._test is not None and on_test is not None:
             test = observe.of_test_images(self._teacher_logits, on_test, self._test.labels)
         observe.save(observe.path_of(workdir, epoch), epoch, synthetic, test)
+        return synthetic
 
     def _held_out(self, state: RunState, count: int) -> jax.Array:
         return self._preview(state.aux, purpose_key(state.key, HELD_OUT), count)

@@ -37,6 +37,7 @@ def save(path: Path, epoch: int, synthetic: dict[str, Any], test: dict[str, Any]
 
 
 def of_synthetic_images(
+    images: np.ndarray,
     teacher_logits: np.ndarray,
     student_logits: np.ndarray,
     sample_loss: Callable[[jax.Array, jax.Array], jax.Array],
@@ -46,19 +47,25 @@ def of_synthetic_images(
     """How difficult each of some synthetic images is (Fig. 5a), both networks in evaluation mode.
 
     Args:
+        images: `[N, H, W, C]` in [0, 1].
         teacher_logits, student_logits: `[N, classes]`.
         sample_loss: D of Eq. 6, of `[N, classes]` twice to `[N]`.
         loss: its name, shown to the user.
 
     Returns:
-        JSON-ready: `loss`, `difficulty` (a number an image, six digits) and `classes`, how many images the
-        teacher sees in each class.
+        JSON-ready: `loss`, `difficulty` (a number an image, six digits), `classes`, how many images the teacher
+        sees in each class, and `spread`, a pixel's standard deviation over the images, mean over the pixels.
     """
     difficulty = np.asarray(
         jax.device_get(sample_loss(jnp.asarray(teacher_logits), jnp.asarray(student_logits))), np.float64
     )
     classes = np.bincount(teacher_logits.argmax(-1), minlength=teacher_logits.shape[1])
-    return {"loss": loss, "difficulty": [float(f"{d:.6g}") for d in difficulty], "classes": classes.tolist()}
+    return {
+        "loss": loss,
+        "difficulty": [float(f"{d:.6g}") for d in difficulty],
+        "classes": classes.tolist(),
+        "spread": float(images.std(0).mean()),
+    }
 
 
 def of_test_images(teacher_logits: np.ndarray, student_logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:

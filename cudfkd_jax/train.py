@@ -71,7 +71,7 @@ def train(
         ),
         frozen=devices.replicate((images, labels, *used)),
         evaluate=make_evaluate(problem.network, devices, batch_size, test, teacher_logits),
-        after_epoch=lambda state, history: None,
+        after_epoch=lambda state, history: (),
         after_checkpoint=lambda: None,
         after_rollback=lambda: None,
         devices=devices,

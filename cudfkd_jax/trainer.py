@@ -6,7 +6,7 @@ its products are.
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,8 @@ class Stage:
         frozen: replicated arguments of `run_epoch` after the state.
         evaluate: test metrics of a state (one copy of it), `{}` where there is nothing to measure.
         after_epoch: `(state, records)`, called with one copy of the state and all records so far, before the
-            checkpoint of the epoch is written; it must overwrite what it wrote for the same epoch before.
+            checkpoint of the epoch is written; it must overwrite what it wrote for the same epoch before, and
+            returns what the user should be warned of.
         after_checkpoint: called when all epochs so far are safe, in the process that writes.
         after_rollback: called when all epochs after the newest checkpoint are undone.
         devices: what everything above is compiled for.
@@ -59,7 +60,7 @@ class Stage:
     run_epoch: EpochFunction
     frozen: tuple[Any, ...]
     evaluate: Callable[[RunState], dict[str, float]]
-    after_epoch: Callable[[RunState, list[Record]], None]
+    after_epoch: Callable[[RunState, list[Record]], Sequence[str]]
     after_checkpoint: Callable[[], None]
     after_rollback: Callable[[], None]
     devices: Devices
@@ -139,7 +140,8 @@ def run(stage: Stage, upkeep: Upkeep) -> tuple[RunState, list[Record]]:
             if processes.is_first():
                 records.append(stage.folder / METRICS, record)
             progress.epoch(record)
-            stage.after_epoch(stage.devices.unreplicate(state), history)
+            for warning in stage.after_epoch(stage.devices.unreplicate(state), history):
+                progress.say(f"{stage.name}: epoch {len(history)}: warning: {warning}")
             state = state.start_epoch()
             if watch.interrupts(at_epoch_end=True) or _is_over(stage, history):
                 saver.save(stage.devices.unreplicate(state))

@@ -27,7 +27,7 @@ _LAYERS = (
     {"build_method"},
     {"networks"},
     {"configuration"},
-    {"trainer", "evaluate", "observe", "summary", "formats"},
+    {"trainer", "evaluate", "observe", "summary", "formats", "health"},
     {"loops", "supervised", "checkpoint", "interrupts", "progress", "samples", "torch_io", "workdir"},
     {"steps", "records", "data", "torch_names", "flax_io", "weights"},
     {"methods"},

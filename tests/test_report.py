@@ -82,7 +82,7 @@ def _make_run(folder: Path, *, epochs: int = _EPOCHS, **settings) -> Path:
         images, labels = random.random((60, 8, 8, 1)), random.integers(0, 10, 60)
         samples.save_grid(folder / f"samples/epoch_{epoch:04d}.png", images)
         observe.save_classes(folder / f"samples/classes_{epoch:04d}.png", images, teacher)
-        synthetic = observe.of_synthetic_images(teacher, student, losses.l1_distance, loss="l1")
+        synthetic = observe.of_synthetic_images(images, teacher, student, losses.l1_distance, loss="l1")
         test = observe.of_test_images(teacher, student, labels)
         observe.save(observe.path_of(folder, epoch), epoch, synthetic, test)
     network = {"arch": "resnet34", "parameters": 123456, "acc1": 95.5}
@@ -154,7 +154,7 @@ def test_the_real_run_ends_with_a_report(finished_run):
     """And what it recorded of single images agrees with what it measured."""
     page = _Page(finished_run / "report.html")
     _check_pictures(page)
-    assert page.tags.count("ul") == 0
+    assert page.tags.count("ul") == 1 and "The student is at chance" in page.text  # it is too short to learn
     summary = json.loads((finished_run / "summary.json").read_text())
     found = json.loads(observe.path_of(finished_run, summary["epochs"]).read_text())
     test = found["test"]
@@ -286,6 +286,22 @@ def test_a_summary_of_another_shape(made):
     assert "acc@1 %" in _report(made).text
 
 
+def test_a_run_that_goes_nowhere_is_warned_of(made):
+    assert _report(made).tags.count("ul") == 0
+    path = observe.path_of(made, 6)
+    observation = json.loads(path.read_text())
+    observation["synthetic"] |= {"spread": 0.0012, "classes": [1, 0, 59, 0]}
+    path.write_text(json.dumps(observation))
+    _write_records(made, [_record(epoch, acc1=9.0 + epoch) for epoch in range(1, 4)])
+    text = _report(made).text
+    assert "Epoch 6: the synthetic images are all alike: a pixel's standard deviation over them is 0.0012" in text
+    assert "Epoch 6: 98 % of the synthetic images are of class 2 to the teacher." in text
+    assert "The student is at chance: acc@1 12.00 % at best after 3 epochs, 10.00 % is chance." in text
+    for wrong in ({"spread": math.nan}, {"spread": "x"}, {"classes": []}, {"classes": [0, math.nan]}):
+        path.write_text(json.dumps({**observation, "synthetic": observation["synthetic"] | wrong}))
+        assert f"{path.name} is damaged and left out." in _report(made).text
+
+
 # Several runs
 
 
@@ -361,6 +377,7 @@ def test_a_report_that_cannot_be_made_writes_nothing(tmp_path):
 
 def test_observations_are_those_of_an_independent_computation():
     teacher, student = np.random.default_rng(1).normal(size=(2, 40, 5)) * 2
+    images = np.random.default_rng(2).random((40, 4, 4, 3))
     labels = np.arange(40) % 5
     made = observe.of_test_images(teacher, student, labels)
     p, q = softmax(student, -1), softmax(teacher, -1)
@@ -370,9 +387,11 @@ def test_observations_are_those_of_an_independent_computation():
     assert np.abs(np.cumsum(expected) - np.cumsum(made["loyalty"])).max() <= 1  # one on the border of two bins
     assert made["images"] == [8] * 5
     assert made["student"] == [int((student.argmax(1) == labels)[labels == c].sum()) for c in range(5)]
-    synthetic = observe.of_synthetic_images(teacher, student, losses.l1_distance, loss="l1")
+    synthetic = observe.of_synthetic_images(images, teacher, student, losses.l1_distance, loss="l1")
     np.testing.assert_allclose(synthetic["difficulty"], np.abs(teacher - student).mean(1), rtol=1e-5)
     assert synthetic["classes"] == [int((teacher.argmax(1) == c).sum()) for c in range(5)]
+    deviations = np.sqrt(((images - images.mean(0)) ** 2).mean(0))
+    assert synthetic["spread"] == pytest.approx(deviations.mean())
 
 
 def test_the_picture_by_class_has_a_row_a_class(tmp_path):

@@ -198,8 +198,9 @@ def _leave_files(folder):
     random = np.random.default_rng(0)
     for epoch in (3, 9, 15):
         teacher, student = random.normal(size=(2, 60, 10))
-        samples.save_grid(folder / f"samples/classes_{epoch:04d}.png", random.random((4, 8, 8, 1)))
-        synthetic = observe.of_synthetic_images(teacher, student, losses.l1_distance, loss="l1")
+        images = random.random((60, 8, 8, 1))
+        samples.save_grid(folder / f"samples/classes_{epoch:04d}.png", images[:4])
+        synthetic = observe.of_synthetic_images(images, teacher, student, losses.l1_distance, loss="l1")
         test = observe.of_test_images(teacher, student, np.arange(60) % 10)
         observe.save(observe.path_of(folder, epoch), epoch, synthetic, test)
 

@@ -63,7 +63,7 @@ class _Run:
             run_epoch=self.run_epoch,
             frozen=(),
             evaluate=lambda state: {},
-            after_epoch=lambda state, history: self.epochs.append(len(history)),
+            after_epoch=lambda state, history: self.epochs.append(len(history)) or (),
             after_checkpoint=lambda: None,
             after_rollback=self.forget,
             devices=local_devices(1),

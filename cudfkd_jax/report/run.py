@@ -6,12 +6,13 @@ import itertools
 import json
 import math
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeGuard
 
 from PIL import Image, UnidentifiedImageError
 
-from cudfkd_jax import records, workdir
+from cudfkd_jax import health, records, workdir
 from cudfkd_jax.errors import UserError
 from cudfkd_jax.records import Record
 
@@ -83,6 +84,8 @@ def read(folder: Path, name: str = "") -> Run:
         notes.insert(0, _state(folder, len(history), config.get("distill.epochs")))
     if not_finite := _not_finite(history):
         notes.append(f"Not finite, and left out of the curves: {not_finite}.")
+    observations = _read_observations(folder, notes)
+    notes += _warnings(config, history, observations)
     return Run(
         folder=folder,
         name=printable(name or folder.absolute().name),
@@ -90,10 +93,23 @@ def read(folder: Path, name: str = "") -> Run:
         records=history,
         summary=summary,
         teacher=_object(summary.get("teacher")) or _read_object(folder / DATA / "teacher.json", notes),
-        observations=_read_observations(folder, notes),
+        observations=observations,
         pictures={kind: _read_pictures(folder, kind, notes) for kind in ("epoch", "classes")},
         notes=tuple(notes),
     )
+
+
+def _warnings(
+    config: dict[str, Any], history: list[Record], observations: dict[int, dict[str, Any]]
+) -> Iterator[str]:
+    """Signs that the run goes nowhere, a sentence each."""
+    if observations:
+        epoch = max(observations)
+        yield from (f"Epoch {epoch}: {text}." for text in health.of_images(observations[epoch]["synthetic"]))
+    classes = config.get("data.num_classes")
+    finite = [{key: value for key, value in record.items() if is_finite(value)} for record in history]
+    if type(classes) is int and classes > 1:
+        yield from (f"{text[0].upper()}{text[1:]}." for text in health.of_student(finite, classes))
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -168,7 +184,7 @@ def _read_observations(folder: Path, notes: list[str]) -> dict[int, dict[str, An
 
 
 def _checked(value: dict[str, Any]) -> dict[str, Any]:
-    """An observation whose lists hold numbers alone."""
+    """An observation whose lists hold numbers alone, and numbers of images that can be compared."""
     synthetic, test = value["synthetic"], value.get("test")
     lists = [synthetic["difficulty"], synthetic["classes"]]
     if test:
@@ -176,6 +192,13 @@ def _checked(value: dict[str, Any]) -> dict[str, Any]:
         if len({len(test[key]) for key in ("images", "student", "teacher")}) > 1:
             raise ValueError
     if not all(isinstance(each, list) and all(map(is_number, each)) for each in lists):
+        raise ValueError
+    classes = synthetic["classes"]
+    if not (
+        all(map(is_finite, [*classes, synthetic.get("spread", 0.0)]))
+        and classes
+        and min(classes) >= 0 < max(classes)
+    ):
         raise ValueError
     return {"synthetic": {**synthetic, "loss": printable(str(synthetic["loss"]))}, "test": test}
 
