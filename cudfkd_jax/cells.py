@@ -78,6 +78,17 @@ def run_cells(cells: Sequence[Cell], *, jobs: int = 1, say: Callable[[str], None
     return [outcomes.get(cell) or Outcome(cell, read_summary(cell)) for cell in cells]
 
 
+def check_finished(outcomes: Sequence[Outcome]) -> None:
+    """Says at the end of a command that not every run has come to its own.
+
+    Raises:
+        RunFailedError: some have not.
+    """
+    failed = sum(outcome.summary is None for outcome in outcomes)
+    if failed:
+        raise RunFailedError(f"{failed} of {len(outcomes)} runs failed; the same command tries them again")
+
+
 def finished(cell: Cell) -> bool:
     """Whether a run has come to its end."""
     return (cell.folder / cell.part / SUMMARY).exists()

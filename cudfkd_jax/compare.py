@@ -5,14 +5,12 @@ from pathlib import Path
 
 from cudfkd_jax import build, paper, plan, settings, validate, workdir
 from cudfkd_jax.cells import Cell, Outcome
-from cudfkd_jax.cli import check_distinct, parse_seeds
+from cudfkd_jax.cli import check_distinct
 from cudfkd_jax.errors import UserError
 from cudfkd_jax.files import write_bytes
 from cudfkd_jax.methods import METHODS
 from cudfkd_jax.outcomes import COLUMNS, Summary, about, csv_text, failures, known, markdown, row, summaries
 from cudfkd_jax.plan import Planned, Wanted
-
-__all__ = ["COLUMNS", "TABLE", "compare", "parse_methods", "parse_seeds", "write_table"]
 
 TABLE = "table"
 

@@ -136,7 +136,7 @@ def evaluation_table(nets: dict[str, Trained], measured: dict[str, dict[str, flo
     )
 
 
-_COLUMNS = {  # name in a summary: heading, digits
+COLUMNS = {  # name in a summary: heading, digits
     "acc1": ("acc@1 %", 2),
     "acc5": ("acc@5 %", 2),
     "agree1": ("agree@1 %", 2),
@@ -149,10 +149,10 @@ _COLUMNS = {  # name in a summary: heading, digits
 
 def _table(networks: dict[str, dict[str, Any]]) -> str:
     """A line a network under a line of headings; columns that all leave empty are left out."""
-    names = [name for name in _COLUMNS if any(name in network for network in networks.values())]
-    rows = [("", "", *(_COLUMNS[name][0] for name in names), "parameters")]
+    names = [name for name in COLUMNS if any(name in network for network in networks.values())]
+    rows = [("", "", *(COLUMNS[name][0] for name in names), "parameters")]
     for label, network in networks.items():
-        cells = [f"{network[name]:.{_COLUMNS[name][1]}f}" if name in network else "" for name in names]
+        cells = [f"{network[name]:.{COLUMNS[name][1]}f}" if name in network else "" for name in names]
         rows.append((label, network["arch"], *cells, f"{network['parameters']:,}"))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [

@@ -190,7 +190,7 @@ def _roll_back(
     stage.after_rollback()
     progress.say(f"{what}; back to step {int(state.step)} with another random key, {times + 1} of {_ROLLBACKS}")
     key = purpose_key(state.key, ROLLBACK, times)
-    return state.replace(key=key, rollbacks=state.rollbacks * 0 + times + 1), history
+    return state.replace(key=key, rollbacks=jnp.int32(times + 1)), history
 
 
 def _is_over(stage: Stage, history: list[Record]) -> bool:

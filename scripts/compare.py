@@ -11,8 +11,7 @@ WORKDIR/table.md and, unrounded, table.csv; the output of each run beside its fo
 from collections.abc import Sequence
 from pathlib import Path
 
-from cudfkd_jax import cli, compare
-from cudfkd_jax.errors import RunFailedError
+from cudfkd_jax import cells, cli, compare
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -37,9 +36,7 @@ def _run(arguments: Sequence[str]) -> None:
         say=cli.say,
     )
     print((folder / f"{compare.TABLE}.md").read_text(encoding="utf-8"))
-    failed = sum(outcome.summary is None for outcome in outcomes)
-    if failed:
-        raise RunFailedError(f"{failed} of {len(outcomes)} runs failed; the same command tries them again")
+    cells.check_finished(outcomes)
 
 
 if __name__ == "__main__":

@@ -79,7 +79,7 @@ def test_command_is_understood(command, monkeypatch, tmp_path):
     elif words[:2] == ["python", "scripts/compare.py"]:
         given = dict(word.removeprefix("--").split("=", 1) for word in words[2:])
         assert given.keys() == {"config", "methods", "seeds", "workdir"}
-        assert compare.parse_methods(given["methods"]) and compare.parse_seeds(given["seeds"])
+        assert compare.parse_methods(given["methods"]) and cli.parse_seeds(given["seeds"])
         _check_main([f"--config={given['config']}"], monkeypatch)
     elif words[:2] == ["python", "scripts/sweep.py"]:
         _check_sweep(words[2:])

@@ -12,11 +12,12 @@ from typing import Any, TypeGuard
 
 from PIL import Image, UnidentifiedImageError
 
-from cudfkd_jax import health, records, workdir
+from cudfkd_jax import health, observe, records, workdir
 from cudfkd_jax.errors import UserError
 from cudfkd_jax.records import Record
+from cudfkd_jax.summary import SUMMARY
 
-METRICS, SUMMARY, SAMPLES, DATA = "metrics.jsonl", "summary.json", "samples", Path("report", "data")
+METRICS, SAMPLES = "metrics.jsonl", "samples"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +93,7 @@ def read(folder: Path, name: str = "") -> Run:
         config=config,
         records=history,
         summary=summary,
-        teacher=_object(summary.get("teacher")) or _read_object(folder / DATA / "teacher.json", notes),
+        teacher=_object(summary.get("teacher")) or _read_object(folder / observe.FOLDER / observe.TEACHER, notes),
         observations=observations,
         pictures={kind: _read_pictures(folder, kind, notes) for kind in ("epoch", "classes")},
         notes=tuple(notes),
@@ -172,7 +173,7 @@ def _object(value: Any) -> dict[str, Any]:
 
 def _read_observations(folder: Path, notes: list[str]) -> dict[int, dict[str, Any]]:
     found = {}
-    for epoch, path in _by_epoch(folder / DATA, "epoch", "json").items():
+    for epoch, path in _by_epoch(folder / observe.FOLDER, "epoch", "json").items():
         value = _read_object(path, notes)
         if not value:
             continue

@@ -6,18 +6,10 @@ from typing import Any
 
 from cudfkd_jax import records
 from cudfkd_jax.report.run import Run, is_finite, is_number
+from cudfkd_jax.summary import COLUMNS
 
 Row = tuple[str, ...]
-_NETWORK = {  # name of a metric: heading, digits
-    "acc1": ("acc@1 %", 2),
-    "acc5": ("acc@5 %", 2),
-    "agree1": ("agree@1 %", 2),
-    "loyalty": ("loyalty", 4),
-    "loyalty_released": ("loyalty (released)", 4),
-    "agree1_synthetic": ("synthetic agree@1 %", 2),
-    "loyalty_synthetic": ("synthetic loyalty", 4),
-    "loyalty_released_synthetic": ("synthetic loyalty (released)", 4),
-}
+_NETWORK = {**COLUMNS, "loyalty_released_synthetic": ("synthetic loyalty (released)", 4)}
 
 
 def number(value: Any, digits: int) -> str:
