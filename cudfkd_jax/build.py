@@ -8,11 +8,12 @@ import optax
 from ml_collections import ConfigDict
 
 from cudfkd_jax import curriculum, data, processes
+from cudfkd_jax.batching import batches_at_once
 from cudfkd_jax.build_method import POOLED, method
-from cudfkd_jax.capture import Classifier
+from cudfkd_jax.capture import Classifier, Variables
 from cudfkd_jax.configuration import distill_epoch, flatten, kept
 from cudfkd_jax.errors import UserError
-from cudfkd_jax.loops import Epoch
+from cudfkd_jax.loops import Epoch, EpochFunction, distillation_steps, make_epoch_function
 from cudfkd_jax.networks import Pair
 from cudfkd_jax.parallel import Devices, local_devices
 from cudfkd_jax.steps import Problem
@@ -118,7 +119,17 @@ def problem(config: ConfigDict, pair: Pair) -> Problem:
         student=pair.student,
         optimiser=_student_optimiser(config, learning_rate),
         learning_rate=learning_rate,
+        fold=config.fold_bn,
     )
+
+
+def distill_epochs(
+    config: ConfigDict, problem: Problem, teacher_variables: Variables, devices: Devices
+) -> EpochFunction:
+    """What drives a data-free state to the end of its epoch; `teacher_variables` are one copy."""
+    epoch, parts = distill_epoch(config), distillation_steps(problem)
+    batches = config.batches_at_once or batches_at_once(problem, teacher_variables, devices, epoch)
+    return make_epoch_function(config.loop, epoch, devices, parts, batches=batches)
 
 
 def _student_optimiser(config: ConfigDict, learning_rate: optax.Schedule) -> optax.GradientTransformation:

@@ -6,6 +6,7 @@ values survive `nn.remat` and `nn.jit`. Under `nn.scan` and `nn.vmap` they are s
 captured layers are counted against the BatchNorm scopes of `batch_stats`.
 """
 
+import contextlib
 import dataclasses
 import inspect
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
+from cudfkd_jax import folding
 from cudfkd_jax.errors import UserError
 from cudfkd_jax.parallel import SINGLE, Axis
 
@@ -68,6 +70,7 @@ def apply(
     axis: Axis = SINGLE,
     key: jax.Array | None = None,
     train_argument: str = "",
+    fold: bool = False,
 ) -> Outputs:
     """Applies a linen module.
 
@@ -80,6 +83,7 @@ def apply(
         axis: the devices that share the batch.
         key: of dropout, which each device draws for itself; None where nothing is to be dropped.
         train_argument: see `mode_arguments`.
+        fold: in evaluation mode, fold BatchNorm into convolutions (`folding.py`) unless its inputs are captured.
 
     Raises:
         UserError: what is to be captured cannot be seen, or the module cannot be told whether it is trained.
@@ -87,7 +91,10 @@ def apply(
     mutable = (["batch_stats"] if train else []) + ([_CAPTURED, _INTERMEDIATES] if capture else [])
     mode = mode_arguments(module, train=train, train_argument=train_argument)
     rngs = None if key is None else {"dropout": axis.own_key(key)}
-    with nn.intercept_methods(_interceptor(axis, capture)):
+    with contextlib.ExitStack() as interceptors:
+        interceptors.enter_context(nn.intercept_methods(_interceptor(axis, capture)))
+        if fold and not train and not {BN, INSTANCES} & set(capture):
+            interceptors.enter_context(nn.intercept_methods(folding.interceptor()))
         value, updated = module.apply(variables, inputs, **mode, mutable=mutable, rngs=rngs)
     batch_stats = variables.get("batch_stats", {})
     outputs = Outputs(value, updated.get("batch_stats", batch_stats))
@@ -164,6 +171,7 @@ class Classifier:
         capture: Sequence[str] = (),
         axis: Axis = SINGLE,
         key: jax.Array | None = None,
+        fold: bool = False,
     ) -> Outputs:
         """Logits of images `[B, H, W, C]` in [0, 1]; see `apply`."""
         mean, std = jnp.asarray(self.mean, images.dtype), jnp.asarray(self.std, images.dtype)
@@ -176,6 +184,7 @@ class Classifier:
             axis=axis,
             key=key,
             train_argument=self.train_argument,
+            fold=fold,
         )
 
     def init(self, key: jax.Array, image_shape: tuple[int, ...]) -> dict[str, Any]:

@@ -18,7 +18,6 @@ from cudfkd_jax.convergence import MajoriseMinimise
 from cudfkd_jax.data import Split
 from cudfkd_jax.errors import UserError
 from cudfkd_jax.files import write_json
-from cudfkd_jax.loops import distillation_steps, make_epoch_function
 from cudfkd_jax.measure import Measure
 from cudfkd_jax.models import count_parameters
 from cudfkd_jax.networks import Pair
@@ -99,6 +98,11 @@ def distill(config: ConfigDict, workdir: Path, pair: Pair, test: Split | None) -
     preview = jax.jit(problem.method.preview, static_argnums=2)
     best = _BestStudent(workdir / STUDENT_BEST)
 
+    def evaluate(state: RunState) -> Callable[[], dict[str, float]]:
+        metrics = measure(state)
+        found = convergence(state) if convergence else {}
+        return lambda: metrics() | found
+
     def after_epoch(state: RunState, history: list[Record]) -> list[str]:
         best.offer(net, state, history)
         synthetic = _save_samples(config, workdir, preview, measure, state, len(history))
@@ -120,10 +124,11 @@ def distill(config: ConfigDict, workdir: Path, pair: Pair, test: Split | None) -
             problem=problem,
             image_shape=net.image_shape,
         ),
-        run_epoch=make_epoch_function(config.loop, epoch, devices, distillation_steps(problem)),
+        run_epoch=build.distill_epochs(config, problem, pair.teacher_variables, devices),
         frozen=(frozen,),
-        evaluate=lambda state: measure(state) | (convergence(state) if convergence else {}),
+        evaluate=evaluate,
         after_epoch=after_epoch,
+        inspects=lambda epoch: test is None or convergence is not None or _saves_samples(config, epoch),
         after_checkpoint=best.publish,
         after_rollback=best.forget,
         devices=devices,
@@ -189,6 +194,11 @@ class _BestStudent:
             self._waiting = None
 
 
+def _saves_samples(config: ConfigDict, epoch: int) -> bool:
+    every = config.log.samples_every_epochs
+    return bool(every) and (epoch % every == 0 or epoch == config.distill.epochs)
+
+
 def _save_samples(
     config: ConfigDict,
     workdir: Path,
@@ -198,8 +208,7 @@ def _save_samples(
     epoch: int,
 ) -> dict[str, Any] | None:
     """Where it is time, writes pictures and an observation, and returns what was found of the images."""
-    every = config.log.samples_every_epochs
-    if not every or (epoch % every and epoch != config.distill.epochs):
+    if not _saves_samples(config, epoch):
         return None
     if processes.is_first():
         images = preview(state.aux, purpose_key(state.key, PREVIEW), _PREVIEWED)

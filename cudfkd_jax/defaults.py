@@ -27,6 +27,11 @@ def get_config() -> ConfigDict:
     config.on_nan = "stop"
     config.released_js = False  # "js" is the exact divergence; True: the released code's, clamped to [0.01, 0.99]
     config.compute_dtype = "float32"  # of convolutions and matrix products; or "bfloat16"
+    # Student steps of a round whose images and teacher outputs are computed in one large batch, where the loop is
+    # compiled; 0: as many as device memory allows.
+    config.batches_at_once = 0
+    # The teacher's BatchNorm folded into its convolutions in student steps; the same up to rounding.
+    config.fold_bn = False
 
     data = config.data = ConfigDict()
     data.name = "cifar10"

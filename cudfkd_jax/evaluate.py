@@ -1,6 +1,8 @@
 """Exact evaluation: every test image counts once, whatever the batch size and the number of devices."""
 
+import contextlib
 import functools
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -15,14 +17,17 @@ from cudfkd_jax.metrics import evaluation_metrics
 from cudfkd_jax.parallel import Axis, Devices
 from cudfkd_jax.steps import RunState
 
-Predict = Callable[[Any, np.ndarray], np.ndarray]
+Logits = Callable[[], np.ndarray]  # waits for them
+Predict = Callable[[Any, np.ndarray], Logits]
+
+_BATCHES_AHEAD = 16
 
 
 def make_predict(classifier: Classifier, devices: Devices, batch_size: int) -> Predict:
-    """A function from replicated variables and uint8 images `[N, H, W, C]` to logits `[N, classes]`.
+    """A function of replicated variables and uint8 images `[N, H, W, C]`; it returns what waits for their logits.
 
-    Images go through in batches of `batch_size` (rounded up to a multiple of the devices), the last one padded
-    with zeros whose logits are dropped.
+    These are `[N, classes]`. Images go through in batches of `batch_size` (rounded up to a multiple of the
+    devices), the last one padded with zeros whose logits are dropped.
     """
     count = len(devices.devices)
     batch_size = -(-batch_size // count) * count
@@ -32,12 +37,27 @@ def make_predict(classifier: Classifier, devices: Devices, batch_size: int) -> P
 
     compiled = devices.compile(forward, donate_state=False)
 
-    def predict(variables: Any, images: np.ndarray) -> np.ndarray:
-        logits = []
+    # XLA's CPU backend computes what is independent at the same time, with memory for all of it.
+    most = 1 if devices.devices[0].platform == "cpu" else _BATCHES_AHEAD
+
+    def predict(variables: Any, images: np.ndarray) -> Logits:
+        logits: list[np.ndarray] = []
+        on_the_way: deque[jax.Array] = deque()
+
+        def collect() -> None:
+            logits.append(devices.join(on_the_way.popleft()))
+
+        def wait() -> np.ndarray:
+            while on_the_way:
+                collect()
+            return np.concatenate(logits)[: len(images)]
+
         for start in range(0, len(images), batch_size):
-            batch = images[start : start + batch_size]
-            logits.append(devices.join(compiled(variables, devices.split(_pad(batch, batch_size))))[: len(batch)])
-        return np.concatenate(logits)
+            if len(on_the_way) == most:
+                collect()
+            batch = _pad(images[start : start + batch_size], batch_size)
+            on_the_way.append(compiled(variables, devices.split(batch)))
+        return wait
 
     return predict
 
@@ -48,13 +68,13 @@ def make_evaluate(
     batch_size: int,
     test: Split,
     teacher_logits: np.ndarray | None = None,
-) -> Callable[[RunState], dict[str, float]]:
-    """A function from a run state (one copy) to the test metrics of its student; see `evaluate`."""
+) -> Callable[[RunState], Callable[[], dict[str, float]]]:
+    """A function from a run state (one copy) to what waits for the test metrics of its student; see `evaluate`."""
     predict = make_predict(network, devices, batch_size)
 
-    def measure(state: RunState) -> dict[str, float]:
+    def measure(state: RunState) -> Callable[[], dict[str, float]]:
         logits = predict(devices.replicate(state.student.variables), test.images)
-        return evaluate(logits, test.labels, teacher_logits)
+        return lambda: evaluate(logits(), test.labels, teacher_logits)
 
     return measure
 
@@ -73,13 +93,22 @@ def evaluate(
     """
     collection, update = _collection(student_logits.shape[1], labels is not None, teacher_logits is not None)
     given = {"student_logits": student_logits, "labels": labels, "teacher_logits": teacher_logits}
-    total = collection.empty()
-    for start in range(0, len(student_logits), batch_size):
-        rows = slice(start, start + batch_size)
-        batch = {name: values[rows] for name, values in given.items() if values is not None}
-        mask = np.ones(len(batch["student_logits"]), bool)
-        total = update(total, **{k: _pad(v, batch_size) for k, v in {**batch, "mask": mask}.items()})
-    return {name: float(value) for name, value in total.compute().items()}
+    with _on_the_host():
+        total = collection.empty()
+        for start in range(0, len(student_logits), batch_size):
+            rows = slice(start, start + batch_size)
+            batch = {name: values[rows] for name, values in given.items() if values is not None}
+            mask = np.ones(len(batch["student_logits"]), bool)
+            total = update(total, **{k: _pad(v, batch_size) for k, v in {**batch, "mask": mask}.items()})
+        return {name: float(value) for name, value in total.compute().items()}
+
+
+def _on_the_host() -> contextlib.AbstractContextManager[Any]:
+    """Computes on the CPU, where JAX has one: other devices may be at the next epoch."""
+    try:
+        return jax.default_device(jax.local_devices(backend="cpu")[0])
+    except RuntimeError:  # JAX_PLATFORMS leaves it out
+        return contextlib.nullcontext()
 
 
 @functools.cache

@@ -5,11 +5,13 @@ differ in what they cost. On a GPU one call an epoch saves a dispatch a step. XL
 inside a compiled loop tens of times slower (jax-ml/jax#12868), so there the loop is Python's.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from cudfkd_jax import steps
 from cudfkd_jax.parallel import Axis, Devices
@@ -18,26 +20,27 @@ from cudfkd_jax.steps import RunState
 LOOPS = ("auto", "python", "scan")
 
 Step = Callable[..., RunState]  # (state, *frozen, axis) -> state
-EpochFunction = Callable[..., RunState]  # (state, *frozen, progress) -> state
 
 
 class Steps(NamedTuple):
     """Step functions `(state, *frozen, axis) -> state`; all but the first may be None.
 
     Attributes:
-        student: a student step.
+        student: a student step; it also takes `batch=`.
         synthesis: a synthesis step.
         begin, finish: before the first and after the last synthesis step of a round.
+        batch: `(aux, key, step, *frozen, axis)` gives student step `step` its `batch`, from a state of its round.
     """
 
     student: Step
     synthesis: Step | None = None
     begin: Step | None = None
     finish: Step | None = None
+    batch: Callable[..., Any] | None = None
 
     def compile(self, devices: Devices) -> "Steps":
         """The same steps compiled for devices, to be called as `(state, *frozen)`."""
-        synthesis, begin, finish = (step and devices.compile(step) for step in self[1:])
+        synthesis, begin, finish = (step and devices.compile(step) for step in self[1:4])
         return Steps(devices.compile(self.student), synthesis, begin, finish)
 
 
@@ -49,6 +52,7 @@ def distillation_steps(problem: steps.Problem) -> Steps:
         step(steps.synthesis_step),
         step(steps.begin_round) if problem.method.begin else None,
         step(steps.finish_round) if problem.method.finish else None,
+        step(steps.student_batch),
     )
 
 
@@ -69,28 +73,46 @@ class Epoch(NamedTuple):
         return (step // self.student_steps + 1) * self.synthesis_steps
 
 
-def make_epoch_function(kind: str, epoch: Epoch, devices: Devices, parts: Steps) -> EpochFunction:
-    """A function that drives a state to the end of its epoch.
+@dataclasses.dataclass(frozen=True)
+class EpochFunction:
+    """Drives states to the end of their epoch.
+
+    Attributes:
+        drive: `(state, *frozen, progress) -> state`, from any step. `progress(steps_in_epoch)`, student steps, is
+            called after each step of either kind (by the scan only at the end), and the Python loop stops there
+            where it returns True. Both stop where a step failed, Python's at the end of that round.
+        whole: `(state, *frozen) -> state`, from the begin of an epoch, returning before the epoch is computed;
+            None where Python drives the steps.
+    """
+
+    drive: Callable[..., RunState]
+    whole: Callable[..., RunState] | None = None
+
+    def __call__(self, state: RunState, *frozen: Any, progress: Callable[[int], bool]) -> RunState:
+        return self.drive(state, *frozen, progress=progress)
+
+
+def make_epoch_function(
+    kind: str, epoch: Epoch, devices: Devices, parts: Steps, *, batches: int = 1
+) -> EpochFunction:
+    """What drives replicated states to the end of their epoch.
 
     Args:
         kind: "python", "scan" or "auto" (Python on the CPU, scan elsewhere).
         epoch: how the steps follow each other; without synthesis steps where `parts` has none.
         devices: what the steps are compiled for.
         parts: what is repeated.
-
-    Returns:
-        `(state, *frozen, progress) -> state` on replicated trees. `progress(steps_in_epoch)`, student steps, is
-        called after each step of either kind (by the scan only at the end), and the Python loop stops there
-        where it returns True. Both stop where a step failed, Python's at the end of that round.
+        batches: of so many student steps at a time, a divisor of those of a round, the scan computes in one call
+            what does not depend on the student: fewer and larger batches for the teacher.
     """
     python = _python_epoch(epoch, devices, parts)
     if kind == "auto":
         kind = "python" if devices.devices[0].platform == "cpu" else "scan"
-    return python if kind == "python" else _scan_epoch(epoch, devices, parts, python)
+    return python if kind == "python" else _scan_epoch(epoch, devices, parts, batches, python)
 
 
 def _python_epoch(epoch: Epoch, devices: Devices, parts: Steps) -> EpochFunction:
-    train, synthesise, begin, finish = parts.compile(devices)
+    train, synthesise, begin, finish, _ = parts.compile(devices)
 
     def run(state: RunState, *frozen: Any, progress: Callable[[int], bool]) -> RunState:
         step, synthesis = (int(devices.unreplicate(n)) for n in (state.step, state.synthesis_step))
@@ -114,10 +136,12 @@ def _python_epoch(epoch: Epoch, devices: Devices, parts: Steps) -> EpochFunction
                 break
         return state
 
-    return run
+    return EpochFunction(run)
 
 
-def _scan_epoch(epoch: Epoch, devices: Devices, parts: Steps, python: EpochFunction) -> EpochFunction:
+def _scan_epoch(
+    epoch: Epoch, devices: Devices, parts: Steps, batches: int, python: EpochFunction
+) -> EpochFunction:
     def whole(state: RunState, *frozen: Any, axis: Axis) -> RunState:
         def one_round(state: RunState, _: None) -> tuple[RunState, None]:
             if parts.begin:
@@ -126,9 +150,18 @@ def _scan_epoch(epoch: Epoch, devices: Devices, parts: Steps, python: EpochFunct
                 state = _repeat(parts.synthesis, epoch.synthesis_steps, state, *frozen, axis=axis)
             if parts.finish:
                 state = parts.finish(state, *frozen, axis=axis)
-            return _repeat(parts.student, epoch.student_steps, state, *frozen, axis=axis), None
+            if parts.batch is None or batches == 1:
+                return _repeat(parts.student, epoch.student_steps, state, *frozen, axis=axis), None
+            return _repeat(several, epoch.student_steps // batches, state, *frozen, axis=axis), None
 
         return jax.lax.scan(one_round, state, None, length=epoch.rounds)[0]
+
+    def several(state: RunState, *frozen: Any, axis: Axis) -> RunState:
+        assert parts.batch
+        prepare = functools.partial(parts.batch, axis=axis)
+        steps = state.step + jnp.arange(batches)
+        prepared = jax.vmap(lambda step: prepare(state.aux, state.key, step, *frozen))(steps)
+        return jax.lax.scan(lambda s, b: (parts.student(s, *frozen, batch=b, axis=axis), None), state, prepared)[0]
 
     compiled = devices.compile(whole)
 
@@ -140,7 +173,7 @@ def _scan_epoch(epoch: Epoch, devices: Devices, parts: Steps, python: EpochFunct
         progress(epoch.steps)
         return state
 
-    return run
+    return EpochFunction(run, compiled)
 
 
 def _repeat(step: Step, times: int, state: RunState, *frozen: Any, axis: Axis) -> RunState:

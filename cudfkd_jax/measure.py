@@ -9,7 +9,7 @@ import numpy as np
 
 from cudfkd_jax import observe, processes
 from cudfkd_jax.data import Split
-from cudfkd_jax.evaluate import evaluate, make_predict
+from cudfkd_jax.evaluate import Logits, evaluate, make_predict
 from cudfkd_jax.methods.terms import SampleLoss
 from cudfkd_jax.parallel import Devices
 from cudfkd_jax.steps import HELD_OUT, Problem, RunState, purpose_key
@@ -51,19 +51,19 @@ class Measure:
         self._teacher = lambda images: predict_teacher(teacher_variables, images)
         self._student = lambda state, images: predict_student(devices.replicate(state.student.variables), images)
         self._test, self._synthetic_images = test, synthetic_images
-        self._last: tuple[int, np.ndarray] | None = None
+        self._last: tuple[jax.Array, Logits] | None = None
         self.teacher_metrics: dict[str, float] = {}
         if test is not None:
-            self._teacher_logits = self._teacher(test.images)
+            self._teacher_logits = self._teacher(test.images)()
             self.teacher_metrics = evaluate(self._teacher_logits, test.labels)
 
-    def __call__(self, state: RunState) -> dict[str, float]:
-        """The metrics of a student; names of those on synthetic images end in `SYNTHETIC`."""
-        if self._test is not None:
-            return evaluate(self._test_logits(state), self._test.labels, self._teacher_logits)
-        images = _quantised(self._held_out(state, self._synthetic_images))
-        found = evaluate(self._student(state, images), None, self._teacher(images))
-        return {name + SYNTHETIC: value for name, value in found.items()}
+    def __call__(self, state: RunState) -> Callable[[], dict[str, float]]:
+        """What waits for the metrics of a student; names of those on synthetic images end in `SYNTHETIC`."""
+        if self._test is None:
+            found = self._on_synthetic_images(state)
+            return lambda: found
+        labels, teacher, student = self._test.labels, self._teacher_logits, self._test_logits(state)
+        return lambda: evaluate(student(), labels, teacher)
 
     def observe(
         self, state: RunState, epoch: int, *, sample_loss: SampleLoss, loss: str, workdir: Path, picture: Path
@@ -84,8 +84,8 @@ class Measure:
         """
         images = np.asarray(self._held_out(state, _OBSERVED))
         quantised = _quantised(images)
-        teacher, student = self._teacher(quantised), self._student(state, quantised)
-        on_test = None if self._test is None else self._test_logits(state)
+        teacher, student = self._teacher(quantised)(), self._student(state, quantised)()
+        on_test = None if self._test is None else self._test_logits(state)()
         if not processes.is_first():
             return None
         observe.save_classes(picture, images, teacher)
@@ -99,12 +99,16 @@ class Measure:
     def _held_out(self, state: RunState, count: int) -> jax.Array:
         return self._preview(state.aux, purpose_key(state.key, HELD_OUT), count)
 
-    def _test_logits(self, state: RunState) -> np.ndarray:
-        """Computed once a state, by its step: an epoch that is measured and observed needs them twice."""
+    def _on_synthetic_images(self, state: RunState) -> dict[str, float]:
+        images = _quantised(self._held_out(state, self._synthetic_images))
+        found = evaluate(self._student(state, images)(), None, self._teacher(images)())
+        return {name + SYNTHETIC: value for name, value in found.items()}
+
+    def _test_logits(self, state: RunState) -> Logits:
+        """Computed once a state: an epoch that is measured and observed needs them twice."""
         assert self._test is not None
-        step = int(state.step)
-        if self._last is None or self._last[0] != step:
-            self._last = step, self._student(state, self._test.images)
+        if self._last is None or self._last[0] is not state.step:
+            self._last = state.step, self._student(state, self._test.images)
         return self._last[1]
 
 

@@ -100,6 +100,10 @@ class Devices:
         """One copy of a replicated tree, on the first local device."""
         return tree if self.axis.name is None else jax.device_put(_first(tree), self.local[0])
 
+    def snapshot(self, tree: Tree) -> Tree:
+        """One copy of a replicated tree, on the first local device, that is not given up with the tree."""
+        return _copy(tree) if self.axis.name is None else self.unreplicate(tree)
+
     def split(self, batch: np.ndarray) -> jax.Array:
         """A host batch `[B, ...]` cut over the devices; `B` is a multiple of their number.
 
@@ -131,6 +135,11 @@ def local_devices(count: int = 0) -> Devices:
 @functools.partial(jax.jit, static_argnames="count")
 def _copies(tree: Tree, count: int) -> Tree:
     return jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), tree)
+
+
+@jax.jit
+def _copy(tree: Tree) -> Tree:
+    return jax.tree.map(jnp.copy, tree)
 
 
 @jax.jit

@@ -68,7 +68,7 @@ def evaluate_run(config: ConfigDict, folder: Path, say: Callable[[str], None] = 
     logits = {
         name: make_predict(networks.classifier(config, net.net), devices, config.evaluation.batch_size)(
             devices.replicate(net.variables), test.images
-        )
+        )()
         for name, net in nets.items()
     }
     measured = {name: evaluate(value, test.labels, logits.get("teacher")) for name, value in logits.items()}

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from cudfkd_jax.capture import Classifier, Variables
+from cudfkd_jax.capture import Classifier, Outputs, Variables
 from cudfkd_jax.methods.base import Method, Metrics, Turn
 from cudfkd_jax.parallel import SINGLE, Axis
 from cudfkd_jax.train_state import TrainState, gradient_norm
@@ -79,6 +79,14 @@ class Problem(NamedTuple):
     student: Classifier
     optimiser: optax.GradientTransformation  # the student's
     learning_rate: optax.Schedule  # what `optimiser` follows, to report it
+    fold: bool = False  # the teacher's BatchNorm into its convolutions, in student steps
+
+
+class Batch(NamedTuple):
+    """What a student step learns from."""
+
+    images: jax.Array  # [B / axis.size, H, W, C]
+    teacher: Outputs  # what the teacher makes of them
 
 
 def purpose_key(key: jax.Array, purpose: int, counter: jax.Array | int = 0) -> jax.Array:
@@ -106,7 +114,10 @@ def init_state(
         rollbacks=zero,
     )
     _, synthesis = jax.eval_shape(lambda s, t: _synthesise(s, t, problem, SINGLE), state, teacher_variables)
-    _, training = jax.eval_shape(lambda s, t: _train(s, t, problem, SINGLE), state, teacher_variables)
+    batch = jax.eval_shape(
+        lambda s, t: student_batch(s.aux, s.key, s.step, t, problem=problem, axis=SINGLE), state, teacher_variables
+    )
+    _, training = jax.eval_shape(lambda s, b: _train(s, b, problem, SINGLE), state, batch)
     for turn in (begin_round, finish_round):
         jax.eval_shape(lambda s, t, turn=turn: turn(s, t, problem=problem, axis=SINGLE), state, teacher_variables)
     return state.replace(synthesis=Tally.zeros(synthesis), training=Tally.zeros(training))
@@ -121,9 +132,35 @@ def synthesis_step(state: RunState, teacher_variables: Variables, *, problem: Pr
     return keep_if_finite(state, updated, metrics, "synthesis")
 
 
-def student_step(state: RunState, teacher_variables: Variables, *, problem: Problem, axis: Axis) -> RunState:
-    """One SGD step of the student (train mode) on images of the frozen method; teacher in evaluation mode."""
-    student, metrics = _train(state, teacher_variables, problem, axis)
+def student_batch(
+    aux: Any, key: jax.Array, step: jax.Array, teacher_variables: Variables, *, problem: Problem, axis: Axis
+) -> Batch:
+    """What student step `step` learns from, of a state's `aux` and root key, which no student step changes."""
+    method, teacher = problem.method, functools.partial(problem.teacher, teacher_variables, axis=axis)
+    images = method.sample(aux, teacher, purpose_key(key, STUDENT, step), axis)
+    outputs = teacher(images, capture=method.student_capture, fold=problem.fold)
+    return Batch(images, outputs._replace(batch_stats={}))
+
+
+def student_step(
+    state: RunState,
+    teacher_variables: Variables,
+    batch: Batch | None = None,
+    *,
+    problem: Problem,
+    axis: Axis,
+) -> RunState:
+    """One SGD step of the student (train mode) on images of the frozen method; teacher in evaluation mode.
+
+    Args:
+        state: before the step.
+        teacher_variables: frozen.
+        batch: what `student_batch` returned for this step; None computes it here.
+        problem, axis: see there.
+    """
+    if batch is None:
+        batch = student_batch(state.aux, state.key, state.step, teacher_variables, problem=problem, axis=axis)
+    student, metrics = _train(state, batch, problem, axis)
     updated = state.replace(student=student, step=state.step + 1, training=state.training.add(metrics))
     return keep_if_finite(state, updated, metrics, "training")
 
@@ -182,21 +219,16 @@ def _synthesise(
     )
 
 
-def _train(
-    state: RunState, teacher_variables: Variables, problem: Problem, axis: Axis
-) -> tuple[TrainState, Metrics]:
+def _train(state: RunState, batch: Batch, problem: Problem, axis: Axis) -> tuple[TrainState, Metrics]:
     method = problem.method
-    teacher = functools.partial(problem.teacher, teacher_variables, axis=axis)
-    images = method.sample(state.aux, teacher, purpose_key(state.key, STUDENT, state.step), axis)
-    teacher_outputs = teacher(images, capture=method.student_capture)
     dropout_key = purpose_key(state.key, DROPOUT, state.step)
 
     def objective(params):
         variables = {"params": params, "batch_stats": state.student.batch_stats}
         outputs = problem.student(
-            variables, images, train=True, capture=method.student_capture, axis=axis, key=dropout_key
+            variables, batch.images, train=True, capture=method.student_capture, axis=axis, key=dropout_key
         )
-        loss, metrics = method.student_loss(outputs, teacher_outputs, state.step, axis)
+        loss, metrics = method.student_loss(outputs, batch.teacher, state.step, axis)
         return loss, (outputs.batch_stats, metrics)
 
     gradients, (batch_stats, metrics) = jax.grad(objective, has_aux=True)(state.student.params)

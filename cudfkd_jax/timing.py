@@ -13,7 +13,8 @@ import jax
 from ml_collections import ConfigDict
 
 from cudfkd_jax import build, configuration, networks, steps, supervised, trainer, validate
-from cudfkd_jax.loops import Epoch, Steps, distillation_steps, make_epoch_function
+from cudfkd_jax.batching import batches_at_once
+from cudfkd_jax.loops import Epoch, EpochFunction, Steps, distillation_steps, make_epoch_function
 from cudfkd_jax.parallel import Devices
 from cudfkd_jax.steps import RunState
 
@@ -31,6 +32,12 @@ class Setup(NamedTuple):
     parts: Steps
     state: RunState
     frozen: tuple[Any, ...]
+    batches: int = 1  # of student steps that the scan computes at once
+
+    def scan(self, rounds: int) -> EpochFunction:
+        """An epoch of so many rounds in one call."""
+        epoch = self.epoch._replace(rounds=rounds)
+        return make_epoch_function("scan", epoch, self.devices, self.parts, batches=self.batches)
 
 
 class Pace(NamedTuple):
@@ -62,13 +69,15 @@ def set_up(config: ConfigDict) -> Setup:
     problem = build.problem(config, networks.pair(config, net, variables))
     init = functools.partial(steps.init_state, key, variables, problem=problem, image_shape=net.image_shape)
     on_cpu = devices.devices[0].platform == "cpu"
+    epoch = configuration.distill_epoch(config)
     return Setup(
         devices,
-        configuration.distill_epoch(config),
+        epoch,
         ("python" if on_cpu else "scan") if config.loop == "auto" else config.loop,
         distillation_steps(problem),
         devices.replicate(trainer.initialise(init)),
         (devices.replicate(variables),),
+        config.batches_at_once or batches_at_once(problem, variables, devices, epoch),
     )
 
 
@@ -86,7 +95,7 @@ def distillation_pace(config: ConfigDict) -> Pace:
 
 def _rounds(setup: Setup) -> tuple[float, float]:
     """Seconds of the first round, compiled in one call, and of the next one."""
-    drive = make_epoch_function("scan", setup.epoch._replace(rounds=1), setup.devices, setup.parts)
+    drive = setup.scan(rounds=1)
     call = functools.partial(drive, progress=lambda _: False)
     state, first_s = timed(call, setup.state, *setup.frozen)
     _, next_s = timed(call, state, *setup.frozen)

@@ -53,14 +53,15 @@ def train(
     teacher_logits = None
     if teacher:
         predict = make_predict(networks.classifier(config, teacher.net), devices, batch_size)
-        teacher_logits = predict(devices.replicate(teacher.variables), test.images)
+        teacher_logits = predict(devices.replicate(teacher.variables), test.images)()
+    stop_accuracy = config.teacher.stop_accuracy if section == "teacher" else 0.0
     used = _used_by(problem, teacher)
     net = networks.described(config, _role(section))
     stage = trainer.Stage(
         name=section,
         folder=folder,
         epochs=config[section].epochs,
-        done=functools.partial(_is_noisy_enough, config.teacher.stop_accuracy if section == "teacher" else 0.0),
+        done=functools.partial(_is_noisy_enough, stop_accuracy),
         steps_per_epoch=epoch.steps,
         images_per_step=config[section].batch_size,
         init=lambda: supervised.init_state(
@@ -72,6 +73,7 @@ def train(
         frozen=devices.replicate((images, labels, *used)),
         evaluate=make_evaluate(problem.network, devices, batch_size, test, teacher_logits),
         after_epoch=lambda state, history: (),
+        inspects=lambda epoch: bool(stop_accuracy),
         after_checkpoint=lambda: None,
         after_rollback=lambda: None,
         devices=devices,

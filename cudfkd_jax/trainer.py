@@ -41,10 +41,13 @@ class Stage:
         init: makes the state before the first step; jit-compiled, and traced for the shapes of a checkpoint.
         run_epoch: see `loops.make_epoch_function`.
         frozen: replicated arguments of `run_epoch` after the state.
-        evaluate: test metrics of a state (one copy of it), `{}` where there is nothing to measure.
+        evaluate: begins to measure a state (one copy of it) and returns what waits for its test metrics, `{}`
+            where there is nothing to measure.
         after_epoch: `(state, records)`, called with one copy of the state and all records so far, before the
             checkpoint of the epoch is written; it must overwrite what it wrote for the same epoch before, and
             returns what the user should be warned of.
+        inspects: whether an epoch (counted from 1) must be measured and recorded before the next one may begin,
+            since `evaluate` or `after_epoch` looks at `aux`, else perhaps None, or since it may be the last.
         after_checkpoint: called when all epochs so far are safe, in the process that writes.
         after_rollback: called when all epochs after the newest checkpoint are undone.
         devices: what everything above is compiled for.
@@ -59,8 +62,9 @@ class Stage:
     init: Callable[[], RunState]
     run_epoch: EpochFunction
     frozen: tuple[Any, ...]
-    evaluate: Callable[[RunState], dict[str, float]]
+    evaluate: Callable[[RunState], Callable[[], dict[str, float]]]
     after_epoch: Callable[[RunState, list[Record]], Sequence[str]]
+    inspects: Callable[[int], bool]
     after_checkpoint: Callable[[], None]
     after_rollback: Callable[[], None]
     devices: Devices
@@ -129,21 +133,23 @@ def run(stage: Stage, upkeep: Upkeep) -> tuple[RunState, list[Record]]:
     saver = _Saver(stage, upkeep)
     with Signals() as signals, progress:
         watch = Watch(signals, saver.due)
+        begun: float | None = None
         while not _is_over(stage, history):
             try:
-                state, record = _run_epoch(stage, upkeep, state, len(history) + 1, saver, watch, progress)
+                one, record, state, begun = _run_epoch(
+                    stage, upkeep, state, begun, len(history) + 1, saver, watch, progress
+                )
             except _NotFiniteError as error:
                 one, history = _roll_back(stage, upkeep, error.state, saver, progress)
-                state = stage.devices.replicate(one)
+                state, begun = stage.devices.replicate(one), None
                 continue
             history.append(record)
             if processes.is_first():
                 records.append(stage.folder / METRICS, record)
             progress.epoch(record)
-            for warning in stage.after_epoch(stage.devices.unreplicate(state), history):
+            for warning in stage.after_epoch(one, history):
                 progress.say(f"{stage.name}: epoch {len(history)}: warning: {warning}")
-            state = state.start_epoch()
-            if watch.interrupts(at_epoch_end=True) or _is_over(stage, history):
+            if begun is None and (watch.interrupts(at_epoch_end=True) or _is_over(stage, history)):
                 saver.save(stage.devices.unreplicate(state))
                 watch.stop_if_told()
     return stage.devices.unreplicate(state), history
@@ -221,44 +227,80 @@ def _run_epoch(
     stage: Stage,
     upkeep: Upkeep,
     state: RunState,
+    begun: float | None,
     epoch: int,
     saver: _Saver,
     watch: Watch,
     progress: Progress,
-) -> tuple[RunState, Record]:
-    """The (rest of the) epoch, saved inside it where that is due, and its record; `epoch` counts from 1."""
+) -> tuple[RunState, Record, RunState, float | None]:
+    """The (rest of the) epoch, saved inside it where that is due, and its record.
+
+    Where nothing stands against it, the next epoch is begun before this one is measured: devices that take whole
+    epochs at a time never wait for Python.
+
+    Args:
+        state: replicated; where `begun` is None in or before the epoch, else on its way to the end of it.
+        begun: when, on the monotonic clock.
+        epoch: counted from 1.
+
+    Returns:
+        One copy of the state at the end of the epoch, its record, and the next `state` and `begun`.
+    """
     end = epoch * stage.steps_per_epoch
+    first_step = end - stage.steps_per_epoch
+    if begun is None:
+        first_step, begun = int(stage.devices.unreplicate(state.step)), time.monotonic()
+        state = _to_the_end(stage, state, end, saver, watch, progress)
+    _check_finite(stage, state)
+    computed = time.monotonic()
+    progress.step(end)
+
+    whole = None if stage.inspects(epoch) or epoch == stage.epochs else stage.run_epoch.whole
+    if whole and watch.interrupts(at_epoch_end=True):
+        whole = None
+    one = stage.devices.snapshot(state.replace(aux=None)) if whole else stage.devices.unreplicate(state)
+    evaluated = epoch % upkeep.evaluate_every == 0 or epoch == stage.epochs
+    measured = stage.evaluate(one) if evaluated else dict
+    state = state.start_epoch()
+    if whole:
+        state = whole(state, *stage.frozen)
+    means, metrics = _means(one.synthesis) | _means(one.training), measured()
+    measured_at = time.monotonic()
+    record = {
+        "epoch": epoch,
+        "step": end,
+        **means,
+        **({"rollbacks": int(one.rollbacks)} if one.rollbacks else {}),
+        **metrics,
+        "seconds": computed - begun,
+        "evaluation_seconds": measured_at - computed,
+        "images_per_s": (end - first_step) * stage.images_per_step / (computed - begun),
+    }
+    return one, record, state, measured_at if whole else None
+
+
+def _to_the_end(
+    stage: Stage, state: RunState, end: int, saver: _Saver, watch: Watch, progress: Progress
+) -> RunState:
+    """A state at step `end`, the end of its epoch, from one in or before it."""
 
     def on_step(steps_in_epoch: int) -> bool:
         progress.step(end - stage.steps_per_epoch + steps_in_epoch)
         return watch.interrupts()
 
-    first_step, start = int(stage.devices.unreplicate(state.step)), time.monotonic()
     while True:
         state = stage.run_epoch(state, *stage.frozen, progress=on_step)
-        one = stage.devices.unreplicate(state)
-        last_step = int(one.step)
-        if one.failed:
-            raise _NotFiniteError(one)
-        if last_step == end:
-            break
-        saver.save(one)
+        _check_finite(stage, state)
+        if int(stage.devices.unreplicate(state.step)) == end:
+            return state
+        saver.save(stage.devices.unreplicate(state))
         watch.stop_if_told()
-    seconds = time.monotonic() - start
 
-    start = time.monotonic()
-    evaluated = epoch % upkeep.evaluate_every == 0 or epoch == stage.epochs
-    return state, {
-        "epoch": epoch,
-        "step": last_step,
-        **_means(one.synthesis),
-        **_means(one.training),
-        **({"rollbacks": int(one.rollbacks)} if one.rollbacks else {}),
-        **(stage.evaluate(one) if evaluated else {}),
-        "seconds": seconds,
-        "evaluation_seconds": time.monotonic() - start,
-        "images_per_s": (last_step - first_step) * stage.images_per_step / seconds,
-    }
+
+def _check_finite(stage: Stage, state: RunState) -> None:
+    """Waits for a replicated state and raises where a step on the way to it was not finite."""
+    if stage.devices.unreplicate(state.failed):
+        raise _NotFiniteError(stage.devices.unreplicate(state))
 
 
 def initialise(init: Callable[[], Any]) -> Any:

@@ -40,7 +40,7 @@ _NOT_NEGATIVE = (
     *("synthesis.batch_size", "generator.ema_decay", "memory.capacity", "zskt.attention_weight"),
     *("adi.beta1", "adi.beta2", "adi.tv_weight", "pre_dfkd.kl_weight"),
     *("data.padding", "devices", "checkpoint.every_seconds", "log.samples_every_epochs"),
-    "log.majorise_minimise_updates",
+    *("log.majorise_minimise_updates", "batches_at_once"),
     *("evaluation.stability_from", "teacher.stop_accuracy", "seed"),
 )
 _BELOW_ONE = (
@@ -94,6 +94,11 @@ def check(config: ConfigDict) -> None:
             "must be less than epochs",
         )
     _require("kd.weight", config.kd.weight, 0 <= config.kd.weight <= 1, "must lie in [0, 1]")
+    if config.batches_at_once and config.distill.student_steps % config.batches_at_once:
+        raise UserError(
+            f"batches_at_once={config.batches_at_once} does not divide distill.student_steps="
+            f"{config.distill.student_steps}; set --config.batches_at_once to a divisor, or 0"
+        )
     c = config.curriculum
     if not c.k_begin < c.k_end <= 1:
         raise UserError(

@@ -21,7 +21,7 @@ def _test_set():
 @pytest.mark.parametrize("batch_size", [1, 7, 37, 64])
 def test_predictions_do_not_depend_on_the_batch_size(test_set, batch_size):
     variables = nets.teacher_variables()
-    logits = make_predict(nets.classifier(8), local_devices(1), batch_size)(variables, test_set.images)
+    logits = make_predict(nets.classifier(8), local_devices(1), batch_size)(variables, test_set.images)()
     expected = nets.classifier(8)(variables, test_set.images.astype(np.float32) / 255).value
     assert logits.shape == (37, 10)
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
@@ -52,9 +52,9 @@ def test_without_a_teacher_there_is_only_accuracy(test_set):
 
 def test_a_network_agrees_with_itself(test_set):
     network, variables = nets.classifier(8), nets.teacher_variables()
-    logits = make_predict(network, local_devices(1), 16)(variables, test_set.images)
+    logits = make_predict(network, local_devices(1), 16)(variables, test_set.images)()
     state = type("State", (), {"student": type("Student", (), {"variables": variables})})
-    found = make_evaluate(network, local_devices(1), 16, test_set, logits)(state)
+    found = make_evaluate(network, local_devices(1), 16, test_set, logits)(state)()
     assert (found["agree1"], found["loyalty"]) == (100, 1)
     assert found["acc1"] == pytest.approx(100 * np.mean(logits.argmax(1) == test_set.labels))
     assert jax.tree.structure(found).num_leaves == 5

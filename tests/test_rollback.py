@@ -9,6 +9,7 @@ import pytest
 
 from cudfkd_jax import stages, trainer
 from cudfkd_jax.errors import RunFailedError, UserError
+from cudfkd_jax.loops import EpochFunction
 from cudfkd_jax.parallel import local_devices
 from cudfkd_jax.steps import RunState, Tally
 from cudfkd_jax.trainer import Stage, Upkeep
@@ -30,10 +31,12 @@ def _init():
 class _Run:
     """Steps that add up random numbers; step `bad` fails until the run has gone back `times` times."""
 
+    whole_epochs = False
+
     def __init__(self, bad, times):
         self.bad, self.times, self.forgotten, self.epochs = bad, times, 0, []
 
-    def run_epoch(self, state, progress):
+    def run_epoch(self, state, progress=None):
         end = (int(state.step) // _STEPS + 1) * _STEPS
         while int(state.step) < end:
             step = int(state.step)
@@ -60,16 +63,22 @@ class _Run:
             steps_per_epoch=_STEPS,
             images_per_step=1,
             init=_init,
-            run_epoch=self.run_epoch,
+            run_epoch=EpochFunction(self.run_epoch, self.run_epoch if self.whole_epochs else None),
             frozen=(),
-            evaluate=lambda state: {},
+            evaluate=lambda state: dict,
             after_epoch=lambda state, history: self.epochs.append(len(history)) or (),
+            inspects=lambda epoch: False,
             after_checkpoint=lambda: None,
             after_rollback=self.forget,
             devices=local_devices(1),
         )
         upkeep = {"evaluate_every": 1, "checkpoint_seconds": 0.0, "keep": 2, "tensorboard": False} | changes
         return trainer.run(stage, Upkeep(on_nan=on_nan, **upkeep))
+
+
+@pytest.fixture(autouse=True, params=[False, True], ids=["steps", "whole epochs"])
+def _whole_epochs(request, monkeypatch):
+    monkeypatch.setattr(_Run, "whole_epochs", request.param)
 
 
 def _losses(history):

@@ -57,7 +57,7 @@ def test_every_step_of_every_round_is_counted(clock, monkeypatch):
 
 def test_where_runs_compile_rounds_they_are_timed_whole(clock, monkeypatch):
     monkeypatch.setattr(timing, "set_up", lambda config: _setup("scan"))
-    monkeypatch.setattr(timing, "make_epoch_function", lambda *arguments: lambda state, progress: state)
+    monkeypatch.setattr(timing, "make_epoch_function", lambda *_, batches: lambda state, progress: state)
     clock |= {"<lambda>": [32.0], "round": [10.0, 3.0]}
     assert timing.distillation_pace(None) == (42.0, 7 * 3.0)
 

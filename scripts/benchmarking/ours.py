@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from benchmarking.costs import Cost, operations, traffic
 from benchmarking.timing import Seconds
-from cudfkd_jax.loops import Epoch, EpochFunction, make_epoch_function
+from cudfkd_jax.loops import EpochFunction
 from cudfkd_jax.parallel import SINGLE
 from cudfkd_jax.steps import RunState
 from cudfkd_jax.timing import Setup, timed
@@ -114,11 +114,8 @@ class Ours:
 
     @functools.cached_property
     def _one_round(self) -> EpochFunction:
-        return self._scan(self.setup.epoch._replace(rounds=1))
+        return self.setup.scan(rounds=1)
 
     @functools.cached_property
     def _one_epoch(self) -> EpochFunction:
-        return self._scan(self.setup.epoch)
-
-    def _scan(self, epoch: Epoch) -> EpochFunction:
-        return make_epoch_function("scan", epoch, self.setup.devices, self.setup.parts)
+        return self.setup.scan(self.setup.epoch.rounds)
