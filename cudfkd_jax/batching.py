@@ -34,19 +34,20 @@ def batches_at_once(problem: Problem, teacher_variables: Variables, devices: Dev
     aux = jax.eval_shape(problem.method.init, key)
     batch = functools.partial(steps.student_batch, problem=problem, axis=SINGLE)
     traced = jax.make_jaxpr(batch)(aux, key, jnp.int32(0), teacher_variables)
-    needed = sum(map(_bytes, traced.out_avals)) + _LIVE * max(map(_bytes, _results(traced.jaxpr)))
+    results = (variable.aval for equation in equations(traced.jaxpr) for variable in equation.outvars)
+    needed = sum(map(_bytes, traced.out_avals)) + _LIVE * max(map(_bytes, results))
     fitting = max(int(_SHARE * memory * len(devices.devices) / needed), 1)
     return max(n for n in range(1, fitting + 1) if epoch.student_steps % n == 0)
 
 
-def _results(jaxpr: Any) -> Iterator[Any]:
-    """The shapes of everything that is computed on the way, within calls too."""
+def equations(jaxpr: Any) -> Iterator[Any]:
+    """All equations of a traced function's `jaxpr`, those within calls too."""
     for equation in jaxpr.eqns:
-        yield from (variable.aval for variable in equation.outvars)
+        yield equation
         for value in equation.params.values():
             inner = getattr(value, "jaxpr", value)
             if hasattr(inner, "eqns"):
-                yield from _results(inner)
+                yield from equations(inner)
 
 
 def _bytes(shape: Any) -> int:

@@ -10,7 +10,9 @@ PyTorch too, as one would first write it and tuned, in turn with ours. `--json` 
 for each number of devices, and the table to stderr; `--debug` tracebacks.
 
 Each step is waited for, and a round as a whole only at its end. "of product" and "of a + b" are the operations and
-bytes of XLA's cost analysis, over what a matrix product and a sum of vectors reach on the same device. Compilation
+bytes of XLA's cost analysis, over what a matrix product and a sum of vectors reach on the same device. "floor" is
+the time that the operations take at that rate, or the bytes that convolutions and products must at least move,
+whichever is more. Compilation
 is that of a first start; JAX_COMPILATION_CACHE_DIR names a cache to shorten the next.
 """
 

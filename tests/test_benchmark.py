@@ -13,6 +13,7 @@ import pytest
 from rounds import ONE_DEVICE, UNOPTIMISED
 
 import benchmark
+import xla_flags
 from benchmarking import ceilings, costs, measure, ours, peers, table
 from benchmarking.timing import alternate, median_ratio
 from cudfkd_jax import build, defaults, timing
@@ -61,7 +62,9 @@ def test_measures_and_prints_every_kind_of_work(monkeypatch):
         reached = timing["of_product"] * top["flops_per_s"]["float32"]
         assert reached * timing["seconds"] == pytest.approx(timing["flops"])
         assert timing["of_stream"] * top["bytes_per_s"] * timing["seconds"] == pytest.approx(timing["bytes"])
-    for cost in ("flops", "bytes"):
+        least = max(timing["flops"] / top["flops_per_s"]["float32"], timing["least_bytes"] / top["bytes_per_s"])
+        assert timing["floor_s"] == pytest.approx(least)
+    for cost in ("flops", "bytes", "least_bytes"):
         steps = timings["synthesis step"][cost] + 3 * timings["student step"][cost]
         assert timings["round"][cost] == pytest.approx(steps)
         assert timings["epoch"][cost] == pytest.approx(5 * steps)
@@ -95,6 +98,37 @@ def test_measures_and_prints_every_kind_of_work(monkeypatch):
         if re.match("synthesis|student|round|epoch", line)
     }
     assert shown == {kind: f"{1000 * timing['seconds']:,.1f}" for kind, timing in timings.items()}
+
+
+def test_least_bytes_are_those_of_convolutions_and_products():
+    @jax.jit
+    def block(x, kernel, weights):
+        x = jax.lax.conv_general_dilated(x, kernel, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+        return jnp.tanh(x).mean((1, 2)) @ weights
+
+    arrays = [jnp.ones(shape) for shape in ((2, 8, 8, 3), (3, 3, 3, 16), (16, 5))]
+    convolution = 2 * 8 * 8 * 3 + 3 * 3 * 3 * 16 + 2 * 4 * 4 * 16
+    product = 2 * 16 + 16 * 5 + 2 * 5
+    assert costs.least_bytes(block, *arrays) == 4 * (convolution + product)
+
+
+def test_flags_are_compared_with_none(monkeypatch, capsys):
+    seconds = {"": [0.2, 0.4, 0.3], "--xla_a=1": [0.1, 0.1, 0.2]}
+
+    def run(command, *, env, **_):
+        if "--xla_b" in env["XLA_FLAGS"]:
+            return subprocess.CompletedProcess(command, 1, "", "Unknown flag in XLA_FLAGS: --xla_b\n")
+        assert command[-3:] == ["--config=some.py", "--rounds=5", "--json"]
+        measured = {"timings": {"round": {"seconds": seconds[env["XLA_FLAGS"]].pop(0)}}, "compile_s": {"a": 2.0}}
+        return subprocess.CompletedProcess(command, 0, json.dumps([measured]), "")
+
+    monkeypatch.setattr(xla_flags.subprocess, "run", run)
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    assert xla_flags.main(["--config=some.py", "--flags=--xla_a=1;--xla_b"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[1:3] == [["300.0", "1.000", "2.0", "none"], ["100.0", "0.333", "2.0", "--xla_a=1"]]
+    assert " ".join(lines[3]) == "--xla_b: Unknown flag in XLA_FLAGS: --xla_b"
+    assert xla_flags.main(["--platform=tpu"]) == 2
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ import pytest
 from scipy.special import log_softmax, softmax
 
 from cudfkd_jax import steps
+from cudfkd_jax.batching import equations
 from cudfkd_jax.loops import Epoch, distillation_steps, make_epoch_function
 from cudfkd_jax.parallel import SINGLE, local_devices
 
@@ -102,6 +103,24 @@ def test_second_step_has_momentum_and_its_own_images(run):
     overlap = optax.tree.vdot(*moved) / optax.tree.norm(moved[0]) ** 2
     assert 0.3 < overlap < 2  # most of it is the momentum's 0.9 of the first
     assert float(first.training.last["difficulty"]) != float(second.training.last["difficulty"])
+
+
+def _convolutions(function, *arguments):
+    traced = jax.make_jaxpr(function)(*arguments).jaxpr
+    return sum(equation.primitive.name == "conv_general_dilated" for equation in equations(traced))
+
+
+def test_gradients_are_of_the_trained_network_alone(run):
+    """A convolution of a trained network costs three: itself, by its kernel, by its input; of a frozen one two."""
+    _, problem, teacher, state, _ = run
+    synthesis, student = (
+        _convolutions(functools.partial(step, problem=problem, axis=SINGLE), state, teacher)
+        for step in (steps.synthesis_step, steps.student_step)
+    )
+    generator = _convolutions(lambda aux: problem.method.sample(aux, None, state.key, SINGLE), state.aux)
+    layers = 2  # of teacher and student each
+    assert synthesis == 3 * generator + 2 * layers + 2 * layers
+    assert student == generator + layers + 3 * layers - 1  # nobody asks for the gradient by the images
 
 
 def test_synthesis_loss_is_the_weighted_sum_of_its_terms(run):

@@ -5,6 +5,9 @@ would otherwise go through memory, and on GPUs it turns convolutions and product
 of which its analysis knows nothing. A multiply-add is two operations, and taps on the padding of a convolution do
 not count. Of what a library's call moves only its arguments and results are known, so that is what counts. Of a
 loop the analysis counts one turn.
+
+The least bytes are those without which no program does the same: each convolution and matrix product reads its
+operands and writes its result once, and what lies between them is done on the way.
 """
 
 import re
@@ -12,6 +15,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+
+from cudfkd_jax.batching import equations
 
 # `%name = f32[8,16]{1,0} custom-call(`, also of a tuple `(f32[8,16]{1,0}, u8[64]{0})`.
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%([\w.-]+) = (.+?) ([\w-]+)\((.*)$", re.MULTILINE)
@@ -24,13 +29,14 @@ class Cost(NamedTuple):
 
     flops: float
     bytes: float
+    least_bytes: float
 
     def __add__(self, other: "Cost") -> "Cost":  # type: ignore[override]
-        return Cost(self.flops + other.flops, self.bytes + other.bytes)
+        return Cost(*(a + b for a, b in zip(self, other, strict=True)))
 
     def times(self, count: int) -> "Cost":
         """Of so many calls."""
-        return Cost(count * self.flops, count * self.bytes)
+        return Cost(*(count * value for value in self))
 
 
 def operations(step: Callable[..., Any], *arguments: Any) -> float:
@@ -45,6 +51,16 @@ def operations(step: Callable[..., Any], *arguments: Any) -> float:
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arguments)
         analysis: Any = jax.jit(step).lower(*shapes).cost_analysis()
     return analysis["flops"]
+
+
+def least_bytes(step: Callable[..., Any], *arguments: Any) -> float:
+    """What a function must at least move, on any device; arguments as for `operations`."""
+    return sum(
+        float(variable.aval.size * variable.aval.dtype.itemsize)
+        for equation in equations(jax.make_jaxpr(step)(*arguments).jaxpr)
+        if equation.primitive.name in ("conv_general_dilated", "dot_general")
+        for variable in (*equation.invars, *equation.outvars)
+    )
 
 
 def traffic(compiled: Any) -> float:

@@ -33,7 +33,8 @@ def measure_all(
     Returns:
         JSON-ready, in the order of the configurations; times in seconds, costs of all devices together, memory in
         MiB. A time multiplied by `of_product` or `of_stream` is the least that its operations or bytes take here;
-        bytes that caches serve count too, and can make that more than the time. `finite` is False where a step
+        bytes that caches serve count too, and can make that more than the time. `floor_s` is what operations or
+        the least bytes take at the ceilings, whichever is more. `finite` is False where a step
         failed, from which on the state stays as it was and times may not be those of a run. `load_before` is the
         number of other threads that wanted to run in the minute before.
 
@@ -92,8 +93,7 @@ def _measure(config: ConfigDict, repeats: int, *, peer: str, imports_s: float) -
         "loop": setup.loop,
         "repeats": repeats,
         "timings": {
-            kind: timing(values, images[kind]) | {"flops": costs[kind].flops, "bytes": costs[kind].bytes}
-            for kind, values in seconds.items()
+            kind: timing(values, images[kind]) | costs[kind]._asdict() for kind, values in seconds.items()
         },
         "rounds_s": seconds["round"],
         "finite": not bool(setup.devices.unreplicate(ours.state.failed)),
@@ -133,7 +133,9 @@ def _beside(measured: dict[str, Any], reached: Ceilings) -> dict[str, Any]:
     for kind, t in measured["timings"].items():
         flops_per_s, bytes_per_s = t["flops"] / t["seconds"], t["bytes"] / t["seconds"]
         rates = {"flops_per_s": flops_per_s, "bytes_per_s": bytes_per_s}
-        timings[kind] = t | rates | {"of_product": flops_per_s / product, "of_stream": bytes_per_s / stream}
+        floor_s = max(t["flops"] / product, t["least_bytes"] / stream)
+        shares = {"of_product": flops_per_s / product, "of_stream": bytes_per_s / stream, "floor_s": floor_s}
+        timings[kind] = t | rates | shares
     top = {"flops_per_s": reached.flops, "bytes_per_s": reached.stream}
     return measured | {"timings": timings, "ceilings": top}
 

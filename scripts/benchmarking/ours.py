@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from benchmarking.costs import Cost, operations, traffic
+from benchmarking.costs import Cost, least_bytes, operations, traffic
 from benchmarking.timing import Seconds
 from cudfkd_jax.loops import EpochFunction
 from cudfkd_jax.parallel import SINGLE
@@ -74,13 +74,11 @@ class Ours:
         """By kind, of a step that was compiled, a round and an epoch."""
         devices = self.setup.devices
         arguments = jax.eval_shape(devices.unreplicate, (self.state, *self.setup.frozen))
-        costs = {
-            kind: Cost(
-                operations(functools.partial(self._steps[kind], axis=SINGLE), *arguments),
-                len(devices.devices) * traffic(program.call),
-            )
-            for kind, program in self.programs.items()
-        }
+        costs = {}
+        for kind, program in self.programs.items():
+            step = functools.partial(self._steps[kind], axis=SINGLE)
+            moved = len(devices.devices) * traffic(program.call)
+            costs[kind] = Cost(operations(step, *arguments), moved, least_bytes(step, *arguments))
         a_round = functools.reduce(Cost.__add__, (costs[kind].times(count) for kind, count in self._turns()))
         return costs | {"round": a_round, "epoch": a_round.times(self.setup.epoch.rounds)}
 

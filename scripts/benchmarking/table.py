@@ -45,11 +45,11 @@ def _head(m: dict[str, Any]) -> list[str]:
 
 
 def _timings(m: dict[str, Any]) -> list[str]:
-    lines = [_row("", "ms", "images/s", "TFLOP", "TFLOP/s", "of product", "GB", "GB/s", "of a + b")]
+    lines = [_row("", "ms", "images/s", "TFLOP", "TFLOP/s", "of product", "GB", "GB/s", "of a + b", "floor ms")]
     for kind, t in m["timings"].items():
         work = (f"{t['flops'] / 1e12:.3g}", f"{t['flops_per_s'] / 1e12:.3g}", f"{t['of_product']:.0%}")
         traffic = (f"{t['bytes'] / 1e9:.3g}", f"{t['bytes_per_s'] / 1e9:.3g}", f"{t['of_stream']:.0%}")
-        lines.append(_row(kind, *_speed(t), *work, *traffic))
+        lines.append(_row(kind, *_speed(t), *work, *traffic, f"{1000 * t['floor_s']:,.1f}"))
     if m["loop"] == "python":
         lines.append(f"(the epoch is {m['rounds_per_epoch']} times the round)")
     if not m["finite"]:
