@@ -5,8 +5,9 @@
     python scripts/xla_flags.py --config=configs/digits.py --flags="--xla_a=1;--xla_b=2 --xla_c=3"
 
 Each measurement is `scripts/benchmark.py` in a process of its own. `--platform=cpu` or `gpu` names a list of
-flags, `--flags=` another one, separated by semicolons; XLA_FLAGS of the environment stand in all. `--repeats=` says
-how often each is measured (3), `--rounds=` with how many rounds (5). A flag that this XLA does not know is reported.
+flags, `--flags=` another one, separated by semicolons; XLA_FLAGS of the environment stand in all. `--repeats=`
+says how often each is measured (3), `--rounds=` with how many rounds (5). A flag that this XLA does not know is
+reported.
 """
 
 import json
