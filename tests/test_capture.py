@@ -8,6 +8,7 @@ import pytest
 
 from cudfkd_jax.capture import BN, Classifier, apply
 from cudfkd_jax.errors import UserError
+from cudfkd_jax.losses import bn_alignment
 from cudfkd_jax.models import MODELS, build_classifier
 
 
@@ -108,3 +109,19 @@ def test_classifier_normalises(x):
     mean, std = (0.1, 0.2, 0.3), (1.0, 2.0, 4.0)
     expected = Net().apply(variables, (x - np.float32(mean)) / np.float32(std), train=False)
     np.testing.assert_allclose(Classifier(Net(), mean, std)(variables, x).value, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("arch", ["wrn10_1", "vgg8"])
+def test_bfloat16_changes_the_alignment_by_less_than_a_percent(arch):
+    """Statistics are sums in float32 of what bfloat16 layers return: their errors average out."""
+    seen, others = jax.random.normal(jax.random.key(1), (2, 32, 16, 16, 3))
+    module = build_classifier(arch, 10, None)
+    variables = dict(jax.jit(lambda: module.init(jax.random.key(0), seen, False))())
+    train = jax.jit(lambda v: apply(module, v, seen, train=True).batch_stats)
+    for _ in range(40):  # the running statistics become those of the images
+        variables["batch_stats"] = train(variables)
+    exact, rounded = (
+        float(bn_alignment(apply(build_classifier(arch, 10, dtype), variables, others, capture=(BN,)).bn))
+        for dtype in (None, jnp.bfloat16)
+    )
+    assert rounded == pytest.approx(exact, rel=0.01) and rounded != exact
