@@ -111,17 +111,18 @@ def test_classifier_normalises(x):
     np.testing.assert_allclose(Classifier(Net(), mean, std)(variables, x).value, expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("arch", ["wrn10_1", "vgg8"])
-def test_bfloat16_changes_the_alignment_by_less_than_a_percent(arch):
+def test_bfloat16_changes_the_alignment_by_less_than_a_percent():
     """Statistics are sums in float32 of what bfloat16 layers return: their errors average out."""
     seen, others = jax.random.normal(jax.random.key(1), (2, 32, 16, 16, 3))
-    module = build_classifier(arch, 10, None)
+    module = build_classifier("wrn10_1", 10, None)
     variables = dict(jax.jit(lambda: module.init(jax.random.key(0), seen, False))())
     train = jax.jit(lambda v: apply(module, v, seen, train=True).batch_stats)
     for _ in range(40):  # the running statistics become those of the images
         variables["batch_stats"] = train(variables)
-    exact, rounded = (
-        float(bn_alignment(apply(build_classifier(arch, 10, dtype), variables, others, capture=(BN,)).bn))
-        for dtype in (None, jnp.bfloat16)
-    )
-    assert rounded == pytest.approx(exact, rel=0.01) and rounded != exact
+
+    def alignment(dtype):
+        rounded = build_classifier("wrn10_1", 10, dtype)
+        return float(jax.jit(lambda v: bn_alignment(apply(rounded, v, others, capture=(BN,)).bn))(variables))
+
+    exact = alignment(None)
+    assert alignment(jnp.bfloat16) == pytest.approx(exact, rel=0.01) and alignment(jnp.bfloat16) != exact
