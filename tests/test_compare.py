@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from helpers import snapshot
 
-from cudfkd_jax import cells, compare, configuration, paper
+from cudfkd_jax import cells, compare, configuration, paper, plan, workdir
 from cudfkd_jax.cells import Cell, Outcome
 from cudfkd_jax.errors import RunFailedError, UserError
 
@@ -117,7 +117,7 @@ def test_runs_that_fail_do_not_stop_the_others(tmp_path, monkeypatch):
     program = tmp_path / "cudfkd_jax"
     program.mkdir()
     (program / "__init__.py").write_text("")
-    (program / "main.py").write_text(
+    (program / "child.py").write_text(
         "import json, pathlib, sys\n"
         "folder = pathlib.Path(sys.argv[-1].removeprefix('--workdir='))\n"
         "if 'bad' in sys.argv: sys.exit(print('cudfkd: error: out of luck', file=sys.stderr) or 1)\n"
@@ -153,6 +153,16 @@ def test_two_methods_side_by_side(tmp_path, capsys):
     assert _script("compare").main(arguments) == 0
     assert "2 of 2 runs are finished already" in capsys.readouterr().out
     assert {n: v for n, v in snapshot(tmp_path).items() if n in before} == before
+
+
+def test_a_comparison_that_goes_on_already_is_named_and_left_alone(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(plan, "check_surroundings", lambda planned: None)
+    with workdir.lock(tmp_path):
+        before = snapshot(tmp_path)
+        arguments = [f"--config={_TINY}", "--methods=dafl", "--seeds=0", f"--workdir={tmp_path}"]
+        assert _script("compare").main(arguments) == 2
+        assert snapshot(tmp_path) == before
+    assert f"is in use by a running process (pid {os.getpid()})" in capsys.readouterr().err
 
 
 def test_a_damaged_summary_is_an_error(tmp_path):
