@@ -45,8 +45,9 @@ class Stage:
         after_epoch: `(state, records)`, called with one copy of the state and all records so far, before the
             checkpoint of the epoch is written; it must overwrite what it wrote for the same epoch before, and
             returns what the user should be warned of.
-        after_checkpoint: called when all epochs so far are safe, in the process that writes.
-        after_rollback: called when all epochs after the newest checkpoint are undone.
+        before_checkpoint, after_checkpoint: called in the process that writes, the second when all epochs so far
+            are safe; a crash may come between.
+        after_restore: called with the epochs that are safe, at the start and where those after them are undone.
         devices: what everything above is compiled for.
     """
 
@@ -61,8 +62,9 @@ class Stage:
     frozen: tuple[Any, ...]
     evaluate: Callable[[RunState], dict[str, float]]
     after_epoch: Callable[[RunState, list[Record]], Sequence[str]]
+    before_checkpoint: Callable[[], None]
     after_checkpoint: Callable[[], None]
-    after_rollback: Callable[[], None]
+    after_restore: Callable[[int], None]
     devices: Devices
 
 
@@ -110,6 +112,7 @@ def run(stage: Stage, upkeep: Upkeep) -> tuple[RunState, list[Record]]:
         UserError: the checkpoints or the records cannot be used.
     """
     state, history, damaged = _start(stage)
+    stage.after_restore(len(history))
     first_step = int(state.step)
     if _is_over(stage, history):
         return state, history
@@ -187,7 +190,7 @@ def _roll_back(
             f"{what}, after {times} rollbacks; start again with a lower learning rate in another --workdir"
         )
     state, history, _ = _start(stage)
-    stage.after_rollback()
+    stage.after_restore(len(history))
     progress.say(f"{what}; back to step {int(state.step)} with another random key, {times + 1} of {_ROLLBACKS}")
     key = purpose_key(state.key, ROLLBACK, times)
     return state.replace(key=key, rollbacks=jnp.int32(times + 1)), history
@@ -212,6 +215,7 @@ class _Saver:
         """Writes one copy of a state, then what the stage publishes with it; one process alone does."""
         if processes.is_first():
             folder = self._stage.folder / CHECKPOINTS
+            self._stage.before_checkpoint()
             checkpoint.save(folder, int(state.step + state.synthesis_step), state, keep=self._upkeep.keep)
             self._stage.after_checkpoint()
         self._saved_at = time.monotonic()

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from cudfkd_jax import checkpoint, datafree, stages, weights
+
 _ROOT = Path(__file__).parents[1]
 _TINY = f"--config={_ROOT / 'tests/tiny.py'}"
 
@@ -27,6 +29,44 @@ def _has_epochs(workdir: Path, count: int) -> bool:
 def _is_alive(pid: int) -> bool:
     status = Path(f"/proc/{pid}/stat")
     return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+class _KilledError(BaseException):
+    pass
+
+
+def _killed(*arguments, **more):
+    raise _KilledError
+
+
+@pytest.mark.parametrize(
+    ("module", "function"), [(checkpoint, "save"), (checkpoint, "_prune"), (weights, "commit_net")]
+)
+def test_a_kill_around_a_checkpoint_does_not_lose_the_best_student(
+    finished_run, tiny_config, tmp_path, monkeypatch, module, function
+):
+    """Before the checkpoint of the best epoch, right after it, and before the student is published."""
+    best = weights.load_net(finished_run / "student_best").net.metrics["epoch"]
+    tiny_config.teacher.checkpoint = str(finished_run)
+    tiny_config.checkpoint.every_seconds = 0.0
+    tiny_config.log.report = False
+    write = datafree._BestStudent.write
+
+    def write_and_arm(self):
+        write(self)
+        if _has_epochs(tmp_path, best):
+            monkeypatch.setattr(module, function, _killed)
+
+    with monkeypatch.context() as patch, pytest.raises(_KilledError):
+        patch.setattr(datafree._BestStudent, "write", write_and_arm)
+        stages.run(tiny_config, "distill", tmp_path)
+    monkeypatch.undo()
+    stages.run(tiny_config, "distill", tmp_path)
+    for name in ("student", "student_best"):
+        expected, found = (
+            {path.name: path.read_bytes() for path in (run / name).iterdir()} for run in (finished_run, tmp_path)
+        )
+        assert found == expected
 
 
 @pytest.mark.slow
