@@ -56,6 +56,8 @@ def save(folder: Path, step: int, state: object, *, keep: int) -> None:
     try:
         shutil.rmtree(path, ignore_errors=True)
         _remove_others(folder, checkpoints(folder))  # room for this one
+        path.mkdir(parents=True)  # where that fails, Orbax's threads would wait for it for minutes
+        path.rmdir()
         with _quietly(), ocp.StandardCheckpointer(multiprocessing_options=_ALONE) as checkpointer:
             checkpointer.save(path, host)
         write_json(_manifest(path), digests(path))

@@ -61,7 +61,8 @@ def leave(command: Callable[[Sequence[str]], int]) -> NoReturn:
     """Runs a command on the arguments of this process and leaves with its exit status."""
     sys.path.insert(0, "")  # as `python -m` has it: networks by import path may lie in the current folder
     status = command(sys.argv[1:])
-    if status == _INTERRUPTED:  # JAX crashes in its clean-up when Ctrl-C came while it compiled
+    # JAX crashes in its clean-up when Ctrl-C came while it compiled; threads of a save that failed go on waiting.
+    if status == _INTERRUPTED or (status and processes.count() == 1):
         _exit(status)
     sys.exit(status)
 

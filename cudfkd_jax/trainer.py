@@ -23,7 +23,7 @@ from cudfkd_jax.progress import Progress
 from cudfkd_jax.records import Record
 from cudfkd_jax.steps import ROLLBACK, RunState, Tally, purpose_key
 
-METRICS, CHECKPOINTS = "metrics.jsonl", "checkpoints"
+METRICS, CHECKPOINTS, TENSORBOARD = "metrics.jsonl", "checkpoints", "tensorboard"
 ON_NAN = ("stop", "rollback")
 _ROLLBACKS = 3  # of a run, at most
 
@@ -121,7 +121,7 @@ def run(stage: Stage, upkeep: Upkeep) -> tuple[RunState, list[Record]]:
         epochs=stage.epochs,
         steps_per_epoch=stage.steps_per_epoch,
         first_step=first_step,
-        tensorboard=stage.folder / "tensorboard" if upkeep.tensorboard else None,
+        tensorboard=stage.folder / TENSORBOARD if upkeep.tensorboard else None,
         shown=processes.is_first(),
     )
     for path in damaged:
