@@ -194,7 +194,7 @@ class _BestStudent:
         """Publishes what a crash kept from it, and drops what is of epochs after the first `epochs`."""
         self._waiting = None
         if processes.is_first():
-            weights.settle_net(self._folder, lambda metrics: metrics["epoch"] <= epochs)
+            weights.settle_net(self._folder, lambda metrics: metrics.get("epoch") in range(1, epochs + 1))
 
 
 def _save_samples(

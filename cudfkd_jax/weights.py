@@ -94,7 +94,8 @@ def settle_net(folder: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
     """
     staged = folder / _NEXT_DESCRIPTION
     if staged.exists():
-        if wanted(json.loads(staged.read_text(encoding="utf-8"))["metrics"]):
+        metrics = _read_description(staged).get("metrics")
+        if isinstance(metrics, dict) and wanted(metrics):
             commit_net(folder)
         staged.unlink(missing_ok=True)
     _end_commit(folder)
@@ -105,14 +106,18 @@ def _end_commit(folder: Path) -> None:
     path = folder / _NEXT_WEIGHTS
     if not path.exists():
         return
-    try:
-        sha256 = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))["sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
-        sha256 = None
-    if _sha256(path.read_bytes()) == sha256:
+    if _sha256(path.read_bytes()) == _read_description(folder / DESCRIPTION).get("sha256"):
         path.replace(folder / WEIGHTS)
     else:
         path.unlink()
+
+
+def _read_description(path: Path) -> dict[str, Any]:
+    """The object in a file; empty where that is missing or damaged."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}
 
 
 def digest(variables: Any) -> str:

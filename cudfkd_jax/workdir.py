@@ -22,15 +22,16 @@ def check_writable(workdir: Path) -> None:
     Raises:
         UserError: a part of the path is a file or a link to nothing, or writing is not permitted.
     """
-    for path in (workdir, *workdir.parents):
-        if path.is_symlink() and not path.exists():
-            raise UserError(
-                f"--workdir={workdir}: {path} is a link to {path.readlink()}, which does not exist; mend it"
-            )
+    places = (workdir.absolute(), *workdir.absolute().parents)
     try:
-        existing = next(path for path in (workdir.absolute(), *workdir.absolute().parents) if path.exists())
+        dangling = next((path for path in places if path.is_symlink() and not path.exists()), None)
+        existing = next(path for path in places if path.exists())
     except OSError as error:
         raise UserError(f"--workdir={workdir}: {error.strerror}; name another folder") from error
+    if dangling:
+        raise UserError(
+            f"--workdir={workdir}: {dangling} is a link to {dangling.readlink()}, which does not exist; mend it"
+        )
     if not existing.is_dir():
         raise UserError(f"--workdir={workdir}: {existing} is a file; name a folder")
     if not os.access(existing, os.W_OK | os.X_OK):

@@ -112,6 +112,16 @@ def test_a_kill_leaves_the_old_network_or_the_new_one(tmp_path, monkeypatch, mom
     assert {WEIGHTS, DESCRIPTION} == {path.name for path in tmp_path.iterdir() if path.suffix != ".tmp"}
 
 
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"metrics": 3}'])
+def test_a_damaged_description_of_what_is_staged_is_dropped(tmp_path, content):
+    weights.save_net(tmp_path, NET, _variables())
+    weights.stage_net(tmp_path, dataclasses.replace(NET, metrics={}), jax.tree.map(lambda x: x + 1, _variables()))
+    (tmp_path / "next.json").write_text(content)
+    weights.settle_net(tmp_path, lambda metrics: True)
+    assert weights.load_net(tmp_path).net == NET
+    assert {WEIGHTS, DESCRIPTION} == {path.name for path in tmp_path.iterdir()}
+
+
 def test_a_network_that_is_replaced_while_it_is_read(tmp_path, monkeypatch):
     """Its description is the old one's and its weights are the new one's: it is read once more."""
     weights.save_net(tmp_path, NET, _variables())
