@@ -10,11 +10,11 @@ NumPy's, which have no random keys, so keys are stored as their bits.
 
 import contextlib
 import hashlib
-import io
 import json
 import os
 import re
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -166,17 +166,17 @@ def _remove_others(folder: Path, keep: list[Path]) -> None:
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
     """Keeps Orbax and TensorStore's threads from printing pages of tracebacks of an error that is raised too."""
-    before = logging.get_verbosity()
+    verbosity, hook = logging.get_verbosity(), sys.unraisablehook
     logging.set_verbosity(logging.FATAL)
+    sys.unraisablehook = lambda error: None
     try:
-        with contextlib.redirect_stderr(io.StringIO()):
-            try:
-                yield
-            except Exception:
-                time.sleep(_STRAGGLERS_S)
-                raise
+        yield
+    except Exception:
+        time.sleep(_STRAGGLERS_S)
+        raise
     finally:
-        logging.set_verbosity(before)
+        logging.set_verbosity(verbosity)
+        sys.unraisablehook = hook
 
 
 def _reason(error: Exception) -> str:
