@@ -1,22 +1,30 @@
-"""Many runs, each a process of its own: one after another or a few at a time, resumable, failures kept apart."""
+"""Many runs, each a process of its own: one after another or a few at a time, resumable, failures kept apart.
+
+A run ends with the process that began it: it is stopped and saves its state, also where that one was killed.
+"""
 
 import concurrent.futures
 import concurrent.futures.process
 import json
 import multiprocessing
+import os
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import IO, Any, NamedTuple, TypeVar
 
-from cudfkd_jax.errors import RunFailedError, UserError
+from cudfkd_jax import workdir
+from cudfkd_jax.errors import RunFailedError, StoppedError, UserError
+from cudfkd_jax.interrupts import raise_on_sigterm
 from cudfkd_jax.progress import duration
 from cudfkd_jax.summary import SUMMARY
 
 T = TypeVar("T")
+
+_PATIENCE_S = 60.0  # with a run that the command before this one has left behind, and that is being stopped
 
 
 class Cell(NamedTuple):
@@ -52,28 +60,28 @@ def run_cells(cells: Sequence[Cell], *, jobs: int = 1, say: Callable[[str], None
         say: told what a user should read.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C, which the runs get too and save their state.
+        KeyboardInterrupt, StoppedError: Ctrl-C or SIGTERM; the runs have saved their state.
     """
     waiting = [cell for cell in cells if not finished(cell)]
     if len(waiting) < len(cells):
         say(f"{len(cells) - len(waiting)} of {len(cells)} runs are finished already")
     start, done, lock = time.monotonic(), 0, threading.Lock()
-    stop = threading.Event()
+    leash, held = (os.fdopen(end, mode, buffering=0) for end, mode in zip(os.pipe(), ("rb", "wb"), strict=True))
 
     def run(cell: Cell) -> Outcome:
         nonlocal done
-        outcome = Outcome(cell, None, "not begun") if stop.is_set() else _run(cell)
+        outcome = Outcome(cell, None, "not begun") if held.closed else _run(cell, leash)
         with lock:
             done += 1
             left = (time.monotonic() - start) / done * (len(waiting) - done)
             say(f"run {done}/{len(waiting)}  {cell.name}  {_result(outcome)}  about {duration(left)} left")
         return outcome
 
-    with concurrent.futures.ThreadPoolExecutor(max_workers=jobs) as pool:
+    with leash, held, concurrent.futures.ThreadPoolExecutor(max_workers=jobs) as pool, raise_on_sigterm():
         try:
             outcomes = dict(zip(waiting, pool.map(run, waiting), strict=True))
-        except KeyboardInterrupt:
-            stop.set()
+        except (KeyboardInterrupt, StoppedError):
+            held.close()  # stops them; the pool waits until they are gone
             raise
     return [outcomes.get(cell) or Outcome(cell, read_summary(cell)) for cell in cells]
 
@@ -114,24 +122,51 @@ def elsewhere(function: Callable[..., T], *arguments: Any) -> T:
         RunFailedError: the process came to no end of its own.
         Exception: what the function raises.
     """
+    spawn = multiprocessing.get_context("spawn")
     try:
-        with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        with concurrent.futures.ProcessPoolExecutor(1, spawn, initializer=_end_with_parent) as pool:
             return pool.submit(function, *arguments).result()
     except concurrent.futures.process.BrokenProcessPool as error:
         raise RunFailedError("a process that this one began was killed, for want of memory perhaps") from error
 
 
-def _run(cell: Cell) -> Outcome:
+def _end_with_parent() -> None:
+    """Makes this process end when the one that began it is gone; it would wait for more to do for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def _run(cell: Cell, leash: IO[bytes]) -> Outcome:
+    """Runs a cell until its end, or that of `leash`."""
     cell.folder.parent.mkdir(parents=True, exist_ok=True)
     log = cell.folder.with_name(cell.folder.name + ".log")
-    command = [sys.executable, "-m", "cudfkd_jax.main", *cell.arguments, f"--workdir={cell.folder}"]
+    command = [sys.executable, "-m", "cudfkd_jax.child", *cell.arguments, f"--workdir={cell.folder}"]
+    _wait_for_the_last(cell.folder)
     with log.open("a", encoding="utf-8") as stream:
-        status = subprocess.run(command, stdout=stream, stderr=subprocess.STDOUT, check=False).returncode
+        status = subprocess.run(
+            command, stdin=leash, stdout=stream, stderr=subprocess.STDOUT, check=False
+        ).returncode
     if status == 0:
         return Outcome(cell, read_summary(cell))
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     said = next((line for line in reversed(lines) if line.startswith("cudfkd: ")), f"exit status {status}")
     return Outcome(cell, None, f"{said.removeprefix('cudfkd: ')} ({log})")
+
+
+def _wait_for_the_last(folder: Path) -> None:
+    """Waits for the run of a command that was killed just now to save its state; not for ever."""
+    end = time.monotonic() + _PATIENCE_S
+    while time.monotonic() < end:
+        try:
+            return workdir.check_free(folder)
+        except UserError:
+            time.sleep(0.1)
 
 
 def _result(outcome: Outcome) -> str:

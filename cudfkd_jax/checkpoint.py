@@ -8,21 +8,28 @@ Of several processes the first one alone saves and restores. Orbax takes arrays 
 NumPy's, which have no random keys, so keys are stored as their bits.
 """
 
+import contextlib
 import hashlib
 import json
+import os
 import re
 import shutil
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
+from absl import logging
 
-from cudfkd_jax.errors import UserError
+from cudfkd_jax.errors import RunFailedError, UserError
 from cudfkd_jax.files import write_json
 
 Tree = TypeVar("Tree")
 
+_STRAGGLERS_S = 0.5  # until the threads of a save that failed have all said so
 _NAME = re.compile(r"\d{9}")  # how many steps; Orbax appends to it while it writes
 
 # Otherwise Orbax would wait for the other processes.
@@ -38,15 +45,28 @@ def save(folder: Path, step: int, state: object, *, keep: int) -> None:
             removed: a run that comes to `step` has passed them over as damaged.
         state: a pytree of arrays and typed random keys.
         keep: at least 1.
+
+    Raises:
+        RunFailedError: it cannot be written, on a full disk for instance; the checkpoints before it stay.
     """
     path = folder.absolute() / f"{step:09d}"
     if is_intact(path):
         return
-    shutil.rmtree(path, ignore_errors=True)
-    with ocp.StandardCheckpointer(multiprocessing_options=_ALONE) as checkpointer:
-        checkpointer.save(path, to_host(state))
-    write_json(_manifest(path), digests(path))
-    _prune(folder, [other for other in checkpoints(folder) if other.name <= path.name][-keep:])
+    host = to_host(state)
+    try:
+        shutil.rmtree(path, ignore_errors=True)
+        _remove_others(folder, checkpoints(folder))  # room for this one
+        path.mkdir(parents=True)  # where that fails, Orbax's threads would wait for it for minutes
+        path.rmdir()
+        with _quietly(), ocp.StandardCheckpointer(multiprocessing_options=_ALONE) as checkpointer:
+            checkpointer.save(path, host)
+        write_json(_manifest(path), digests(path))
+        _prune(folder, [other for other in checkpoints(folder) if other.name <= path.name][-keep:])
+    except Exception as error:  # of Orbax or TensorStore, of many types
+        raise RunFailedError(
+            f"the checkpoint {path} cannot be written: {_reason(error)}; mend that (a full disk: make room), and "
+            "the same command goes on from the checkpoint before"
+        ) from error
 
 
 def restore_newest(folder: Path, like: Tree) -> tuple[Tree | None, list[Path]]:
@@ -70,7 +90,7 @@ def restore_newest(folder: Path, like: Tree) -> tuple[Tree | None, list[Path]]:
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), jax.eval_shape(_without_keys, like)
     )
     try:
-        with ocp.StandardCheckpointer(multiprocessing_options=_ALONE) as checkpointer:
+        with _quietly(), ocp.StandardCheckpointer(multiprocessing_options=_ALONE) as checkpointer:
             return with_keys(checkpointer.restore(newest.absolute(), abstract), like), damaged
     except Exception as error:  # of Orbax or TensorStore, of many types
         detail = " ".join(str(error).split())[:200]
@@ -129,13 +149,44 @@ def digests(path: Path) -> dict[str, str]:
 
 
 def _prune(folder: Path, keep: list[Path]) -> None:
-    names = {path.name for path in keep}
     for path in checkpoints(folder):
-        if path.name not in names:
+        if path not in keep:
             _manifest(path).unlink()
-    for path in folder.iterdir():  # Orbax's folders and what an interrupted save left of them
+    _remove_others(folder, keep)
+
+
+def _remove_others(folder: Path, keep: list[Path]) -> None:
+    """Removes Orbax's folders but these, and what an interrupted save left of them."""
+    names = {path.name for path in keep}
+    for path in folder.glob("*"):
         if path.is_dir() and _NAME.match(path.name) and path.name not in names:
             shutil.rmtree(path)
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Keeps Orbax and TensorStore's threads from printing pages of tracebacks of an error that is raised too."""
+    verbosity, hook = logging.get_verbosity(), sys.unraisablehook
+    logging.set_verbosity(logging.FATAL)
+    sys.unraisablehook = lambda error: None
+    try:
+        yield
+    except Exception:
+        time.sleep(_STRAGGLERS_S)
+        raise
+    finally:
+        logging.set_verbosity(verbosity)
+        sys.unraisablehook = hook
+
+
+def _reason(error: Exception) -> str:
+    """What the operating system said, where it is what failed."""
+    code = re.search(r"os_error_code='(\d+)'", str(error))
+    if code:
+        return os.strerror(int(code[1]))
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}" + (f" ({error.filename})" if error.filename else "")
+    return " ".join(str(error).split())[:200]
 
 
 def _without_keys(tree: Tree) -> Tree:

@@ -1,6 +1,7 @@
 """What the command lines share: options, one line for an error, exit status, the compilation cache."""
 
 import argparse
+import errno
 import os
 import signal
 import sys
@@ -16,6 +17,7 @@ from cudfkd_jax import processes
 from cudfkd_jax.errors import RunFailedError, StoppedError, UserError
 
 _INTERRUPTED = 128 + signal.SIGINT
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _OF_ALL = (UserError, RunFailedError, StoppedError)  # errors that all processes of a run come to, and one tells
 
 
@@ -59,7 +61,8 @@ def leave(command: Callable[[Sequence[str]], int]) -> NoReturn:
     """Runs a command on the arguments of this process and leaves with its exit status."""
     sys.path.insert(0, "")  # as `python -m` has it: networks by import path may lie in the current folder
     status = command(sys.argv[1:])
-    if status == _INTERRUPTED:  # JAX crashes in its clean-up when Ctrl-C came while it compiled
+    # JAX crashes in its clean-up when Ctrl-C came while it compiled; threads of a save that failed go on waiting.
+    if status == _INTERRUPTED or (status and processes.count() == 1):
         _exit(status)
     sys.exit(status)
 
@@ -131,6 +134,8 @@ def _describe(error: BaseException) -> str:
         )
     if processes.count() > 1 and not isinstance(error, (*_OF_ALL, OSError)) and "by peer" in text:
         return "error: another process of the run has ended; the same command goes on from the last checkpoint"
+    if isinstance(error, OSError) and error.errno in _NO_ROOM:
+        return f"error: {text}; make room, and give the same command again"
     if isinstance(error, (UserError, RunFailedError, OSError)):
         return f"error: {text}"
     return f"error: {type(error).__name__}: {text[:300]} (--debug shows where)"

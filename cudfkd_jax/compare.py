@@ -71,8 +71,9 @@ def compare(
         for seed in seeds
     ]
     plan.check_surroundings(planned)
-    outcomes = plan.run(planned, jobs=jobs, say=say)
-    write_table(folder, methods, outcomes)
+    with workdir.lock(folder):
+        outcomes = plan.run(planned, jobs=jobs, say=say)
+        write_table(folder, methods, outcomes)
     return outcomes
 
 

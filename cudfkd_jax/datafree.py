@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from cudfkd_jax import build, configuration, health, observe, processes, records, samples, steps, trainer
+from cudfkd_jax import build, configuration, health, observe, processes, records, samples, steps, trainer, weights
 from cudfkd_jax.build_method import lambda_t, sample_loss
 from cudfkd_jax.capture import Classifier
 from cudfkd_jax.convergence import MajoriseMinimise
@@ -129,8 +129,9 @@ def distill(config: ConfigDict, workdir: Path, pair: Pair, test: Split | None) -
         evaluate=evaluate,
         after_epoch=after_epoch,
         inspects=lambda epoch: test is None or convergence is not None or _saves_samples(config, epoch),
+        before_checkpoint=best.write,
         after_checkpoint=best.publish,
-        after_rollback=best.forget,
+        after_restore=best.restore,
         devices=devices,
     )
     state, history = trainer.run(stage, build.upkeep(config))
@@ -168,7 +169,8 @@ def _convergence(
 class _BestStudent:
     """Keeps the best student back until its epoch is in a checkpoint.
 
-    Written at once, it could be of an epoch that a crash makes the run repeat, elsewhere with other bits.
+    Published before, it could be of an epoch that a crash makes the run repeat, elsewhere with other bits; not
+    written before, it would be lost by a crash after the checkpoint.
     """
 
     def __init__(self, folder: Path):
@@ -183,15 +185,21 @@ class _BestStudent:
             chosen = _with_metrics(net, history[-1], epoch=epoch, chosen_on="test images")
             self._waiting = chosen, jax.device_get(state.student.variables)
 
-    def forget(self) -> None:
-        """Drops what is waiting, of an epoch that is undone."""
-        self._waiting = None
+    def write(self) -> None:
+        """Writes what is waiting, and does not publish it yet."""
+        if self._waiting:
+            weights.stage_net(self._folder, *self._waiting)
+            self._waiting = None
 
     def publish(self) -> None:
-        """Writes what is waiting."""
-        if self._waiting:
-            save_net(self._folder, *self._waiting)
-            self._waiting = None
+        """Publishes what is written."""
+        weights.commit_net(self._folder)
+
+    def restore(self, epochs: int) -> None:
+        """Publishes what a crash kept from it, and drops what is of epochs after the first `epochs`."""
+        self._waiting = None
+        if processes.is_first():
+            weights.settle_net(self._folder, lambda metrics: metrics.get("epoch") in range(1, epochs + 1))
 
 
 def _saves_samples(config: ConfigDict, epoch: int) -> bool:

@@ -1,8 +1,9 @@
 """What interrupts the steps of a run: signals, and checkpoints that are due."""
 
+import contextlib
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -34,6 +35,23 @@ class Signals:
         if self.received == signal.SIGINT == number:
             raise KeyboardInterrupt
         self.received = number
+
+
+@contextlib.contextmanager
+def raise_on_sigterm() -> Iterator[None]:
+    """While entered, SIGTERM raises a `StoppedError` in the main thread, as Ctrl-C raises KeyboardInterrupt."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise StoppedError(number)
+
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 class Watch:

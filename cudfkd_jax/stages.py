@@ -44,6 +44,10 @@ _WRITTEN = (
     *(trainer.METRICS, SUMMARY, trainer.CHECKPOINTS, train.NET),
     *(datafree.STUDENT, datafree.STUDENT_BEST, report.REPORT),
 )
+_FOLDERS = (
+    *(trainer.CHECKPOINTS, train.NET, datafree.STUDENT, datafree.STUDENT_BEST, datafree.SAMPLES),
+    *(report.FOLDER, trainer.TENSORBOARD),
+)
 STAGES = ("all", "teacher", "scratch", "kd", "distill", "evaluate", "export", "report")
 
 
@@ -101,7 +105,7 @@ def _look(config: ConfigDict, stage: str, folder: Path, say: Callable[[str], Non
             "name the data with --config.data.source, or a trained teacher with --config.teacher.checkpoint"
         )
     for part in parts:
-        workdir.check_own(_folder(folder, part), _WRITTEN)
+        _check_folder(folder, _folder(folder, part))
         workdir.check_config(_folder(folder, part), _settings(config, part, teacher))
     done = [part for part in parts if _say_finished(_folder(folder, part), say)]
     if "distill" in done:
@@ -155,7 +159,7 @@ def run_pair(
         workdir.check_writable(folder)
         workdir.check_free(folder)
         validate.check_devices(config, ["distill"])
-        workdir.check_own(folder, _WRITTEN)
+        _check_folder(folder, folder)
         workdir.check_config(folder, settings)
         if (folder / SUMMARY).exists():
             return True
@@ -164,7 +168,7 @@ def run_pair(
 
     def begin() -> None:
         workdir.check_config(folder, settings)
-        workdir.write_config(folder, settings, configuration.kept(config))
+        workdir.write_config(folder, settings, _found_from_anywhere(config))
 
     build.check_same(config, "distill")
     if processes.from_first(is_finished):
@@ -184,13 +188,10 @@ def _run_part(
     say: Callable[[str], None],
 ) -> Trained | None:
     part_folder, settings = _folder(folder, part), _settings(config, part, teacher)
-    whole = configuration.kept(config)
-    if config.teacher.checkpoint:  # found again from another directory
-        whole["teacher.checkpoint"] = str(Path(config.teacher.checkpoint).expanduser().absolute())
 
     def begin() -> None:
         workdir.check_config(part_folder, settings)
-        workdir.write_config(part_folder, settings, whole)
+        workdir.write_config(part_folder, settings, _found_from_anywhere(config))
 
     processes.from_first(begin)
     if part == "distill":
@@ -205,11 +206,26 @@ def _run_part(
     return weights.unpack(processes.from_first(lambda: weights.pack(weights.load_net(part_folder / train.NET))))
 
 
+def _found_from_anywhere(config: ConfigDict) -> dict[str, Any]:
+    """The settings to keep, with paths that do not depend on the current directory."""
+    whole = configuration.kept(config)
+    for key in ("teacher.checkpoint", "data.dir"):
+        if whole[key] and "://" not in whole[key]:
+            whole[key] = str(Path(whole[key]).expanduser().absolute())
+    return whole
+
+
 def _distill(config: ConfigDict, folder: Path, pair: Pair, test: Split | None, say: Callable[[str], None]) -> None:
     if config.synthesis.bn_weight and not has_batch_norm(pair.teacher_variables):
         say("the teacher has no BatchNorm: it is distilled without the BN term")
     datafree.distill(config, folder, pair, test)
     processes.from_first(lambda: _report(config, folder))
+
+
+def _check_folder(workdir_: Path, folder: Path) -> None:
+    """Refuses the folder of a stage that is no run's, or leads out of its workdir."""
+    workdir.check_own(folder, _WRITTEN)
+    workdir.check_links(workdir_, (folder, *(folder / name for name in _FOLDERS)))
 
 
 def _report(config: ConfigDict, folder: Path) -> None:

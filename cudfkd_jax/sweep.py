@@ -90,8 +90,9 @@ def sweep(
     plan.check_surroundings(planned)
     if (different := len(plan.distinct(planned))) < len(planned):
         say(f"only {different} of {len(planned)} runs differ, for some of these settings decide no result")
-    outcomes = plan.run(planned, jobs=jobs, say=say)
-    write(folder, axes, seeds, outcomes)
+    with workdir.lock(folder):
+        outcomes = plan.run(planned, jobs=jobs, say=say)
+        write(folder, axes, seeds, outcomes)
     return outcomes
 
 

@@ -74,8 +74,9 @@ def train(
         evaluate=make_evaluate(problem.network, devices, batch_size, test, teacher_logits),
         after_epoch=lambda state, history: (),
         inspects=lambda epoch: bool(stop_accuracy),
+        before_checkpoint=lambda: None,
         after_checkpoint=lambda: None,
-        after_rollback=lambda: None,
+        after_restore=lambda epochs: None,
         devices=devices,
     )
     state, history = trainer.run(stage, build.upkeep(config))

@@ -23,7 +23,7 @@ from cudfkd_jax.progress import Progress
 from cudfkd_jax.records import Record
 from cudfkd_jax.steps import ROLLBACK, RunState, Tally, purpose_key
 
-METRICS, CHECKPOINTS = "metrics.jsonl", "checkpoints"
+METRICS, CHECKPOINTS, TENSORBOARD = "metrics.jsonl", "checkpoints", "tensorboard"
 ON_NAN = ("stop", "rollback")
 _ROLLBACKS = 3  # of a run, at most
 
@@ -48,8 +48,9 @@ class Stage:
             returns what the user should be warned of.
         inspects: whether an epoch (counted from 1) must be measured and recorded before the next one may begin,
             since `evaluate` or `after_epoch` looks at `aux`, else perhaps None, or since it may be the last.
-        after_checkpoint: called when all epochs so far are safe, in the process that writes.
-        after_rollback: called when all epochs after the newest checkpoint are undone.
+        before_checkpoint, after_checkpoint: called in the process that writes, the second when all epochs so far
+            are safe; a crash may come between.
+        after_restore: called with the epochs that are safe, at the start and where those after them are undone.
         devices: what everything above is compiled for.
     """
 
@@ -65,8 +66,9 @@ class Stage:
     evaluate: Callable[[RunState], Callable[[], dict[str, float]]]
     after_epoch: Callable[[RunState, list[Record]], Sequence[str]]
     inspects: Callable[[int], bool]
+    before_checkpoint: Callable[[], None]
     after_checkpoint: Callable[[], None]
-    after_rollback: Callable[[], None]
+    after_restore: Callable[[int], None]
     devices: Devices
 
 
@@ -114,6 +116,7 @@ def run(stage: Stage, upkeep: Upkeep) -> tuple[RunState, list[Record]]:
         UserError: the checkpoints or the records cannot be used.
     """
     state, history, damaged = _start(stage)
+    stage.after_restore(len(history))
     first_step = int(state.step)
     if _is_over(stage, history):
         return state, history
@@ -122,7 +125,7 @@ def run(stage: Stage, upkeep: Upkeep) -> tuple[RunState, list[Record]]:
         epochs=stage.epochs,
         steps_per_epoch=stage.steps_per_epoch,
         first_step=first_step,
-        tensorboard=stage.folder / "tensorboard" if upkeep.tensorboard else None,
+        tensorboard=stage.folder / TENSORBOARD if upkeep.tensorboard else None,
         shown=processes.is_first(),
     )
     for path in damaged:
@@ -193,7 +196,7 @@ def _roll_back(
             f"{what}, after {times} rollbacks; start again with a lower learning rate in another --workdir"
         )
     state, history, _ = _start(stage)
-    stage.after_rollback()
+    stage.after_restore(len(history))
     progress.say(f"{what}; back to step {int(state.step)} with another random key, {times + 1} of {_ROLLBACKS}")
     key = purpose_key(state.key, ROLLBACK, times)
     return state.replace(key=key, rollbacks=jnp.int32(times + 1)), history
@@ -218,6 +221,7 @@ class _Saver:
         """Writes one copy of a state, then what the stage publishes with it; one process alone does."""
         if processes.is_first():
             folder = self._stage.folder / CHECKPOINTS
+            self._stage.before_checkpoint()
             checkpoint.save(folder, int(state.step + state.synthesis_step), state, keep=self._upkeep.keep)
             self._stage.after_checkpoint()
         self._saved_at = time.monotonic()

@@ -1,12 +1,16 @@
 """Trained networks on disk: `weights.msgpack` (Flax) and `net.json`, which says what network that is.
 
 Both are the same bytes whenever the weights and their description are the same, and loading runs no code.
+
+Two files cannot be replaced at once. New ones are written beside the old ones; that of the description into its
+place makes them count, for it holds the digest of its weights, and a reader takes those wherever they are.
 """
 
 import dataclasses
 import hashlib
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +22,7 @@ from cudfkd_jax.errors import UserError
 from cudfkd_jax.files import write_bytes, write_json
 
 WEIGHTS, DESCRIPTION = "weights.msgpack", "net.json"
+_NEXT_WEIGHTS, _NEXT_DESCRIPTION = "next.msgpack", "next.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,15 +63,66 @@ class Trained(NamedTuple):
 
 
 def save_net(folder: Path, net: Net, variables: Any) -> None:
-    """Writes a network; the description, which holds the digest of the weights, goes last."""
+    """Writes a network; who reads the folder meanwhile, or after a crash, finds the old one or this one, whole."""
+    stage_net(folder, net, variables)
+    commit_net(folder)
+
+
+def stage_net(folder: Path, net: Net, variables: Any) -> None:
+    """Writes a network beside the one in its folder, which goes on to count until `commit_net`."""
+    (folder / _NEXT_DESCRIPTION).unlink(missing_ok=True)
+    _end_commit(folder)
     content = _serialise(variables)
-    write_bytes(folder / WEIGHTS, content)
-    write_json(folder / DESCRIPTION, {**dataclasses.asdict(net), "sha256": hashlib.sha256(content).hexdigest()})
+    write_bytes(folder / _NEXT_WEIGHTS, content)
+    description = {**dataclasses.asdict(net), "sha256": _sha256(content)}
+    write_json(folder / _NEXT_DESCRIPTION, description)
+
+
+def commit_net(folder: Path) -> None:
+    """Makes the network that `stage_net` wrote the one of the folder; does nothing where there is none."""
+    if (folder / _NEXT_DESCRIPTION).exists():
+        (folder / _NEXT_DESCRIPTION).replace(folder / DESCRIPTION)
+        (folder / _NEXT_WEIGHTS).replace(folder / WEIGHTS)
+
+
+def settle_net(folder: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
+    """Ends what a crash left in a folder half done.
+
+    Args:
+        folder: of a network, or of none.
+        wanted: whether a staged network with these `metrics` is to count; else it is removed.
+    """
+    staged = folder / _NEXT_DESCRIPTION
+    if staged.exists():
+        metrics = _read_description(staged).get("metrics")
+        if isinstance(metrics, dict) and wanted(metrics):
+            commit_net(folder)
+        staged.unlink(missing_ok=True)
+    _end_commit(folder)
+
+
+def _end_commit(folder: Path) -> None:
+    """Moves new weights to their place where their description is at its own, and removes others."""
+    path = folder / _NEXT_WEIGHTS
+    if not path.exists():
+        return
+    if _sha256(path.read_bytes()) == _read_description(folder / DESCRIPTION).get("sha256"):
+        path.replace(folder / WEIGHTS)
+    else:
+        path.unlink()
+
+
+def _read_description(path: Path) -> dict[str, Any]:
+    """The object in a file; empty where that is missing or damaged."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}
 
 
 def digest(variables: Any) -> str:
     """SHA-256 of the bytes that `save_net` would write for these variables."""
-    return hashlib.sha256(_serialise(variables)).hexdigest()
+    return _sha256(_serialise(variables))
 
 
 def load_net(folder: Path) -> Trained:
@@ -76,15 +132,14 @@ def load_net(folder: Path) -> Trained:
         UserError: the folder holds no network, or a damaged one.
     """
     try:
-        description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
-        content = (folder / WEIGHTS).read_bytes()
+        description, content = _read_pair(folder)
         sha256 = description.pop("sha256")
         net = _net(description)
     except OSError as error:
         raise UserError(f"no network in {folder}: {error.strerror} ({error.filename})") from error
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise UserError(f"{folder / DESCRIPTION} is damaged; restore it or train the network again") from error
-    if hashlib.sha256(content).hexdigest() != sha256:
+    if _sha256(content) != sha256:
         raise UserError(f"{folder / WEIGHTS} is damaged (its SHA-256 differs); restore it or train again")
     try:
         variables = serialization.msgpack_restore(content)
@@ -134,6 +189,21 @@ def check_weights(variables: Any, expected: Any, where: Path) -> None:
 def _net(description: dict[str, Any]) -> Net:
     fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in description.items()}
     return Net(**fields)
+
+
+def _read_pair(folder: Path) -> tuple[dict[str, Any], bytes]:
+    """The description, and the weights that have its digest, or where none have what is in their place."""
+    for _ in range(2):  # once more where a run has replaced both in between
+        description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+        for path in (folder / _NEXT_WEIGHTS, folder / WEIGHTS):
+            content = path.read_bytes() if path.exists() else b""
+            if _sha256(content) == description["sha256"]:
+                return description, content
+    return description, (folder / WEIGHTS).read_bytes()
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _serialise(variables: Any) -> bytes:

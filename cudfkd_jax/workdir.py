@@ -20,12 +20,18 @@ def check_writable(workdir: Path) -> None:
     """Refuses, without touching the disk, a folder that could not be made or written to.
 
     Raises:
-        UserError: a part of the path is a file, or writing is not permitted.
+        UserError: a part of the path is a file or a link to nothing, or writing is not permitted.
     """
+    places = (workdir.absolute(), *workdir.absolute().parents)
     try:
-        existing = next(path for path in (workdir.absolute(), *workdir.absolute().parents) if path.exists())
+        dangling = next((path for path in places if path.is_symlink() and not path.exists()), None)
+        existing = next(path for path in places if path.exists())
     except OSError as error:
         raise UserError(f"--workdir={workdir}: {error.strerror}; name another folder") from error
+    if dangling:
+        raise UserError(
+            f"--workdir={workdir}: {dangling} is a link to {dangling.readlink()}, which does not exist; mend it"
+        )
     if not existing.is_dir():
         raise UserError(f"--workdir={workdir}: {existing} is a file; name a folder")
     if not os.access(existing, os.W_OK | os.X_OK):
@@ -76,6 +82,24 @@ def check_own(folder: Path, names: Sequence[str]) -> None:
         raise UserError(
             f"{folder} holds {foreign[0]} but no run ({CONFIG} is missing); name an empty or new --workdir"
         )
+
+
+def check_links(workdir: Path, folders: Sequence[Path]) -> None:
+    """Refuses links that would make a run write to a place outside of its workdir, which may itself be a link.
+
+    Args:
+        workdir: of the run.
+        folders: in it that the run writes to; they may be missing.
+
+    Raises:
+        UserError: one of them leads elsewhere.
+    """
+    for folder in folders:
+        if folder.is_dir() and not folder.resolve().is_relative_to(workdir.resolve()):
+            raise UserError(
+                f"{folder} is a link to {folder.resolve()}, and a run writes to its own workdir alone; remove the "
+                "link, or make the whole workdir one"
+            )
 
 
 def check_config(folder: Path, config: dict[str, Any]) -> None:

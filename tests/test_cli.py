@@ -395,7 +395,12 @@ def test_the_default_workdir_follows_from_the_command(monkeypatch):
     ("error", "status", "text"),
     [
         (RunFailedError("student step 3 is not finite"), 1, "cudfkd: error: student step 3 is not finite"),
-        (OSError(28, "No space left on device", "x"), 1, "cudfkd: error: [Errno 28] No space left on device: 'x'"),
+        (
+            OSError(28, "No space left on device", "x"),
+            1,
+            "cudfkd: error: [Errno 28] No space left on device: 'x'; make room, and give the same command again",
+        ),
+        (OSError(5, "Input/output error", "x"), 1, "cudfkd: error: [Errno 5] Input/output error: 'x'"),
         (StoppedError(signal.SIGTERM), 143, "cudfkd: stopped by SIGTERM; the same command goes on from here"),
         (KeyboardInterrupt(), 130, "cudfkd: interrupted"),
     ],

@@ -4,14 +4,17 @@ import csv
 import importlib.util
 import json
 import os
+import signal
+import threading
+import time
 from pathlib import Path
 
 import pytest
 from helpers import snapshot
 
-from cudfkd_jax import cells, compare, configuration, paper
+from cudfkd_jax import cells, compare, configuration, paper, plan, workdir
 from cudfkd_jax.cells import Cell, Outcome
-from cudfkd_jax.errors import RunFailedError, UserError
+from cudfkd_jax.errors import RunFailedError, StoppedError, UserError
 
 _ROOT = Path(__file__).parents[1]
 _TINY = str(_ROOT / "tests/tiny.py")
@@ -117,7 +120,7 @@ def test_runs_that_fail_do_not_stop_the_others(tmp_path, monkeypatch):
     program = tmp_path / "cudfkd_jax"
     program.mkdir()
     (program / "__init__.py").write_text("")
-    (program / "main.py").write_text(
+    (program / "child.py").write_text(
         "import json, pathlib, sys\n"
         "folder = pathlib.Path(sys.argv[-1].removeprefix('--workdir='))\n"
         "if 'bad' in sys.argv: sys.exit(print('cudfkd: error: out of luck', file=sys.stderr) or 1)\n"
@@ -138,6 +141,39 @@ def test_runs_that_fail_do_not_stop_the_others(tmp_path, monkeypatch):
     assert "acc1_last 91.50 in 3 s" in "".join(cells._result(o) for o in outcomes if o.summary)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_the_command_alone_stops_its_runs(tmp_path, monkeypatch, number):
+    """They get no signal of it; they see that what they are held by has let go, and it waits for them."""
+    program = tmp_path / "cudfkd_jax"
+    program.mkdir()
+    (program / "__init__.py").write_text("")
+    (program / "child.py").write_text(
+        "import pathlib, sys, time\n"
+        "folder = pathlib.Path(sys.argv[-1].removeprefix('--workdir='))\n"
+        "folder.mkdir()\n"
+        "sys.stdin.read()\n"
+        "time.sleep(0.2)\n"
+        "(folder / 'saved').touch()\n"
+        "sys.exit(143)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    runs = [Cell(name, tmp_path / name, ()) for name in ("first", "second", "third")]
+
+    def send():
+        while not all((tmp_path / name).exists() for name in ("first", "second")):
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)
+
+    before = signal.getsignal(signal.SIGTERM), signal.signal(signal.SIGINT, signal.default_int_handler)
+    threading.Thread(target=send).start()
+    with pytest.raises(StoppedError if number == signal.SIGTERM else KeyboardInterrupt):
+        cells.run_cells(runs, jobs=2, say=lambda text: None)
+    signal.signal(signal.SIGINT, before[1])
+    assert (tmp_path / "first/saved").exists() and (tmp_path / "second/saved").exists()
+    assert not (tmp_path / "third").exists() and signal.getsignal(signal.SIGTERM) == before[0]
+
+
 @pytest.mark.slow
 def test_two_methods_side_by_side(tmp_path, capsys):
     """For real: one teacher, two students, a table; and again, when everything is there already."""
@@ -153,6 +189,16 @@ def test_two_methods_side_by_side(tmp_path, capsys):
     assert _script("compare").main(arguments) == 0
     assert "2 of 2 runs are finished already" in capsys.readouterr().out
     assert {n: v for n, v in snapshot(tmp_path).items() if n in before} == before
+
+
+def test_a_comparison_that_goes_on_already_is_named_and_left_alone(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(plan, "check_surroundings", lambda planned: None)
+    with workdir.lock(tmp_path):
+        before = snapshot(tmp_path)
+        arguments = [f"--config={_TINY}", "--methods=dafl", "--seeds=0", f"--workdir={tmp_path}"]
+        assert _script("compare").main(arguments) == 2
+        assert snapshot(tmp_path) == before
+    assert f"is in use by a running process (pid {os.getpid()})" in capsys.readouterr().err
 
 
 def test_a_damaged_summary_is_an_error(tmp_path):

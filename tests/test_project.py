@@ -16,6 +16,7 @@ _NAME = _PACKAGE.name
 # layer do not know each other. A folder is one entry, and what its modules import from each other is its own
 # affair (without cycles).
 _LAYERS = (
+    {"child"},
     {"main"},
     {"api", "compare", "sweep", "reproduce"},
     {"plan", "outcomes"},

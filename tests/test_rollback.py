@@ -34,7 +34,7 @@ class _Run:
     whole_epochs = False
 
     def __init__(self, bad, times):
-        self.bad, self.times, self.forgotten, self.epochs = bad, times, 0, []
+        self.bad, self.times, self.restored, self.epochs = bad, times, [], []
 
     def run_epoch(self, state, progress=None):
         end = (int(state.step) // _STEPS + 1) * _STEPS
@@ -50,8 +50,8 @@ class _Run:
             )
         return state
 
-    def forget(self):
-        self.forgotten += 1
+    def restore(self, epochs):
+        self.restored.append(epochs)
 
     def __call__(self, folder, on_nan, **changes):
         folder.mkdir(exist_ok=True)
@@ -68,8 +68,9 @@ class _Run:
             evaluate=lambda state: dict,
             after_epoch=lambda state, history: self.epochs.append(len(history)) or (),
             inspects=lambda epoch: False,
+            before_checkpoint=lambda: None,
             after_checkpoint=lambda: None,
-            after_rollback=self.forget,
+            after_restore=self.restore,
             devices=local_devices(1),
         )
         upkeep = {"evaluate_every": 1, "checkpoint_seconds": 0.0, "keep": 2, "tensorboard": False} | changes
@@ -90,7 +91,7 @@ def test_a_run_goes_back_to_its_newest_checkpoint_with_another_key(tmp_path, cap
     _, undisturbed = plain(tmp_path / "plain", "rollback")
     run = _Run(bad=10, times=1)  # in the third epoch
     state, history = run(tmp_path / "run", "rollback")
-    assert [record["epoch"] for record in history] == [1, 2, 3, 4] == run.epochs and run.forgotten == 1
+    assert [record["epoch"] for record in history] == [1, 2, 3, 4] == run.epochs and run.restored == [0, 2]
     assert _losses(history)[:2] == _losses(undisturbed)[:2]  # what the checkpoint has stays
     assert all(a != b for a, b in zip(_losses(history)[2:], _losses(undisturbed)[2:], strict=True))
     assert [record.get("rollbacks") for record in history] == [None, None, 1, 1]
@@ -120,7 +121,7 @@ def test_a_run_goes_back_three_times_at_most(tmp_path):
         RunFailedError, match=r"not finite \(loss nan\), after 3 rollbacks; start again with a lower"
     ):
         run(tmp_path, "rollback")
-    assert run.forgotten == 3
+    assert run.restored == [0, 2, 2, 2]
     state, history = _Run(bad=-1, times=0)(tmp_path, "rollback")  # mended, it goes on
     assert len(history) == _EPOCHS and int(state.rollbacks) == 0
 
@@ -130,7 +131,7 @@ def test_a_run_that_stops_saves_the_state_before_and_can_go_on_with_another_key(
         _Run(bad=10, times=1)(tmp_path, "stop")
     run = _Run(bad=10, times=1)
     state, history = run(tmp_path, "rollback")
-    assert run.forgotten == 1 and len(history) == _EPOCHS and int(state.rollbacks) == 1
+    assert run.restored == [2, 2] and len(history) == _EPOCHS and int(state.rollbacks) == 1
 
 
 def test_another_word_is_refused(tmp_path, tiny_config):

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import optax
 import pytest
 from scipy.special import log_softmax, softmax
 
-from cudfkd_jax import steps
+from cudfkd_jax import steps, trainer
 from cudfkd_jax.batching import equations
 from cudfkd_jax.loops import Epoch, distillation_steps, make_epoch_function
 from cudfkd_jax.parallel import SINGLE, local_devices
@@ -197,6 +198,47 @@ def test_a_step_that_is_not_finite_is_undone_and_named(run, name):
             assert _equal(getattr(after, part), getattr(good, part)), part
         assert _equal(getattr(after, tally).total, getattr(good, tally).total)
         assert any(np.isnan(value) for value in _host(getattr(after, tally).last).values())
+
+
+def _message(state):
+    """The terms of the step that failed, as a user reads them."""
+    kind, terms = re.fullmatch(
+        r"test: (\w+) step 0 is not finite \((.*)\)", trainer._failure("test", state)
+    ).groups()
+    return kind, dict(term.rsplit(" ", 1) for term in terms.split(", "))
+
+
+@pytest.mark.parametrize("value", [jnp.nan, jnp.inf])
+@pytest.mark.parametrize("kind", ["synthesis", "student"])
+@pytest.mark.parametrize("where", ["teacher", "generator"])
+def test_what_is_not_finite_in_the_networks_is_found_at_once_and_named(run, where, kind, value):
+    *_, teacher, state, compiled = run
+
+    def break_(params):
+        return jax.tree.map(lambda x: jnp.full_like(x, value), params)
+
+    if where == "teacher":
+        teacher = teacher | {"params": break_(teacher["params"])}
+    else:
+        state = state.replace(aux=state.aux.replace(params=break_(state.aux.params)))
+    failed = compiled[kind](state, teacher)
+    assert bool(failed.failed) and _equal(failed.student, state.student)
+    found, terms = _message(failed)
+    assert found == kind and terms[f"{kind}_loss"] in ("nan", "inf")
+
+
+def test_a_gradient_that_is_not_finite_is_named_where_the_loss_is_finite(run):
+    _, problem, teacher, state, _ = run
+
+    def student_loss(outputs, *more):
+        loss, metrics = problem.method.student_loss(outputs, *more)
+        return loss + jnp.sqrt(jnp.sum(0 * outputs.value)), metrics  # 0, with an infinite slope
+
+    broken = problem._replace(method=problem.method._replace(student_loss=student_loss))
+    failed = jax.jit(functools.partial(steps.student_step, problem=broken, axis=SINGLE))(state, teacher)
+    assert bool(failed.failed) and _equal(failed.student, state.student)
+    kind, terms = _message(failed)
+    assert kind == "student" and [term for term in terms if terms[term] == "nan"] == ["student_gradient_norm"]
 
 
 EPOCH = Epoch(rounds=3, synthesis_steps=1, student_steps=2)

@@ -174,7 +174,7 @@ def fake_runs(tmp_path, monkeypatch):
     program = tmp_path / "program/cudfkd_jax"
     program.mkdir(parents=True)
     (program / "__init__.py").write_text("")
-    (program / "main.py").write_text(_PROGRAM)
+    (program / "child.py").write_text(_PROGRAM)
     monkeypatch.setenv("PYTHONPATH", str(program.parent))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(plan, "check_surroundings", lambda planned: None)

@@ -78,7 +78,8 @@ class _Events(list):
             after_epoch=after_epoch,
             inspects=lambda epoch: epoch in inspected,
             after_checkpoint=lambda: self.append("save"),
-            after_rollback=lambda: None,
+            before_checkpoint=lambda: None,
+            after_restore=lambda epochs: None,
             devices=local_devices(1),
         )
         settings = {"evaluate_every": 1, "checkpoint_seconds": 1e6, "keep": 2, "tensorboard": False} | upkeep

@@ -1,7 +1,9 @@
 """Networks on disk: the same bytes for the same weights, and nothing but weights accepted."""
 
+import dataclasses
 import hashlib
 import json
+import os
 import resource
 import struct
 
@@ -59,6 +61,80 @@ def test_the_same_weights_are_the_same_bytes(tmp_path):
     for name in (WEIGHTS, DESCRIPTION):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == sorted((WEIGHTS, DESCRIPTION))
+
+
+class _KilledError(BaseException):
+    pass
+
+
+def _kill_at(patch, moment):
+    """Ends what follows before its call number `moment`, from 0, that changes the disk."""
+    done = []
+
+    def counted(function):
+        def call(*arguments):
+            if len(done) == moment:
+                raise _KilledError
+            done.append(function)
+            return function(*arguments)
+
+        return call
+
+    for name in ("replace", "unlink", "fsync"):
+        patch.setattr(os, name, counted(getattr(os, name)))
+
+
+@pytest.mark.parametrize("there", [False, True])
+@pytest.mark.parametrize("moment", range(7))
+def test_a_kill_leaves_the_old_network_or_the_new_one(tmp_path, monkeypatch, moment, there):
+    old, new = (dataclasses.replace(NET, metrics={"acc1": value}) for value in (1.0, 2.0))
+    changed = jax.tree.map(lambda x: x + 1, _variables())
+    if there:
+        weights.save_net(tmp_path, old, _variables())
+    with monkeypatch.context() as patch, pytest.raises(_KilledError):
+        _kill_at(patch, moment)
+        weights.save_net(tmp_path, new, changed)
+    if (tmp_path / DESCRIPTION).exists():
+        found = weights.load_net(tmp_path)
+        assert found.net in (old, new) and (there or found.net == new)
+        jax.tree.map(np.testing.assert_array_equal, found.variables, changed if found.net == new else _variables())
+    else:
+        assert not there
+    # What comes after has its way, and nothing is left over.
+    weights.save_net(tmp_path, new, changed)
+    weights.stage_net(tmp_path, old, _variables())
+    assert weights.load_net(tmp_path).net == new
+    weights.settle_net(tmp_path, lambda metrics: metrics == new.metrics)
+    assert weights.load_net(tmp_path).net == new
+    weights.stage_net(tmp_path, old, _variables())
+    weights.settle_net(tmp_path, lambda metrics: metrics == old.metrics)
+    assert weights.load_net(tmp_path).net == old
+    assert {WEIGHTS, DESCRIPTION} == {path.name for path in tmp_path.iterdir() if path.suffix != ".tmp"}
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"metrics": 3}'])
+def test_a_damaged_description_of_what_is_staged_is_dropped(tmp_path, content):
+    weights.save_net(tmp_path, NET, _variables())
+    weights.stage_net(tmp_path, dataclasses.replace(NET, metrics={}), jax.tree.map(lambda x: x + 1, _variables()))
+    (tmp_path / "next.json").write_text(content)
+    weights.settle_net(tmp_path, lambda metrics: True)
+    assert weights.load_net(tmp_path).net == NET
+    assert {WEIGHTS, DESCRIPTION} == {path.name for path in tmp_path.iterdir()}
+
+
+def test_a_network_that_is_replaced_while_it_is_read(tmp_path, monkeypatch):
+    """Its description is the old one's and its weights are the new one's: it is read once more."""
+    weights.save_net(tmp_path, NET, _variables())
+    loads, new = json.loads, dataclasses.replace(NET, metrics={"acc1": 1.0})
+
+    def replaced_after(text):
+        value = loads(text)
+        monkeypatch.undo()
+        weights.save_net(tmp_path, new, jax.tree.map(lambda x: x + 1, _variables()))
+        return value
+
+    monkeypatch.setattr(json, "loads", replaced_after)
+    assert weights.load_net(tmp_path).net == new
 
 
 @pytest.mark.parametrize("name", [WEIGHTS, DESCRIPTION])

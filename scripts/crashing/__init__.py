@@ -1,0 +1,1 @@
+"""Runs that are killed at random moments; see `scripts/crash_test.py`."""
