@@ -33,7 +33,7 @@ _LAYERS = (
     {"methods"},
     {"capture", "curriculum", "metrics", "models", "train_state", "defaults"},
     {"losses", "parallel", "files", "augment", "recipes", "paper", "cli"},
-    {"processes"},
+    {"processes", "exhaustion"},
     {"errors"},
 )
 
