@@ -3,11 +3,11 @@
     python scripts/long_run.py           2,000 rounds of the digits, a quarter of an hour on 2 cores
 
 `--rounds=` in all (2000), in so many `--epochs=` (200), `--workdir=` (one that is removed), `--config=`
-(configs/digits.py), any `--config.KEY=VALUE`. At every epoch's end it looks at the resident memory of the process,
-the bytes of all arrays of JAX, the checkpoints, and the lines of `metrics.jsonl` on the disk, and compares medians of
-the second tenth of the epochs, for the first is warm-up, and of the last. Exit status 1 where the process has
-grown by more than `--mib=` (64) or arrays by anything, where seconds differ by more than `--percent=` (10), where
-there are more checkpoints than are kept, or where a line came late.
+(configs/digits.py), any `--config.KEY=VALUE`. At the end of every epoch it looks at the resident memory of the
+process, the bytes of all arrays of JAX, the checkpoints and the lines of `metrics.jsonl` on the disk, and compares
+medians of the second tenth of the epochs, for the first is warm-up, and of the last. Exit status 1 where the
+process has grown by more than `--mib=` (64) or arrays by anything, where seconds differ by more than `--percent=`
+(10), where there are more checkpoints than are kept, or where a line came late.
 """
 
 import contextlib
@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import jax
 
-from cudfkd_jax import checkpoint, cli, records, settings, stages, trainer
+from cudfkd_jax import checkpoint, cli, defaults, records, settings, stages, trainer
 from cudfkd_jax.errors import RunFailedError, UserError
 
 _TENTHS = 10
@@ -89,8 +89,7 @@ def _run(arguments: Sequence[str]) -> None:
     if options.epochs < 2 * _TENTHS or options.rounds < options.epochs:
         raise UserError(f"--epochs={options.epochs}: give at least {2 * _TENTHS}, and as many --rounds or more")
     config = settings.load(options.config)
-    for section in ("teacher", "scratch", "kd"):
-        config[section].epochs = 1
+    defaults.train_for(config, epochs=2)
     config.distill.update(epochs=options.epochs, rounds_per_epoch=options.rounds // options.epochs)
     config.distill.update(student_steps=5, batch_size=32)
     config.checkpoint.every_seconds = 0.0  # at the end of every epoch
