@@ -1,6 +1,7 @@
 """Hypothesis strategies over every setting of a run: sensible values, and values that make no sense."""
 
-from collections.abc import Sequence
+import random
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -170,20 +171,32 @@ _SENSELESS: dict[type, Sequence[Any]] = {
 }
 
 
-def commands(*, sensible: bool = False) -> st.SearchStrategy[list[str]]:
-    """Arguments of the command line, without a workdir, for a tiny run of any method and stage.
-
-    One to six settings are changed; where only sensible values are wanted, two to six.
-    """
-    keys = [key for key in SENSIBLE if key != "method"]  # chosen after the colon
-    some = st.lists(st.sampled_from(keys), min_size=1 + sensible, max_size=6, unique=True)
-    method = st.sampled_from(METHODS).map(lambda name: f"--config={TINY}:method={name}")
-    stage = st.sampled_from((*STAGES, "all", "all")).map(lambda name: f"--stage={name}")
-    changes = some.flatmap(lambda chosen: st.tuples(*(_change(key, sensible) for key in chosen)))
-    return st.tuples(method, stage, changes).map(lambda parts: [parts[0], parts[1], *parts[2]])
+_KEYS = [key for key in SENSIBLE if key != "method"]  # which is chosen after the colon
+_STAGES = (*STAGES, "all", "all")
 
 
-def _change(key: str, sensible: bool) -> st.SearchStrategy[str]:
+def commands() -> st.SearchStrategy[list[str]]:
+    """Arguments of the command line, without a workdir, for a tiny run with one to six settings changed."""
+    changes = st.lists(st.sampled_from(_KEYS), min_size=1, max_size=6, unique=True).flatmap(
+        lambda keys: st.tuples(*(st.tuples(st.just(key), _values(key)) for key in keys))
+    )
+    return st.builds(_command, st.sampled_from(METHODS), st.sampled_from(_STAGES), changes)
+
+
+def sensible_command(draw: random.Random) -> list[str]:
+    """One such command, all of whose values are sensible by themselves."""
+    keys = draw.sample(_KEYS, draw.randint(2, 6))
+    return _command(
+        draw.choice(METHODS), draw.choice(_STAGES), [(key, draw.choice(SENSIBLE[key])) for key in keys]
+    )
+
+
+def _command(method: str, stage: str, changes: Iterable[tuple[str, Any]]) -> list[str]:
+    changed = [f"--config.{key}={value}" for key, value in changes]
+    return [f"--config={TINY}:method={method}", f"--stage={stage}", *changed]
+
+
+def _values(key: str) -> st.SearchStrategy[Any]:
     kind = type(configuration.get(defaults.get_config(), key))
     drawn: dict[type, st.SearchStrategy[Any]] = {
         int: st.integers(-2, 100),
@@ -191,6 +204,4 @@ def _change(key: str, sensible: bool) -> st.SearchStrategy[str]:
         str: st.text(max_size=20),
     }
     right, wrong = st.sampled_from(SENSIBLE[key]), st.sampled_from(_SENSELESS[kind])
-    # Most changes are sensible, so that whole commands often are.
-    values = right if sensible else st.one_of(wrong, drawn.get(kind, right), *[right] * 8)
-    return values.map(lambda value: f"--config.{key}={value}")
+    return st.one_of(wrong, drawn.get(kind, right), *[right] * 8)  # whole commands are often right
