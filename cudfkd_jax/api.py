@@ -82,6 +82,7 @@ def distill(
         UserError: an argument does not fit the others; nothing was written.
         StoppedError: Ctrl-C or SIGTERM; the state is saved in `workdir`.
         RunFailedError: a loss is no longer finite.
+        OutOfMemoryError: with the settings to lower.
     """
     settings = _settings(config, image_shape, num_classes, mean, std, student)
     pair = Pair(*_teacher(teacher, settings), *_student(student, settings))

@@ -7,11 +7,11 @@ import jax
 import optax
 from ml_collections import ConfigDict
 
-from cudfkd_jax import curriculum, data, processes
+from cudfkd_jax import checkpoint, curriculum, data, processes
 from cudfkd_jax.batching import batches_at_once
 from cudfkd_jax.build_method import POOLED, method
 from cudfkd_jax.capture import Classifier, Variables
-from cudfkd_jax.configuration import distill_epoch, flatten, kept
+from cudfkd_jax.configuration import NO_DATA, distill_epoch, flatten, get, kept
 from cudfkd_jax.errors import UserError
 from cudfkd_jax.loops import Epoch, EpochFunction, distillation_steps, make_epoch_function
 from cudfkd_jax.networks import Pair
@@ -145,12 +145,18 @@ def supervised_epoch(config: ConfigDict, section: str, images: int) -> Epoch:
     """How the steps of an epoch over `images` training images follow each other.
 
     Raises:
-        UserError: there are fewer images than one batch holds.
+        UserError: there are fewer images than one batch holds, or more steps than can be counted.
     """
     batch_size = config[section].batch_size
     if images < batch_size:
         raise UserError(f"{section}.batch_size={batch_size} is more than the {images} training images; lower it")
-    return Epoch(rounds=images // batch_size, synthesis_steps=0, student_steps=1)
+    epoch, epochs = Epoch(rounds=images // batch_size, synthesis_steps=0, student_steps=1), config[section].epochs
+    if epochs * epoch.steps >= checkpoint.MOST_STEPS:
+        raise UserError(
+            f"{section}.epochs={epochs} of {epoch.steps} steps are more than can be counted; "
+            f"lower --config.{section}.epochs"
+        )
+    return epoch
 
 
 def supervised_problem(
@@ -185,6 +191,17 @@ def upkeep(config: ConfigDict) -> Upkeep:
         tensorboard=config.log.tensorboard,
         on_nan=config.on_nan,
     )
+
+
+def memory_settings(config: ConfigDict, part: str) -> dict[str, int]:
+    """What decides how much memory a part of a run takes: the settings, by dotted key, that are not 0."""
+    keys = [f"{part}.batch_size"]
+    if part == "distill":
+        keys += ["synthesis.batch_size", "memory.capacity", "generator.width", "generator.latent_dim"]
+        keys += ["distill.epochs"] * (config.method in POOLED)  # all images of the run are kept
+        keys += ["cmi.bank_rows", "cmi.head_width"] * (config.method == "cmi")
+        keys += ["evaluation.synthetic_images"] * (config.data.source == NO_DATA)
+    return {key: value for key in (*keys, "evaluation.batch_size") if (value := get(config, key))}
 
 
 def root_key(config: ConfigDict, stage: str) -> jax.Array:

@@ -30,6 +30,7 @@ from cudfkd_jax.files import write_json
 Tree = TypeVar("Tree")
 
 _STRAGGLERS_S = 0.5  # until the threads of a save that failed have all said so
+MOST_STEPS = 10**9  # of a run; names have nine digits
 _NAME = re.compile(r"\d{9}")  # how many steps; Orbax appends to it while it writes
 
 # Otherwise Orbax would wait for the other processes.

@@ -14,11 +14,13 @@ import jax
 from absl import logging
 
 from cudfkd_jax import processes
-from cudfkd_jax.errors import RunFailedError, StoppedError, UserError
+from cudfkd_jax.errors import OutOfMemoryError, RunFailedError, StoppedError, UserError
+from cudfkd_jax.exhaustion import out_of_memory
 
 _INTERRUPTED = 128 + signal.SIGINT
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _OF_ALL = (UserError, RunFailedError, StoppedError)  # errors that all processes of a run come to, and one tells
+_LONGEST = 1000  # characters of what is told of an error; a value or a path in it can have any length
 
 
 class Parser(argparse.ArgumentParser):
@@ -125,13 +127,15 @@ def use_compilation_cache() -> None:
 
 
 def _describe(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or "interrupted"
+    text = " ".join(str(error).split())
+    if len(text) > _LONGEST:
+        text = f"{text[: _LONGEST * 2 // 3]} … {text[-_LONGEST // 3 :]}"  # what is wrong, and the remedy
     if isinstance(error, (StoppedError, KeyboardInterrupt)):
-        return text
-    if "RESOURCE_EXHAUSTED" in text:
-        return (
-            "error: out of memory on the device; lower --config.distill.batch_size or --config.teacher.batch_size"
-        )
+        return text or "interrupted"
+    if isinstance(error, OutOfMemoryError):
+        return f"error: {text}"
+    if what := out_of_memory(error):
+        return f"error: {what}; lower --config.evaluation.batch_size, or free memory"
     if processes.count() > 1 and not isinstance(error, (*_OF_ALL, OSError)) and "by peer" in text:
         return "error: another process of the run has ended; the same command goes on from the last checkpoint"
     if isinstance(error, OSError) and error.errno in _NO_ROOM:

@@ -17,6 +17,7 @@ from cudfkd_jax.capture import Classifier
 from cudfkd_jax.convergence import MajoriseMinimise
 from cudfkd_jax.data import Split
 from cudfkd_jax.errors import UserError
+from cudfkd_jax.exhaustion import check_fits
 from cudfkd_jax.files import write_json
 from cudfkd_jax.measure import Measure
 from cudfkd_jax.models import count_parameters
@@ -35,14 +36,15 @@ def check_shapes(config: ConfigDict, pair: Pair) -> None:
     """Traces all steps without compiling or computing anything.
 
     Raises:
-        UserError: what the method needs of the networks cannot be had.
+        UserError: what the method needs of the networks cannot be had, or does not fit into memory.
     """
     student, shape = pair.student, pair.student_net.image_shape
     _check_logits("teacher", pair.teacher, lambda: pair.teacher_variables, config)
     _check_logits("student", student, lambda: student.init(jax.random.key(0), shape), config)
     problem = build.problem(config, pair)
     init = functools.partial(steps.init_state, problem=problem, image_shape=tuple(config.data.image_shape))
-    jax.eval_shape(init, build.root_key(config, "distill"), pair.teacher_variables)
+    state = jax.eval_shape(init, build.root_key(config, "distill"), pair.teacher_variables)
+    check_fits("distill", (state, pair.teacher_variables), build.memory_settings(config, "distill"))
 
 
 def _check_logits(role: str, network: Classifier, variables: Callable[[], Any], config: ConfigDict) -> None:

@@ -14,6 +14,13 @@ class RunFailedError(Exception):
     """A run that went wrong by itself (a loss that is not finite); the command line leaves with status 1."""
 
 
+class OutOfMemoryError(Exception):
+    """A device or the machine has no memory left; the text says which settings to lower.
+
+    The command line leaves with status 1. One process of several can come to it alone.
+    """
+
+
 class StoppedError(Exception):
     """A run that was told to stop and has saved its state; the command line leaves with 128 + the signal."""
 

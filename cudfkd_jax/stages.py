@@ -35,6 +35,7 @@ from cudfkd_jax import (
 from cudfkd_jax.capture import has_batch_norm
 from cudfkd_jax.data import Dataset, Split
 from cudfkd_jax.errors import UserError
+from cudfkd_jax.exhaustion import enough_memory
 from cudfkd_jax.networks import Pair
 from cudfkd_jax.summary import SUMMARY, describe
 from cudfkd_jax.teachers import abstract_variables, find_teacher
@@ -62,6 +63,7 @@ def run(config: ConfigDict, stage: str, folder: Path, say: Callable[[str], None]
 
     Raises:
         UserError: before anything is compiled or written; in all processes where it is raised in one.
+        OutOfMemoryError: with the settings to lower.
     """
     validate.check_processes(config)
     build.connect(config, say)
@@ -75,7 +77,8 @@ def run(config: ConfigDict, stage: str, folder: Path, say: Callable[[str], None]
     dataset = processes.together(lambda: _prepare(config, parts, teacher))
     with _locked(folder):
         for part in parts:
-            teacher = _run_part(config, part, folder, dataset, teacher, say)
+            with enough_memory(part, build.memory_settings(config, part)):
+                teacher = _run_part(config, part, folder, dataset, teacher, say)
             processes.from_first(functools.partial(_say_finished, _folder(folder, part), say))
 
 
@@ -151,6 +154,7 @@ def run_pair(
 
     Raises:
         UserError: before anything is compiled or written.
+        OutOfMemoryError: with the settings to lower.
     """
     settings = build.result_settings(config, "distill")
     settings[workdir.TEACHER] = weights.digest(pair.teacher_variables)
@@ -176,7 +180,8 @@ def run_pair(
     processes.together(lambda: datafree.check_shapes(config, pair))
     with _locked(folder):
         processes.from_first(begin)
-        _distill(config, folder, pair, test, say if processes.is_first() else _say_nothing)
+        with enough_memory("distill", build.memory_settings(config, "distill")):
+            _distill(config, folder, pair, test, say if processes.is_first() else _say_nothing)
 
 
 def _run_part(

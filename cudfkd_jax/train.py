@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from cudfkd_jax import build, networks, processes, supervised, trainer
 from cudfkd_jax.data import Dataset
 from cudfkd_jax.evaluate import make_evaluate, make_predict
+from cudfkd_jax.exhaustion import check_fits
 from cudfkd_jax.files import write_json
 from cudfkd_jax.loops import Epoch, Steps, make_epoch_function
 from cudfkd_jax.models import count_parameters
@@ -23,11 +24,16 @@ NET = "net"
 
 
 def check_shapes(config: ConfigDict, section: str, dataset: Dataset, teacher: Trained | None) -> None:
-    """Traces the step without compiling or computing anything."""
+    """Traces the step without compiling or computing anything.
+
+    Raises:
+        UserError: the network does not fit into memory.
+    """
     problem, _ = _problem(config, section, dataset, teacher)
     init = functools.partial(supervised.init_state, problem=problem)
     images, labels = dataset.splits["train"]
-    jax.eval_shape(init, build.root_key(config, section), images, labels, *_used_by(problem, teacher))
+    state = jax.eval_shape(init, build.root_key(config, section), images, labels, *_used_by(problem, teacher))
+    check_fits(section, state, build.memory_settings(config, section))
 
 
 def train(

@@ -6,9 +6,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from cudfkd_jax import build_method, curriculum, data, loops, networks, trainer
+from cudfkd_jax import build_method, checkpoint, curriculum, data, loops, networks, trainer
 from cudfkd_jax.capture import mode_arguments
-from cudfkd_jax.configuration import NO_DATA, choose, flatten, get
+from cudfkd_jax.configuration import NO_DATA, choose, distill_epoch, flatten, get
 from cudfkd_jax.errors import UserError
 from cudfkd_jax.methods import METHODS, contrastive_loss, student
 from cudfkd_jax.models import generator
@@ -47,6 +47,13 @@ _BELOW_ONE = (
     *("distill.momentum", "generator.beta1", "generator.beta2", "generator.ema_decay", "adi.beta1", "adi.beta2"),
 )
 
+_LARGEST_IMAGE = 1024  # pixels high and wide; the networks here are for small ones
+_AT_MOST = {
+    "generator.stages": 10,
+    "pre_dfkd.memory_steps": 100,  # each is compiled by itself
+    "data.padding": _LARGEST_IMAGE,
+}
+
 _CHOICES: dict[str, Sequence[str]] = {
     "method": METHODS,
     "loop": loops.LOOPS,
@@ -82,9 +89,12 @@ def check(config: ConfigDict) -> None:
         _require(key, get(config, key), get(config, key) < 1, "must be less than 1")
     for key, value in flatten(config).items():
         if isinstance(value, float):
-            _require(key, value, math.isfinite(value), "must be a finite number")
+            _check_number(key, value)
         elif isinstance(value, int):  # counts are int32 in the steps, and a random key is made of 32 bits
             _require(key, value, value < 2**31, "must be less than 2**31")
+    for key, limit in _AT_MOST.items():
+        _require(key, get(config, key), get(config, key) <= limit, f"must be at most {limit}")
+    _check_length(config)
     for section in ("teacher", "scratch", "kd"):
         s = config[section]
         _require(
@@ -201,11 +211,40 @@ def _require(key: str, value: Any, holds: bool, rule: str) -> None:
         raise UserError(f"{key}={value} {rule}; set --config.{key}")
 
 
+def _check_number(key: str, value: float) -> None:
+    """Refuses what is not the same kind of number in the 32 bits that steps compute with."""
+    _require(key, value, math.isfinite(value), "must be a finite number")
+    least, most = 2.0**-126, 2.0**127
+    _require(key, value, value == 0 or least <= abs(value) <= most, f"must be 0 or from {least:.2g} to {most:.2g}")
+
+
+def _check_length(config: ConfigDict) -> None:
+    """Refuses data-free runs of more steps than can be counted; those with data depend on the number of images."""
+    epoch, epochs = distill_epoch(config), config.distill.epochs
+    steps = epochs * epoch.rounds * (epoch.synthesis_steps + epoch.student_steps)
+    if steps >= checkpoint.MOST_STEPS:
+        raise UserError(
+            f"distill.epochs={epochs} of rounds_per_epoch={epoch.rounds} with "
+            f"synthesis_steps={epoch.synthesis_steps} and student_steps={epoch.student_steps} are {steps:.3g} "
+            f"steps and must be less than {checkpoint.MOST_STEPS:.0e}; lower --config.distill.epochs"
+        )
+    if (every := config.memory.every_epochs) * epoch.steps >= 2**31:
+        raise UserError(
+            f"memory.every_epochs={every} of {epoch.steps} steps are more than can be counted; "
+            "lower --config.memory.every_epochs"
+        )
+
+
 def _check_image(config: ConfigDict) -> None:
     shape, d = tuple(config.data.image_shape), config.data
     if len(shape) != 3 or not all(isinstance(n, int) and n > 0 for n in shape) or shape[2] not in (1, 3):
         raise UserError(
             f"data.image_shape={shape} must be (height, width, channels) with 1 or 3 channels; "
+            "set --config.data.image_shape"
+        )
+    if max(shape[:2]) > _LARGEST_IMAGE:
+        raise UserError(
+            f"data.image_shape={shape} must be at most {_LARGEST_IMAGE} pixels high and wide; "
             "set --config.data.image_shape"
         )
     for key in ("mean", "std"):
@@ -215,9 +254,10 @@ def _check_image(config: ConfigDict) -> None:
                 f"data.{key}={tuple(d[key])} must have one number for each of {shape[2]} channels; "
                 f"set --config.data.{key}"
             )
+        for value in d[key]:
+            _check_number(f"data.{key}", float(value))
     _require("data.std", tuple(d.std), all(value > 0 for value in d.std), "must be greater than 0")
     _require("data.num_classes", d.num_classes, d.num_classes > 1, "must be at least 2")
-    _require("generator.stages", config.generator.stages, config.generator.stages <= 10, "must be at most 10")
     factor = 2**config.generator.stages
     if shape[0] % factor or shape[1] % factor:
         raise UserError(

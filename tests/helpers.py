@@ -1,7 +1,9 @@
 """Small functions that several test files call."""
 
 import hashlib
+import json
 from pathlib import Path
+from typing import Any
 
 
 def snapshot(folder: Path) -> dict[str, tuple[int, str]]:
@@ -20,3 +22,19 @@ def flip_byte(path: Path, at: int = -1) -> None:
     content = bytearray(path.read_bytes())
     content[at] ^= 0xFF
     path.write_bytes(content)
+
+
+def outcome(workdir: Path) -> tuple[dict[str, bytes], list[dict[str, Any]], dict[str, Any]]:
+    """What a data-free run came to but for times: the files of its students, its records, its summary."""
+    files = {
+        str(path.relative_to(workdir)): path.read_bytes()
+        for folder in ("student", "student_best")
+        for path in sorted((workdir / folder).iterdir())
+    }
+    times = ("seconds", "evaluation_seconds", "images_per_s")
+    records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    records = [{key: value for key, value in record.items() if key not in times} for record in records]
+    summary = json.loads((workdir / "summary.json").read_text())
+    for key in ("wall_s", "images_per_s", "peak_memory_mib"):
+        del summary[key]
+    return files, records, summary

@@ -191,6 +191,24 @@ def test_a_configuration_file_need_not_set_everything(place, refused):
         ("generator.stages=4", "generator.stages=4 needs a height and width divisible by 16"),
         ("generator.stages=1000000000", "generator.stages=1000000000 must be at most 10"),
         ("devices=99", "devices=99 but only "),
+        ("distill.temperature=1e-320", "distill.temperature=1e-320 must be 0 or from 1.2e-38 to 1.7e+38"),
+        ("curriculum.alpha=1e300", "curriculum.alpha=1e+300 must be 0 or from 1.2e-38 to 1.7e+38"),
+        ("data.std=(1e-60,)", "data.std=1e-60 must be 0 or from 1.2e-38 to 1.7e+38; set --config.data.std"),
+        (
+            "data.image_shape=(2048, 8, 1)",
+            "data.image_shape=(2048, 8, 1) must be at most 1024 pixels high and wide",
+        ),
+        ("data.padding=2000", "data.padding=2000 must be at most 1024"),
+        ("pre_dfkd.memory_steps=1000", "pre_dfkd.memory_steps=1000 must be at most 100"),
+        (
+            "distill.epochs=1000000000",
+            "distill.epochs=1000000000 of rounds_per_epoch=2 with synthesis_steps=1 and student_steps=2 are 6e+09",
+        ),
+        (
+            "memory.every_epochs=2147483647",
+            "memory.every_epochs=2147483647 of 4 steps are more than can be counted",
+        ),
+        ("teacher.epochs=2147483647", "teacher.epochs=2147483647 of 5 steps are more than can be counted; lower"),
         ("teacher.batch_size=5000", "teacher.batch_size=5000 is more than the 1438 training images; lower it"),
         ("teacher.checkpoint=none", "teacher.checkpoint=none is neither a trained network"),
         (
@@ -201,6 +219,12 @@ def test_a_configuration_file_need_not_set_everything(place, refused):
 )
 def test_settings_that_are_wrong(refused, setting, text):
     assert text in refused(f"--config={TINY}", "--workdir=run", f"--config.{setting}")
+
+
+def test_a_value_of_any_length_is_told_in_a_line_that_can_be_read(refused):
+    line = refused(f"--config={TINY}", f"--config.curriculum.strategy={'x' * 10_000}")
+    assert line.startswith("cudfkd: error: unknown curriculum.strategy 'xxx") and len(line) < 1100
+    assert line.endswith("x'; valid: none, hard, soft, log\n")  # the remedy is not cut off
 
 
 @pytest.mark.parametrize("arch", ["nonsense", "wrn11_1"])

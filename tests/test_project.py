@@ -34,7 +34,7 @@ _LAYERS = (
     {"methods"},
     {"capture", "curriculum", "metrics", "models", "train_state", "defaults"},
     {"losses", "parallel", "folding", "files", "augment", "recipes", "paper", "cli"},
-    {"processes"},
+    {"processes", "exhaustion"},
     {"errors"},
 )
 

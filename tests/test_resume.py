@@ -1,6 +1,5 @@
 """A run that is killed and started again ends with the same bits as one that was never stopped."""
 
-import json
 import os
 import signal
 import subprocess
@@ -9,10 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
+from helpers import outcome
 
 from cudfkd_jax import checkpoint, stages
-
-TIMES = ("seconds", "evaluation_seconds", "images_per_s")
 
 
 def _start(workdir: Path, teacher: Path) -> subprocess.Popen:
@@ -28,20 +26,6 @@ def _start(workdir: Path, teacher: Path) -> subprocess.Popen:
         stderr=subprocess.STDOUT,
         text=True,
     )
-
-
-def _outcome(workdir: Path):
-    weights = {
-        str(path.relative_to(workdir)): path.read_bytes()
-        for folder in ("student", "student_best")
-        for path in sorted((workdir / folder).iterdir())
-    }
-    records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    records = [{key: value for key, value in record.items() if key not in TIMES} for record in records]
-    summary = json.loads((workdir / "summary.json").read_text())
-    for key in ("wall_s", "images_per_s", "peak_memory_mib"):
-        del summary[key]
-    return weights, records, summary
 
 
 @pytest.mark.slow
@@ -67,7 +51,7 @@ def test_killed_inside_an_epoch_and_started_again(finished_run, tmp_path):
     process = _start(killed, finished_run)
     output, _ = process.communicate(timeout=600)
     assert process.returncode == 0 and "going on from step" in output, output
-    assert _outcome(killed) == _outcome(uninterrupted)
+    assert outcome(killed) == outcome(uninterrupted)
 
 
 def test_saving_inside_epochs_changes_nothing(finished_run, tiny_config, tmp_path):
@@ -84,4 +68,4 @@ def test_saving_inside_epochs_changes_nothing(finished_run, tiny_config, tmp_pat
     }
     assert saved["ends"] == [steps_per_epoch, 2 * steps_per_epoch]
     assert saved["every_step"] == list(range(1, 2 * steps_per_epoch + 1))
-    assert _outcome(tmp_path / "ends") == _outcome(tmp_path / "every_step")
+    assert outcome(tmp_path / "ends") == outcome(tmp_path / "every_step")
