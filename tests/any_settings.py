@@ -38,6 +38,8 @@ SENSIBLE: dict[str, Sequence[Any]] = {
     "on_nan": ("stop", "rollback"),
     "released_js": _SWITCHES,
     "compute_dtype": ("float32", "bfloat16"),
+    "batches_at_once": (0, 1, 2),
+    "fold_bn": _SWITCHES,
     "data.name": ("", "digits", "ein Name"),
     "data.source": ("digits", "npz", "folder", "none"),
     "data.dir": ("",),
