@@ -17,7 +17,7 @@ WORKERS ?= 2
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint bench clean
+.PHONY: help install demo test lint bench gpu clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do \
@@ -39,6 +39,28 @@ lint: $(VENV)/.installed ## style, format and types
 bench: $(VENV)/.installed-runtime ## speed of the steps, beside the ceilings of this machine
 	$(BIN)/python scripts/benchmark.py --config=configs/digits.py
 
+# What `make gpu` reads and writes, and how it computes.
+DATA ?= data
+SOURCE ?= archive
+OUT ?= runs/gpu
+BF16 := --config.compute_dtype=bfloat16
+PAIR_resnet34_resnet18 := --config=configs/cifar10.py --config.distill.batch_size=256
+PAIR_wrn40_2_wrn16_2 := --config=configs/cifar10.py:teacher=wrn40_2,student=wrn16_2
+PAIR_tiny_imagenet := --config=configs/tiny_imagenet.py
+PAIRS := resnet34_resnet18 wrn40_2_wrn16_2 tiny_imagenet
+TEACHER := --config.teacher.epochs=50 --config.teacher.batch_size=512 --config.teacher.learning_rate=0.4 \
+	--config.teacher.warmup_epochs=10
+
+gpu: $(PAIRS:%=$(OUT)/%.json) ## on a GPU: speed beside PyTorch's, then the run of Table V on CIFAR-10 in DATA
+	$(BIN)/python -m cudfkd_jax.main $(PAIR_resnet34_resnet18) $(BF16) $(TEACHER) \
+		--config.data.source=$(SOURCE) --config.data.dir=$(DATA) --workdir=$(OUT)/table_v
+
+$(OUT)/%.json: | $(VENV)/.installed-torch
+	@mkdir -p $(OUT)
+	$(BIN)/python scripts/benchmark.py $(PAIR_$*) $(BF16) --peer=torch --json > $@
+
+.DELETE_ON_ERROR:
+
 clean: ## remove the environment and the caches of the tools; runs stay
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find cudfkd_jax configs scripts tests -name __pycache__ -prune -exec rm -rf {} +
@@ -59,3 +81,7 @@ $(VENV)/.installed: pyproject.toml | $(VENV)/bin/pip
 	@echo "installing into $(VENV)$(CUDA:%= with %), with the tools for development (a minute or two)"
 	@$(PIP) --editable ".[dev$(CUDA:%=,%)]"
 	@touch $@ $(VENV)/.installed-runtime
+
+$(VENV)/.installed-torch: $(VENV)/.installed-runtime
+	@$(PIP) --editable ".[torch$(CUDA:%=,%)]"
+	@touch $@
