@@ -10,7 +10,7 @@ def snapshot(folder: Path) -> dict[str, tuple[int, str]]:
     """Time and content of everything in a folder; equal before and after exactly if nothing was touched."""
     return {
         str(path.relative_to(folder)): (
-            path.stat().st_mtime_ns,
+            path.lstat().st_mtime_ns,
             hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "",
         )
         for path in (folder, *folder.rglob("*"))

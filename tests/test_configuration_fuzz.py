@@ -24,7 +24,7 @@ from hypothesis import HealthCheck, event, given, settings
 from cudfkd_jax import configuration, data, defaults, main, networks, stages, weights
 from cudfkd_jax.data import Dataset, Split
 
-_TRIED, _RUN = int(os.environ.get("CONFIGURATIONS", "0")), int(os.environ.get("CONFIGURATIONS_RUN", "4"))
+_TRIED, _RUN = int(os.environ.get("CONFIGURATIONS", "0")), int(os.environ.get("CONFIGURATIONS_RUN", "1"))
 _IMAGES = 300
 
 

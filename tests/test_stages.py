@@ -333,8 +333,10 @@ def test_the_student_does_not_start_from_the_teachers_first_weights(tiny_config)
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "student", "summary.json"])
 def test_files_that_are_no_runs_are_not_written_over(tmp_path, tiny_config, refused, name):
-    (tmp_path / name).mkdir() if name == "student" else (tmp_path / name).write_text("mine")
-    assert f"holds {name} but no run" in refused(tiny_config, "all", tmp_path)
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / name).mkdir() if name == "student" else (folder / name).write_text("mine")
+    assert f"holds {name} but no run" in refused(tiny_config, "all", folder)
 
 
 def test_evaluate_without_the_teacher_says_so(run_copy):
