@@ -84,7 +84,7 @@ class Devices:
         donate = (0,) if donate_state else ()
         step = functools.partial(step, axis=self.axis)
         if self.axis.name is None:
-            return jax.jit(step, donate_argnums=donate)
+            return jax.jit(step, donate_argnums=donate, compiler_options=_options(self.devices[0].platform))
         return jax.pmap(step, axis_name=_AXIS_NAME, devices=self.devices, donate_argnums=donate)
 
     def replicate(self, tree: Tree) -> Tree:
@@ -129,6 +129,21 @@ def local_devices(count: int = 0) -> Devices:
     for device in jax.devices():
         by_process.setdefault(device.process_index, []).append(device)
     return Devices(tuple(device for _, local in sorted(by_process.items()) for device in local[: count or None]))
+
+
+@functools.cache
+def _options(platform: str) -> dict[str, str]:
+    """What XLA is told when it compiles for the devices of a platform, where it knows the words."""
+    if platform != "cpu":
+        return {}
+    # Eigen's convolutions, not YNNPACK's (the default of jaxlib 0.10): those take up to twice as long
+    # (docs/performance.md), and their compiler crashed on some networks.
+    options = {"xla_cpu_experimental_ynn_fusion_type": ""}
+    try:
+        jax.jit(jnp.negative, compiler_options=options)(0.0)
+    except jax.errors.JaxRuntimeError:
+        return {}
+    return options
 
 
 # Whole trees at a time: a call a leaf would compile a program a shape.
