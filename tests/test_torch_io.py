@@ -290,6 +290,16 @@ def test_a_truncated_or_empty_file_is_refused(suffix, part, tmp_path):
     assert "damaged or no" in _read_refused(path)
 
 
+def test_an_archive_with_a_name_that_is_no_text_is_refused(tmp_path):
+    path = _save(tmp_path / "net.pth", _state_dict())
+    content = bytearray(path.read_bytes())
+    entry = content.rindex(b"PK\x01\x02")  # the last of the archive's directory
+    content[entry + 9] |= 0x08  # its name is UTF-8,
+    content[entry + 46] = 0xFF  # which has no such byte
+    path.write_bytes(content)
+    assert "damaged or no" in _read_refused(path)
+
+
 @pytest.mark.parametrize(
     ("content", "text"),
     [
