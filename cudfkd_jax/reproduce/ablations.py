@@ -20,7 +20,7 @@ _DIGITS = f"digits:{arguments(*DIGITS)}"
 _C10, _C100 = f"cifar10:{arguments(*R34_R18)}", f"cifar100:{arguments(*R34_R18)}"
 _DIGITS_PAIR, _BIG_PAIR = pair_name(*DIGITS), pair_name(*R34_R18)
 
-_CLOSE = "Where students come close to the teacher's 99.7 %, differences of {} are chance: a test image is 0.28 %."
+_CLOSE = "Where students come close to the teacher's 99.7 %, {} of accuracy are chance: a test image is 0.28 %."
 
 _COUNTED: dict[str, Any] = {"log__majorise_minimise_updates": 10}
 _HOW_COUNTED = (

@@ -114,7 +114,6 @@ FIGURES = (
                     "images. DAFL and CuDFKD alone, for time.",
                     LAST,
                 ),
-                too_small="DAFL's own spread over seeds may hide what the noise of the teacher costs.",
             ),
             "cifar10": Setting(
                 _noise(
