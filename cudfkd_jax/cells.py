@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple, TypeVar
 
-from cudfkd_jax import workdir
+from cudfkd_jax import report, workdir
 from cudfkd_jax.errors import RunFailedError, StoppedError, UserError
 from cudfkd_jax.interrupts import raise_on_sigterm
 from cudfkd_jax.progress import duration
@@ -83,6 +83,9 @@ def run_cells(cells: Sequence[Cell], *, jobs: int = 1, say: Callable[[str], None
         except (KeyboardInterrupt, StoppedError):
             held.close()  # stops them; the pool waits until they are gone
             raise
+    for cell in cells:
+        if cell not in waiting and not cell.part:
+            _complete(cell, say)
     return [outcomes.get(cell) or Outcome(cell, read_summary(cell)) for cell in cells]
 
 
@@ -157,6 +160,14 @@ def _run(cell: Cell, leash: IO[bytes]) -> Outcome:
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     said = next((line for line in reversed(lines) if line.startswith("cudfkd: ")), f"exit status {status}")
     return Outcome(cell, None, f"{said.removeprefix('cudfkd: ')} ({log})")
+
+
+def _complete(cell: Cell, say: Callable[[str], None]) -> None:
+    """Writes the page of a finished run whose process was stopped before it."""
+    try:
+        report.write_missing(cell.folder)
+    except UserError as error:
+        say(f"{cell.name}: no {report.REPORT}: {error}")
 
 
 def _wait_for_the_last(folder: Path) -> None:

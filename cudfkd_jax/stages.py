@@ -234,11 +234,7 @@ def _check_folder(workdir_: Path, folder: Path) -> None:
 
 
 def _report(config: ConfigDict, folder: Path) -> None:
-    """Writes the page of a finished run, unless there is one that is younger than its summary."""
-    summary, page = folder / SUMMARY, folder / report.REPORT
-    if not config.log.report or not summary.exists():
-        return
-    if not page.exists() or page.stat().st_mtime_ns < summary.stat().st_mtime_ns:
+    if config.log.report and report.is_missing(folder):
         report.write_report(folder)
 
 

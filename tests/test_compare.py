@@ -208,6 +208,16 @@ def test_a_damaged_summary_is_an_error(tmp_path):
         cells.run_cells([Cell("run", tmp_path / "run", ())])
 
 
+@pytest.mark.parametrize("report", [True, False])
+def test_a_run_that_was_killed_before_its_page_gets_it(run_copy, report):
+    page, settings = run_copy / "report.html", run_copy / "config.json"
+    page.unlink()
+    kept = json.loads(settings.read_text())
+    settings.write_text(json.dumps(kept | {"config": kept["config"] | {"log.report": report}}))
+    cells.run_cells([Cell("run", run_copy, ())], say=lambda text: None)
+    assert page.exists() == report
+
+
 def test_a_process_of_its_own_hands_back_what_came_of_it():
     assert cells.elsewhere(divmod, 7, 2) == (3, 1)
     with pytest.raises(UserError, match="unknown --stage 'b'; valid: c"):

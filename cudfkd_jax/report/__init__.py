@@ -12,7 +12,8 @@ from cudfkd_jax.files import write_bytes
 from cudfkd_jax.report import figures, page, plot, tables
 from cudfkd_jax.report.page import Section
 from cudfkd_jax.report.plot import Picture
-from cudfkd_jax.report.run import Run, read
+from cudfkd_jax.report.run import Run, read, read_config
+from cudfkd_jax.summary import SUMMARY
 
 REPORT, COMPARISON, FOLDER = "report.html", "compare.html", "report"
 _SETTINGS = "config.py"
@@ -48,6 +49,24 @@ def write_report(folder: Path) -> Path:
     write_bytes(folder / FOLDER / _SETTINGS, tables.configuration_file(run).encode())
     write_bytes(folder / REPORT, text.encode(errors="replace"))
     return folder / REPORT
+
+
+def is_missing(folder: Path) -> bool:
+    """Whether a run is finished and has no page that is younger than its summary."""
+    summary, written = folder / SUMMARY, folder / REPORT
+    if not summary.exists():
+        return False
+    return not written.exists() or written.stat().st_mtime_ns < summary.stat().st_mtime_ns
+
+
+def write_missing(folder: Path) -> None:
+    """Writes the page of a run that was stopped between its end and its page, if its settings want one.
+
+    Raises:
+        UserError: its configuration cannot be read.
+    """
+    if is_missing(folder) and read_config(folder).get("log.report"):
+        write_report(folder)
 
 
 def write_comparison(folders: Sequence[Path], folder: Path) -> Path:

@@ -78,7 +78,7 @@ def read(folder: Path, name: str = "") -> Run:
         UserError: there is no such run, or its configuration cannot be read.
     """
     notes: list[str] = []
-    config = _read_config(folder)
+    config = read_config(folder)
     history = _read_records(folder / METRICS, notes)
     summary = _read_object(folder / SUMMARY, notes)
     if not summary:
@@ -113,7 +113,12 @@ def _warnings(
         yield from (f"{text[0].upper()}{text[1:]}." for text in health.of_student(finite, classes))
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> dict[str, Any]:
+    """Every setting of a run, by dotted key.
+
+    Raises:
+        UserError: there is no run, or its configuration is damaged.
+    """
     path = folder / workdir.CONFIG
     if not path.is_file():
         raise UserError(f"--workdir={folder} holds no distilled run (no {workdir.CONFIG}); name a run's folder")
