@@ -20,7 +20,7 @@ _DIGITS = f"digits:{arguments(*DIGITS)}"
 _C10, _C100 = f"cifar10:{arguments(*R34_R18)}", f"cifar100:{arguments(*R34_R18)}"
 _DIGITS_PAIR, _BIG_PAIR = pair_name(*DIGITS), pair_name(*R34_R18)
 
-_CLOSE = "Where students come close to the teacher's 99.7 %, {} of accuracy are chance: a test image is 0.28 %."
+_CLOSE = "Where students come close to the teacher's 99.7 %, {} is chance: a test image is 0.28 %."
 
 _COUNTED: dict[str, Any] = {"log__majorise_minimise_updates": 10}
 _HOW_COUNTED = (
@@ -62,7 +62,7 @@ ABLATIONS = (
                     "turned off both.",
                     LAST,
                 ),
-                too_small=_CLOSE.format("a few tenths"),
+                too_small=_CLOSE.format("what lies a few tenths apart"),
             ),
             "cifar10": Setting(
                 varied(_C10, _BIG_PAIR, "curriculum.strategy", _STRATEGIES, curriculum__none_keeps_ramp=True),
@@ -94,7 +94,7 @@ ABLATIONS = (
                     "The loss is T²·KL, so that T also moves what λ(t) is compared with.",
                     LAST,
                 ),
-                too_small=_CLOSE.format("a few tenths"),
+                too_small=_CLOSE.format("what lies a few tenths apart"),
             ),
             "cifar10": Setting(
                 varied(
@@ -150,7 +150,7 @@ ABLATIONS = (
                     "it rises matters.",
                     LAST,
                 ),
-                too_small=_CLOSE.format("a percent between single runs"),
+                too_small=_CLOSE.format("what lies a percent apart in single runs"),
             ),
             "cifar100": Setting(
                 [
@@ -180,7 +180,7 @@ ABLATIONS = (
                     "the paper's 0.05 to 0.4 end at 12 to 96 after 240 epochs of it.",
                     LAST,
                 ),
-                too_small=_CLOSE.format("a few tenths"),
+                too_small=_CLOSE.format("what lies a few tenths apart"),
             ),
             "cifar100": Setting(
                 varied(_C100, _BIG_PAIR, "curriculum.alpha", _ALPHAS),
