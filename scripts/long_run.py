@@ -1,6 +1,6 @@
 """A long run in many short epochs: is memory flat, are epochs as fast as at first, are records there in time?
 
-    python scripts/long_run.py           2,000 rounds of the digits, a quarter of an hour on 2 cores
+    python scripts/long_run.py           2,000 rounds of the digits, six minutes on 2 cores
 
 `--rounds=` in all (2000), in so many `--epochs=` (200), `--workdir=` (one that is removed), `--config=`
 (configs/digits.py), any `--config.KEY=VALUE`. At the end of every epoch it looks at the resident memory of the
