@@ -29,7 +29,7 @@ demo: $(VENV)/.installed-runtime ## a teacher, a student without data, the table
 	$(BIN)/python -m cudfkd_jax.main --config=configs/digits.py --workdir=runs/digits
 
 test: $(VENV)/.installed ## all tests
-	$(BIN)/python -m pytest -n $(WORKERS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist=worksteal
 
 lint: $(VENV)/.installed ## style, format and types
 	$(BIN)/ruff check
