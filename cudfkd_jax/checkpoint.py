@@ -8,28 +8,23 @@ Of several processes the first one alone saves and restores. Orbax takes arrays 
 NumPy's, which have no random keys, so keys are stored as their bits.
 """
 
-import contextlib
 import hashlib
 import json
 import os
 import re
 import shutil
-import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
-from absl import logging
 
 from cudfkd_jax.errors import RunFailedError, UserError
 from cudfkd_jax.files import write_json
+from cudfkd_jax.quiet import quietly
 
 Tree = TypeVar("Tree")
 
-_STRAGGLERS_S = 0.5  # until the threads of a save that failed have all said so
 MOST_STEPS = 10**9  # of a run; names have nine digits
 _NAME = re.compile(r"\d{9}")  # how many steps; Orbax appends to it while it writes
 
@@ -59,7 +54,7 @@ def save(folder: Path, step: int, state: object, *, keep: int) -> None:
         _remove_others(folder, checkpoints(folder))  # room for this one
         path.mkdir(parents=True)  # where that fails, Orbax's threads would wait for it for minutes
         path.rmdir()
-        with _quietly(), ocp.StandardCheckpointer(multiprocessing_options=_ALONE) as checkpointer:
+        with quietly(), ocp.StandardCheckpointer(multiprocessing_options=_ALONE) as checkpointer:
             checkpointer.save(path, host)
         write_json(_manifest(path), digests(path))
         _prune(folder, [other for other in checkpoints(folder) if other.name <= path.name][-keep:])
@@ -91,7 +86,7 @@ def restore_newest(folder: Path, like: Tree) -> tuple[Tree | None, list[Path]]:
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), jax.eval_shape(_without_keys, like)
     )
     try:
-        with _quietly(), ocp.StandardCheckpointer(multiprocessing_options=_ALONE) as checkpointer:
+        with quietly(), ocp.StandardCheckpointer(multiprocessing_options=_ALONE) as checkpointer:
             return with_keys(checkpointer.restore(newest.absolute(), abstract), like), damaged
     except Exception as error:  # of Orbax or TensorStore, of many types
         detail = " ".join(str(error).split())[:200]
@@ -162,22 +157,6 @@ def _remove_others(folder: Path, keep: list[Path]) -> None:
     for path in folder.glob("*"):
         if path.is_dir() and _NAME.match(path.name) and path.name not in names:
             shutil.rmtree(path)
-
-
-@contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """Keeps Orbax and TensorStore's threads from printing pages of tracebacks of an error that is raised too."""
-    verbosity, hook = logging.get_verbosity(), sys.unraisablehook
-    logging.set_verbosity(logging.FATAL)
-    sys.unraisablehook = lambda error: None
-    try:
-        yield
-    except Exception:
-        time.sleep(_STRAGGLERS_S)
-        raise
-    finally:
-        logging.set_verbosity(verbosity)
-        sys.unraisablehook = hook
 
 
 def _reason(error: Exception) -> str:

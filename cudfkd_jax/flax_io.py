@@ -12,6 +12,7 @@ import orbax.checkpoint as ocp
 from flax import serialization, traverse_util
 
 from cudfkd_jax.errors import UserError
+from cudfkd_jax.quiet import quietly
 
 SUFFIXES = (".msgpack", ".flax")
 
@@ -68,9 +69,11 @@ def _read_orbax(path: Path) -> Any:
     alone = ocp.options.MultiprocessingOptions(active_processes={0}, barrier_sync_key_prefix="teacher")
     handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
     checkpointer = ocp.Checkpointer(handler, multiprocessing_options=alone)  # of several processes the first reads
-    with warnings.catch_warnings(action="ignore"):  # that the devices it was saved on are not here
-        metadata = checkpointer.metadata(path.absolute()).item_metadata.tree
-        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata)
+    with quietly(), warnings.catch_warnings(action="ignore"):  # that the devices it was saved on are not here
+        metadata = checkpointer.metadata(path.absolute()).item_metadata
+        if metadata is None:
+            raise ValueError("its metadata cannot be read")
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata.tree)
         return checkpointer.restore(path.absolute(), restore_args=as_numpy)
 
 

@@ -120,6 +120,18 @@ def test_where_all_are_damaged_there_is_an_error(tmp_path, how):
     assert snapshot(tmp_path) == before
 
 
+def test_what_orbax_cannot_read_is_refused_and_nothing_else_is_said(tmp_path, capfd, caplog):
+    checkpoint.save(tmp_path, 1, _state(), keep=1)
+    path = tmp_path / "000000001"
+    for file in path.glob("**/manifest.ocdbt"):
+        file.write_bytes(file.read_bytes()[:3])
+    (tmp_path / "000000001.sha256.json").write_text(json.dumps(checkpoint.digests(path)))
+    caplog.clear()
+    with pytest.raises(UserError, match="that its manifest names, and Orbax cannot read them"):
+        checkpoint.restore_newest(tmp_path, _state())
+    assert caplog.text == "" and capfd.readouterr() == ("", "")
+
+
 def test_a_checkpoint_without_manifest_counts_as_not_written(tmp_path):
     checkpoint.save(tmp_path, 1, _state(1), keep=2)
     checkpoint.save(tmp_path, 2, _state(2), keep=2)

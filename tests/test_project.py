@@ -33,7 +33,7 @@ _LAYERS = (
     {"steps", "records", "data", "torch_names", "flax_io", "weights"},
     {"methods"},
     {"capture", "curriculum", "metrics", "models", "train_state", "defaults"},
-    {"losses", "parallel", "folding", "files", "augment", "recipes", "paper", "cli"},
+    {"losses", "parallel", "folding", "files", "quiet", "augment", "recipes", "paper", "cli"},
     {"processes", "exhaustion"},
     {"errors"},
 )

@@ -226,11 +226,15 @@ def test_damaged_files_are_refused(content, tmp_path):
         flax_io.read_variables(tmp_path / "saved.msgpack", jax.eval_shape(_variables))
 
 
-def test_a_damaged_orbax_folder_is_refused(tmp_path):
+@pytest.mark.parametrize("files", ["_METADATA", "manifest.ocdbt", "d/*", "ocdbt.process_0/d/*"])
+def test_a_damaged_orbax_folder_is_refused_and_nothing_else_is_said(files, tmp_path, capfd, caplog):
     path = _write(tmp_path / "saved", _variables(), "orbax")
-    (path / "_METADATA").write_text("{")
+    caplog.clear()
+    for file in path.glob(files):
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     with pytest.raises(UserError, match="is damaged or no checkpoint of Flax"):
         flax_io.read_variables(path, jax.eval_shape(_variables))
+    assert caplog.text == "" and capfd.readouterr() == ("", "")
 
 
 # Whole runs
