@@ -3,11 +3,14 @@
 import sys
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from cudfkd_jax.records import Record
+
+if TYPE_CHECKING:
+    from tensorboardX import SummaryWriter
 
 _SHOWN = ("synthesis_loss", "student_loss", "loss", "acc1", "agree1")
 
@@ -38,7 +41,7 @@ class Progress:
             )
         self._events: SummaryWriter | None = None
         if shown and tensorboard is not None:
-            self._events = SummaryWriter(str(tensorboard), purge_step=first_step // steps_per_epoch + 1)
+            self._events = _events(tensorboard, first_step // steps_per_epoch + 1)
 
     def __enter__(self) -> "Progress":
         return self
@@ -91,3 +94,9 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes:02d} min"
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def _events(folder: Path, first_epoch: int) -> "SummaryWriter":
+    from tensorboardX import SummaryWriter  # imports PyTorch where that is installed: a second for who writes none
+
+    return SummaryWriter(str(folder), purge_step=first_epoch)
