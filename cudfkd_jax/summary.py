@@ -76,7 +76,7 @@ def common_summary(config: ConfigDict, history: list[Record], devices: Devices) 
         "devices": {"kind": devices.devices[0].device_kind, "count": len(devices.devices)},
         "versions": {
             "python": platform.python_version(),
-            **{package: _version(package) for package in _PACKAGES},
+            **{package: package_version(package) for package in _PACKAGES},
         },
     }
 
@@ -89,7 +89,8 @@ def peak_memory(devices: Devices) -> dict[str, float | None]:
     return {"host": host / 2**20, "device": device / 2**20 if device else None}
 
 
-def _version(package: str) -> str:
+def package_version(package: str) -> str:
+    """The version of an installed package."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:  # a checkout that is used without being installed

@@ -4,7 +4,6 @@ import os
 import platform
 import statistics
 from collections.abc import Sequence
-from importlib import metadata
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -112,7 +111,8 @@ def _measure(config: ConfigDict, repeats: int, *, peer: str, imports_s: float) -
             "count": len(devices),
             "threads": _cores(),
         },
-        "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in _PACKAGES},
+        "versions": {"python": platform.python_version()}
+        | {name: summary.package_version(name) for name in _PACKAGES},
     }
 
 

@@ -1,0 +1,52 @@
+"""Compiles what is about to be run, so that several programs are compiled at a time.
+
+    python -m gpu.ahead (ours|peer) --config=FILE [--config.KEY=VALUE]
+
+Compiled programs go to the caches that the environment names: those of the steps, a round and an epoch of a
+distillation ("ours"), or of the same round in PyTorch ("peer").
+"""
+
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from benchmarking import peers
+from cudfkd_jax import cli, settings, timing
+from cudfkd_jax.timing import Setup
+
+
+def ours(setup: Setup) -> None:
+    """Compiles each step, a round and an epoch, as the benchmark and a run call them."""
+    steps: Any = setup.parts.compile(setup.devices)
+    for step in steps[:4]:
+        if step:
+            step.lower(setup.state, *setup.frozen).compile()
+    if setup.loop == "scan":
+        for rounds in (1, setup.epoch.rounds):
+            whole: Any = setup.scan(rounds).whole
+            whole.lower(setup.state, *setup.frozen).compile()
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Compiles."""
+    what, file, *changes = arguments
+    config = settings.load(file.removeprefix("--config="))
+    settings.override(config, changes)
+    cli.use_compilation_cache()
+    begin = time.monotonic()
+    setup = timing.set_up(config)
+    if what == "ours":
+        ours(setup)
+    else:
+        state = jax.device_put(setup.state, jax.devices()[0])
+        for name, peer in peers.torch_peers(config, setup.frozen[0], state).rounds.items():
+            if "compiled" in name:
+                peer.run()
+    print(f"compiled in {time.monotonic() - begin:.1f} s")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

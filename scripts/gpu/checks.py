@@ -1,0 +1,194 @@
+"""Whether a device computes what the CPU computes; each check is a process of its own.
+
+    python -m gpu.checks NAME --reference=FILE --out=FILE
+
+NAME is a method, whose first steps are compared with the reference; `bfloat16`, CuDFKD's in that dtype; `pmap`,
+steps under pmap over one device beside the same under jit; or `loops`, an epoch in one compiled call beside one
+driven from Python. Everything but `bfloat16` is computed in float32 at the highest precision, without TF32. The
+output is JSON.
+"""
+
+import argparse
+import functools
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from cudfkd_jax import cli, settings, timing, validate
+from cudfkd_jax.loops import make_epoch_function
+from cudfkd_jax.methods import METHODS
+from cudfkd_jax.parallel import Axis
+from cudfkd_jax.timing import Setup
+
+LOSSES_TO, GRADIENTS_TO, BFLOAT16_TO, LOOPS_TO = 1e-3, 1e-2, 1e-2, 1e-3
+BFLOAT16, PMAP, LOOPS = "bfloat16", "pmap", "loops"
+CHECKS = (*METHODS, BFLOAT16, PMAP, LOOPS)
+
+# What an optimiser remembers of the first step is its gradient: Adam's first moment, SGD's momentum.
+_GRADIENTS = (".mu", ".trace")
+# Gradients so much smaller than the largest of the network are rounding: of a bias in front of a BatchNorm, say.
+_NEGLIGIBLE = 1e-5
+_OF_BFLOAT16 = ("synthesis_loss", "bn_loss", "student_loss")
+
+
+def small_config(method: str) -> ConfigDict:
+    """A small distillation of a method, with everything in it that the method has."""
+    config = settings.load(f"configs/digits.py:method={method},teacher=wrn16_1,student=wrn10_1")
+    config.generator.update(latent_dim=32, width=8)
+    config.distill.update(epochs=2, batch_size=64)
+    if config.distill.rounds_per_epoch > 1:
+        config.distill.rounds_per_epoch = 2
+    config.cmi.update(bank_rows=256, bank_draws=64)
+    validate.check(config)
+    return config
+
+
+def first_steps(config: ConfigDict) -> dict[str, np.ndarray]:
+    """Losses and gradients of the first step of each kind, by name; of random networks."""
+    setup = timing.set_up(config)
+    state, parts = setup.state, setup.parts.compile(setup.devices)
+    for step in (parts.begin, parts.synthesis, parts.finish, parts.student):
+        if step:
+            state = step(state, *setup.frozen)
+    losses = {"synthesis": state.synthesis.last, "student": state.training.last}
+    found = {f"loss {kind}: {name}": value for kind in losses for name, value in losses[kind].items()}
+    for name, leaf in _leaves({"student": state.student.opt_state, "method": state.aux}).items():
+        if any(part in name for part in _GRADIENTS):
+            found[f"gradient {name}"] = leaf
+    return jax.tree.map(np.asarray, found)
+
+
+def compare(found: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """The worst loss, by relative difference, and the worst gradient, by the norm of its difference over its norm.
+
+    Args:
+        found: as `first_steps` returns it.
+        reference: of the same configuration, computed elsewhere.
+    """
+    losses = {
+        name: float(abs(found[name] - value) / max(abs(value), 1e-3))
+        for name, value in reference.items()
+        if name.startswith("loss")
+    }
+    norms = {name: float(np.linalg.norm(value)) for name, value in reference.items() if name not in losses}
+    least = _NEGLIGIBLE * max(norms.values())
+    gradients = {
+        name: float(np.linalg.norm(found[name] - reference[name])) / norm
+        for name, norm in norms.items()
+        if norm > least
+    }
+    worst_loss, worst_gradient = max(losses, key=losses.__getitem__), max(gradients, key=gradients.__getitem__)
+    return {
+        "loss": losses[worst_loss],
+        "worst_loss": worst_loss,
+        "gradient": gradients[worst_gradient],
+        "worst_gradient": worst_gradient,
+        "ok": losses[worst_loss] <= LOSSES_TO and gradients[worst_gradient] <= GRADIENTS_TO,
+    }
+
+
+def write_reference(path: Path) -> None:
+    """Computes what every check compares with, on this process's device, and writes it."""
+    jax.config.update("jax_default_matmul_precision", "highest")
+    arrays: Any = {
+        f"{method}/{name}": value
+        for method in METHODS
+        for name, value in first_steps(small_config(method)).items()
+    }
+    with path.open("wb") as file:
+        np.savez_compressed(file, **arrays)
+
+
+def _check(name: str, reference: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    if name == BFLOAT16:
+        return _bfloat16(reference)
+    jax.config.update("jax_default_matmul_precision", "highest")
+    if name == PMAP:
+        return _pmap(timing.set_up(small_config("cudfkd")))
+    if name == LOOPS:
+        return _loops(timing.set_up(small_config("cudfkd")))
+    return compare(first_steps(small_config(name)), _of(reference, name))
+
+
+def _of(reference: Mapping[str, np.ndarray], method: str) -> dict[str, np.ndarray]:
+    return {
+        name.removeprefix(f"{method}/"): reference[name] for name in reference if name.startswith(f"{method}/")
+    }
+
+
+def _bfloat16(reference: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    config = small_config("cudfkd")
+    config.compute_dtype = "bfloat16"
+    found = first_steps(config)
+    losses = {
+        name: float(abs(found[name] - value) / abs(value))
+        for name, value in _of(reference, "cudfkd").items()
+        if name.startswith("loss") and name.endswith(_OF_BFLOAT16)
+    }
+    worst = max(losses, key=losses.__getitem__)
+    return {"loss": losses[worst], "worst_loss": worst, "ok": losses[worst] <= BFLOAT16_TO}
+
+
+def _pmap(setup: Setup) -> dict[str, Any]:
+    """A synthesis step and a student step under pmap over one device, which runs here never take."""
+    begin, worst = jax.tree.map(jnp.copy, setup.state), 0.0
+    for step in (setup.parts.synthesis, setup.parts.student):
+        assert step
+        mapped = jax.pmap(
+            functools.partial(step, axis=Axis("devices", 1)), axis_name="devices", devices=setup.devices.devices
+        )
+        together = jax.tree.map(lambda x: x[0], mapped(*jax.tree.map(lambda x: x[None], (begin, *setup.frozen))))
+        alone = setup.devices.compile(step, donate_state=False)(begin, *setup.frozen)
+        worst = max(worst, _difference(_floats(together), _floats(alone)))
+    return {"difference": worst, "ok": worst <= LOOPS_TO}
+
+
+def _loops(setup: Setup) -> dict[str, Any]:
+    """An epoch of a few rounds, by either loop."""
+    states = []
+    for kind in ("scan", "python"):
+        drive = make_epoch_function(kind, setup.epoch, setup.devices, setup.parts)
+        states.append(drive(jax.tree.map(jnp.copy, setup.state), *setup.frozen, progress=lambda steps: False))
+    scanned, driven = map(_floats, states)
+    worst = _difference(scanned, driven)
+    same = all(np.array_equal(scanned[name], driven[name]) for name in driven)
+    return {"difference": worst, "same_bits": same, "ok": worst <= LOOPS_TO}
+
+
+def _difference(found: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]) -> float:
+    """The largest difference of a network's parameters, by the norm of all of them."""
+    difference = sum(float(np.sum((found[name] - expected[name]) ** 2)) for name in expected)
+    return (difference / sum(float(np.sum(value**2)) for value in expected.values())) ** 0.5
+
+
+def _floats(state: Any) -> dict[str, np.ndarray]:
+    return {name: np.asarray(leaf) for name, leaf in _leaves(state.student.params).items()}
+
+
+def _leaves(tree: Any) -> dict[str, Any]:
+    return {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]}
+
+
+def main() -> None:
+    """Does one check."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("name", choices=CHECKS)
+    parser.add_argument("--reference", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    cli.use_compilation_cache()
+    with np.load(options.reference) as reference:
+        result = _check(options.name, reference)
+    options.out.write_text(json.dumps(result), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
+    sys.exit(0)

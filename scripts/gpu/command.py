@@ -1,0 +1,191 @@
+"""The command line: what there is to do, in its order, within the time."""
+
+import argparse
+import json
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gpu import cifar10, flags, runs, sanity, sizes, speed
+from gpu.session import ROOT, Session, StepFailedError
+
+_PROBE = """\
+import importlib.metadata, json, jax
+device = jax.devices()[0]
+names = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+print(json.dumps({
+    "platform": device.platform,
+    "card": device.device_kind,
+    "memory": (device.memory_stats() or {}).get("bytes_limit"),
+    "versions": {name: importlib.metadata.version(name) for name in names},
+}))
+"""
+_MOST_BYTES = 15 << 20
+
+
+class Step(NamedTuple):
+    """A step of the program.
+
+    Attributes:
+        run: returns a JSON-ready result with "ok".
+        show: a result as text.
+        least_s: seconds under which it is not begun.
+    """
+
+    run: Callable[[Session], dict[str, Any]]
+    show: Callable[[dict[str, Any]], str]
+    least_s: float
+
+
+def _pair(session: Session, full: sizes.Pair) -> sizes.Pair:
+    return sizes.pair(full, smoke=session.smoke)
+
+
+def _table_v(session: Session) -> dict[str, Any]:
+    pair = _pair(session, sizes.TABLE_V)
+    if session.result("table_v speed") is None:
+        measured = speed.run(session, "table_v speed", pair)
+        session.keep("table_v speed", measured)
+        session.say(speed.show(measured))
+    return runs.run(session, "table_v", pair, session.result("table_v speed"))
+
+
+STEPS = {
+    "sanity": Step(sanity.run, sanity.show, 60),
+    "speed": Step(lambda s: speed.run(s, "speed", _pair(s, sizes.FLAGSHIP)), speed.show, 90),
+    "flagship": Step(
+        lambda s: runs.run(s, "flagship", _pair(s, sizes.FLAGSHIP), s.result("speed")), runs.show, 150
+    ),
+    "methods": Step(lambda s: runs.methods(s, _pair(s, sizes.FLAGSHIP)), runs.show_methods, 120),
+    "table_v": Step(_table_v, runs.show, 300),
+    "flags": Step(lambda s: flags.run(s, _pair(s, sizes.FLAGSHIP)), flags.show, 200),
+}
+
+
+def main(arguments: Sequence[str], usage: str) -> int:
+    """Does what the arguments say; 0 where each step that was asked for has its result."""
+    parser = argparse.ArgumentParser(usage=usage, allow_abbrev=False)
+    parser.add_argument("--minutes", type=float, default=0.0)
+    parser.add_argument("--out", type=Path, default=Path("runs/gpu"))
+    parser.add_argument("--scratch", type=Path)
+    parser.add_argument("--carried", type=Path, default=Path(".gpu"))
+    parser.add_argument("--source", default="archive")
+    parser.add_argument("--dir", default="data")
+    parser.add_argument("--commit", default="")
+    parser.add_argument("--steps", default=",".join(STEPS))
+    parser.add_argument("--prepare", action="store_true")
+    parser.add_argument("--smoke", action="store_true")
+    options = parser.parse_args(arguments)
+    chosen = options.steps.split(",")
+    if unknown := [name for name in chosen if name not in STEPS]:
+        parser.error(f"unknown step {unknown[0]!r}; valid: {', '.join(STEPS)}")
+    if options.prepare:
+        return _prepare(options.carried.resolve())
+    session = _begin(options)
+    try:
+        for name in chosen:
+            _do(session, name, STEPS[name])
+    finally:
+        session.end_children()
+        _keep_compiled(session)
+    lines = [f"{name:10}{'has its result' if _is_done(session, name) else 'is left to do'}" for name in chosen]
+    session.say("\n".join([f"after {session.elapsed:.0f} s:", *lines]))
+    return 0 if all(_is_done(session, name) for name in chosen) else 1
+
+
+def _prepare(carried: Path) -> int:
+    carried.mkdir(parents=True, exist_ok=True)
+    program = (
+        "import sys; from pathlib import Path; from gpu import checks; checks.write_reference(Path(sys.argv[1]))"
+    )
+    path = sanity.reference(carried)
+    environment = {"PYTHONPATH": f"{ROOT}:{ROOT / 'scripts'}", "JAX_PLATFORMS": "cpu"}
+    new = path.with_suffix(".new")
+    status = subprocess.run(
+        [sys.executable, "-c", program, new], cwd=ROOT, env=environment, check=False
+    ).returncode
+    if status == 0:
+        new.replace(path)
+        (carried / "commit").write_text(_commit() + "\n")
+    return status
+
+
+def _begin(options: argparse.Namespace) -> Session:
+    scratch = (options.scratch or options.out / "scratch").resolve()
+    scratch.mkdir(parents=True, exist_ok=True)
+    probe = subprocess.run([sys.executable, "-c", _PROBE], capture_output=True, text=True, check=True)
+    found = json.loads(probe.stdout.splitlines()[-1])
+    carried = options.carried.resolve()
+    commit = options.commit or _commit()
+    if not commit and (carried / "commit").exists():
+        commit = (carried / "commit").read_text().strip()
+    versions = " ".join(f"{name} {version}" for name, version in found["versions"].items())
+    data = scratch / "cifar10.npz"
+    jpegs = carried / cifar10.JPEG
+    source, folder = ("npz", data) if jpegs.exists() else (options.source, Path(options.dir).resolve())
+    session = Session(
+        out=options.out.resolve(),
+        scratch=scratch,
+        carried=carried,
+        data=[f"--config.data.source={source}", f"--config.data.dir={folder}"],
+        key=f"{commit or 'unknown commit'} | {versions} | {found['card']}",
+        minutes=options.minutes,
+        smoke=options.smoke,
+        platform="cpu" if found["platform"] == "cpu" else "gpu",
+    )
+    memory = f", {found['memory'] / 2**30:.0f} GiB for JAX" if found["memory"] else ""
+    session.say(f"commit {commit or 'unknown'}, {found['card']}{memory}, {versions}")
+    if jpegs.exists() and not data.exists():
+        cifar10.unpack(jpegs, data, most=256 if options.smoke else None)
+        session.say(f"CIFAR-10 unpacked after {session.elapsed:.0f} s")
+    for path in sorted(carried.glob("xla_*.tar")):
+        with tarfile.open(path) as archive:
+            archive.extractall(scratch / "xla", filter="data")
+    return session
+
+
+def _commit() -> str:
+    found = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    return found.stdout.strip()
+
+
+def _is_done(session: Session, name: str) -> bool:
+    return (session.result(name) or {}).get("ok", False)
+
+
+def _do(session: Session, name: str, step: Step) -> None:
+    """Takes a step unless its result is there; what it fails at does not keep the next from beginning."""
+    if _is_done(session, name):
+        session.say(f"{name}: there already")
+        return
+    if session.left < (0 if session.smoke else step.least_s):
+        session.say(f"{name}: not begun, {session.left:.0f} s are left")
+        return
+    session.say(f"{name}: begun after {session.elapsed:.0f} s")
+    try:
+        result = step.run(session)
+        session.keep(name, result)
+        session.say(step.show(result))
+    except StepFailedError as error:
+        session.say(f"{name}: failed: {error}")
+    except Exception as error:  # a fault of this program must not cost the steps after it
+        session.say(f"{name}: failed: {type(error).__name__}: {error}")
+    finally:
+        session.end_children()
+
+
+def _keep_compiled(session: Session) -> None:
+    """Packs compiled programs, the newest first, as far as they fit into files that may come back."""
+    folder = session.scratch / "xla"
+    files = sorted((f for f in folder.rglob("*") if f.is_file()), key=lambda f: f.stat().st_mtime, reverse=True)
+    for part in range(2):
+        size, archive = 0, session.out / f"xla_{part}.tar"
+        with tarfile.open(archive, "w") as tar:
+            while files and (size := size + files[0].stat().st_size + 1024) <= _MOST_BYTES:
+                tar.add(files[0], files[0].relative_to(folder))
+                files.pop(0)

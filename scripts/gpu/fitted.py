@@ -1,0 +1,48 @@
+"""Distils for as long as there is time, in one process: measures the pace, shortens the run to fit, runs it.
+
+    python -m gpu.fitted --seconds=N [--epoch_s=S] --config=FILE --workdir=FOLDER [--config.KEY=VALUE]
+
+`--epoch_s=` is what an epoch takes where that is known; else a few steps of each kind are measured.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from cudfkd_jax import budget, cli, configuration, settings, stages, timing
+from cudfkd_jax.timing import Pace
+
+# Of the time: for evaluation, checkpoints and pictures, and for what was measured too fast.
+_FOR_STEPS = 0.88
+
+
+def _run(arguments: Sequence[str]) -> None:
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    parser.add_argument("--seconds", type=float, required=True)
+    parser.add_argument("--epoch_s", type=float)
+    parser.add_argument("--config", required=True)
+    parser.add_argument("--workdir", type=Path, required=True)
+    options, changes = parser.parse_known_args(arguments)
+    begin = time.monotonic()
+    cli.use_compilation_cache()
+    config = settings.load(options.config)
+    settings.override(config, changes)
+    if options.epoch_s is None:
+        pace = timing.distillation_pace(config, by_steps=True)
+        spent = time.monotonic() - begin
+    else:
+        pace, spent = Pace(0.0, options.epoch_s), 0.0
+    share = budget.fit(config, _FOR_STEPS * (options.seconds - spent), pace)
+    length = configuration.distill_epoch(config)
+    print(
+        f"{pace.epoch_s:.2f} s per epoch: {config.distill.epochs} epochs of {length.rounds} rounds of "
+        f"{length.synthesis_steps} + {length.student_steps} steps, {share:.1%} of the configuration's",
+        flush=True,
+    )
+    stages.run(config, "distill", options.workdir)
+
+
+if __name__ == "__main__":
+    sys.exit(cli.guard(_run, sys.argv[1:], __doc__ or ""))

@@ -1,0 +1,30 @@
+"""Writes a teacher with random weights, for a rehearsal that compiles what a run will need.
+
+python -m gpu.untrained --config=FILE --out=FOLDER
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+
+from cudfkd_jax import networks, settings, trainer, weights
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Writes it."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--config", required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args(arguments)
+    config = settings.load(options.config)
+    net = networks.described(config, "teacher")
+    teacher = networks.classifier(config, net)
+    variables = trainer.initialise(lambda: teacher.init(jax.random.key(0), net.image_shape))
+    weights.save_net(options.out, net, jax.device_get(variables))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
