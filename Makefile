@@ -17,11 +17,11 @@ WORKERS ?= 2
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint bench gpu clean
+.PHONY: help install demo test lint bench gpu gpu-carried gpu-dry-run clean
 
 help: ## show this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do \
-		printf '  make %-8s  %s\n' "$$name" "$$text"; done
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do \
+		printf '  make %-11s  %s\n' "$$name" "$$text"; done
 
 install: $(VENV)/.installed ## the environment in .venv, with the tools for development
 
@@ -39,25 +39,44 @@ lint: $(VENV)/.installed ## style, format and types
 bench: $(VENV)/.installed-runtime ## speed of the steps, beside the ceilings of this machine
 	$(BIN)/python scripts/benchmark.py --config=configs/digits.py
 
-# What `make gpu` reads and writes, and how it computes.
+# What `make gpu` reads and writes; GPU_MINUTES=9 ends it in time, to be continued by the same command.
 DATA ?= data
 SOURCE ?= archive
 OUT ?= runs/gpu
-BF16 := --config.compute_dtype=bfloat16
-PAIR_resnet34_resnet18 := --config=configs/cifar10.py --config.distill.batch_size=256
-PAIR_wrn40_2_wrn16_2 := --config=configs/cifar10.py:teacher=wrn40_2,student=wrn16_2
-PAIR_tiny_imagenet := --config=configs/tiny_imagenet.py
-PAIRS := resnet34_resnet18 wrn40_2_wrn16_2 tiny_imagenet
-TEACHER := --config.teacher.epochs=50 --config.teacher.batch_size=512 --config.teacher.learning_rate=0.4 \
-	--config.teacher.warmup_epochs=10
+GPU_MINUTES ?= 0
 
-gpu: $(PAIRS:%=$(OUT)/%.json) ## on a GPU: speed beside PyTorch's, then the run of Table V on CIFAR-10 in DATA
-	$(BIN)/python -m cudfkd_jax.main $(PAIR_resnet34_resnet18) $(BF16) $(TEACHER) \
-		--config.data.source=$(SOURCE) --config.data.dir=$(DATA) --workdir=$(OUT)/table_v
+gpu: $(VENV)/.installed-torch ## on a GPU: checks, speed beside PyTorch's, whole runs on CIFAR-10 in DATA
+	$(BIN)/python scripts/gpu --minutes=$(GPU_MINUTES) --source=$(SOURCE) --dir=$(DATA) --out=$(OUT) --carried=$(CARRIED)
 
-$(OUT)/%.json: | $(VENV)/.installed-torch
-	@mkdir -p $(OUT)
-	$(BIN)/python scripts/benchmark.py $(PAIR_$*) $(BF16) --peer=torch --json > $@
+# What travels to a GPU that has no network but JAX, Flax, Optax, Orbax and PyTorch: what they lack, as wheels, and what
+# a CPU can compute before. `cifar10_jpeg.npz` may be put beside them.
+CARRIED ?= .gpu
+GPU_PYTHON ?= $(firstword $(wildcard $(HOME)/.pyenv/versions/3.12*/bin/python3.12) python3.12)
+GPU_JAX ?= 0.11.2
+LACKING := clu ml-collections tensorflow-datasets array_record dm-tree docstring_parser immutabledict promise \
+	simple-parsing tensorflow-metadata termcolor toml tensorboardX importlib_resources wrapt
+DRY := $(CARRIED)/dry-run
+
+gpu-carried: $(CARRIED)/reference.npz ## what travels to a GPU without a network, in .gpu
+	@du -sh $(CARRIED)/wheels $(CARRIED)/*.npz
+
+$(CARRIED)/wheels: Makefile | $(DRY)/bin/pip
+	$(DRY)/bin/pip wheel --quiet --no-deps --wheel-dir $@ $(LACKING)
+	@touch $@
+
+$(CARRIED)/reference.npz: $(CARRIED)/wheels
+	PYTHONPATH=$(CARRIED)/site:. $(DRY)/bin/python scripts/gpu --prepare --carried=$(CARRIED)
+
+# A fresh environment with what such a machine has; the wheels go where they go there, found without a network.
+$(DRY)/bin/pip:
+	$(GPU_PYTHON) -m venv $(DRY)
+	$(DRY)/bin/pip install --quiet jax==$(GPU_JAX) flax optax orbax-checkpoint scikit-learn matplotlib pandas tensorboard
+
+gpu-dry-run: $(CARRIED)/wheels ## on a CPU: the whole program in small, stopped in the middle and taken up again
+	rm -rf $(CARRIED)/site $(DRY)/out
+	$(DRY)/bin/pip install --quiet --no-index --no-deps --target $(CARRIED)/site $(CARRIED)/wheels/*.whl
+	-PYTHONPATH=$(CARRIED)/site:. $(DRY)/bin/python scripts/gpu --smoke --carried=$(CARRIED) --out=$(DRY)/out --minutes=4
+	PYTHONPATH=$(CARRIED)/site:. $(DRY)/bin/python scripts/gpu --smoke --carried=$(CARRIED) --out=$(DRY)/out
 
 .DELETE_ON_ERROR:
 

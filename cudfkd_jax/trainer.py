@@ -269,7 +269,8 @@ def _run_epoch(
     if whole:
         state = whole(state, *stage.frozen)
     means, metrics = _means(one.synthesis) | _means(one.training), measured()
-    measured_at = time.monotonic()
+    # Measured while the next epoch runs, an evaluation adds nothing; that epoch has run since this one ended.
+    evaluation_s = 0.0 if whole else time.monotonic() - computed
     record = {
         "epoch": epoch,
         "step": end,
@@ -277,10 +278,10 @@ def _run_epoch(
         **({"rollbacks": int(one.rollbacks)} if one.rollbacks else {}),
         **metrics,
         "seconds": computed - begun,
-        "evaluation_seconds": measured_at - computed,
+        "evaluation_seconds": evaluation_s,
         "images_per_s": (end - first_step) * stage.images_per_step / (computed - begun),
     }
-    return one, record, state, measured_at if whole else None
+    return one, record, state, computed if whole else None
 
 
 def _to_the_end(

@@ -2,6 +2,7 @@
 
 import functools
 import signal
+import time
 
 import jax
 import jax.numpy as jnp
@@ -102,6 +103,13 @@ def test_the_next_epoch_is_begun_before_the_last_one_is_measured(tmp_path):
         expected += [f"evaluate {epoch}", f"begin {epoch + 1}", f"measured {epoch}", f"after {epoch}"]
     last = [f"evaluate {_EPOCHS}", f"measured {_EPOCHS}", f"after {_EPOCHS}", "save"]
     assert events == expected + last
+
+
+def test_the_time_of_each_epoch_is_counted_once(tmp_path):
+    _, history = _Events().run(tmp_path, on_measured=lambda epoch: time.sleep(0.05))
+    assert all(record["seconds"] >= 0.05 for record in history[1:])  # in which the one before was measured
+    *others, last = [record["evaluation_seconds"] for record in history]
+    assert others == [0.0] * (_EPOCHS - 1) and last >= 0.05
 
 
 def test_results_are_those_of_one_epoch_after_the_other(tmp_path):

@@ -59,7 +59,7 @@ def feature_dim(teacher: Classifier, image_shape: tuple[int, int, int], kind: st
     Raises:
         UserError: the teacher does not offer these features.
     """
-    images = jax.ShapeDtypeStruct((1, *image_shape), float)
+    images = jax.ShapeDtypeStruct((1, *image_shape), jnp.zeros(()).dtype)
 
     def features(key: jax.Array, images: jax.Array) -> jax.Array:
         outputs = teacher(teacher.init(key, image_shape), images, capture=(FEATURES[kind],))

@@ -23,6 +23,7 @@ print(json.dumps({
     "versions": {name: importlib.metadata.version(name) for name in names},
 }))
 """
+_FOLD_BN = "--config.fold_bn=true"
 _MOST_BYTES = 15 << 20
 
 
@@ -53,6 +54,11 @@ def _table_v(session: Session) -> dict[str, Any]:
     return runs.run(session, "table_v", pair, session.result("table_v speed"))
 
 
+def _fold_bn(session: Session) -> dict[str, Any]:
+    pair = _pair(session, sizes.FLAGSHIP)
+    return speed.run(session, "fold_bn", pair._replace(changes=(*pair.changes, _FOLD_BN)), peer=False)
+
+
 STEPS = {
     "sanity": Step(sanity.run, sanity.show, 60),
     "speed": Step(lambda s: speed.run(s, "speed", _pair(s, sizes.FLAGSHIP)), speed.show, 90),
@@ -61,6 +67,7 @@ STEPS = {
     ),
     "methods": Step(lambda s: runs.methods(s, _pair(s, sizes.FLAGSHIP)), runs.show_methods, 120),
     "table_v": Step(_table_v, runs.show, 300),
+    "fold_bn": Step(_fold_bn, speed.show, 60),
     "flags": Step(lambda s: flags.run(s, _pair(s, sizes.FLAGSHIP)), flags.show, 200),
 }
 
@@ -119,9 +126,8 @@ def _begin(options: argparse.Namespace) -> Session:
     probe = subprocess.run([sys.executable, "-c", _PROBE], capture_output=True, text=True, check=True)
     found = json.loads(probe.stdout.splitlines()[-1])
     carried = options.carried.resolve()
-    commit = options.commit or _commit()
-    if not commit and (carried / "commit").exists():
-        commit = (carried / "commit").read_text().strip()
+    prepared = carried / "commit"
+    commit = options.commit or (prepared.read_text().strip() if prepared.exists() else _commit())
     versions = " ".join(f"{name} {version}" for name, version in found["versions"].items())
     data = scratch / "cifar10.npz"
     jpegs = carried / cifar10.JPEG
@@ -148,10 +154,9 @@ def _begin(options: argparse.Namespace) -> Session:
 
 
 def _commit() -> str:
-    found = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    return found.stdout.strip()
+    """The last commit that changed the package; what changed elsewhere takes no result away."""
+    command = ["git", "log", "-1", "--format=%h", "--", "cudfkd_jax"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def _is_done(session: Session, name: str) -> bool:

@@ -14,6 +14,7 @@ from pathlib import Path
 from cudfkd_jax import budget, cli, configuration, settings, stages, timing
 from cudfkd_jax.timing import Pace
 
+_START_S = 25.0  # until the first step of a run whose programs were compiled before
 # Of the time: for evaluation, checkpoints and pictures, and for what was measured too fast.
 _FOR_STEPS = 0.88
 
@@ -33,7 +34,7 @@ def _run(arguments: Sequence[str]) -> None:
         pace = timing.distillation_pace(config, by_steps=True)
         spent = time.monotonic() - begin
     else:
-        pace, spent = Pace(0.0, options.epoch_s), 0.0
+        pace, spent = Pace(_START_S, options.epoch_s), 0.0
     share = budget.fit(config, _FOR_STEPS * (options.seconds - spent), pace)
     length = configuration.distill_epoch(config)
     print(

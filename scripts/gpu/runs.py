@@ -14,6 +14,7 @@ from gpu.sizes import Pair
 
 _REPORT_S = 20.0  # at the end of a run: its page, its files, and this program's
 _MOST_BYTES = 15 << 20  # of a file that comes back
+_REHEARSED = "epoch 2/"
 _CHEAPEST_FIRST = ("zskt", "dfad", "dafl", "dfq", "cudfkd", "mb_dfkd", "pre_dfkd", "cmi", "adi")
 
 
@@ -28,15 +29,16 @@ def run(session: Session, name: str, pair: Pair, measured: dict[str, Any] | None
     """
     begin = time.monotonic()
     epoch_s = _epoch_s(pair, measured)
-    rehearsal = None
-    teacher = _carried_teacher(session, name)
+    teacher, planned_s, rehearsal = _carried_teacher(session, name), 0.0, None
     if teacher is None:
         if epoch_s is not None:
-            seconds = session.left - pair.teacher_s - _REPORT_S
-            rehearsal = _rehearse(session, name, pair, seconds, epoch_s)
+            planned_s = session.left - pair.teacher_s - _REPORT_S
+            rehearsal = _rehearse(session, name, pair, planned_s, epoch_s)
         teacher = _train(session, name, pair, rehearsal)
     trained_s = time.monotonic() - begin
+    # Of the rehearsed length where there is time for it: a run of another length is another program.
     seconds = session.left - _REPORT_S if session.left < 1e6 else 1e9
+    seconds = planned_s if 0 < planned_s <= seconds else seconds
     workdir = session.scratch / name
     child = session.start(f"{name}_distill", *_distill(session, pair, teacher, workdir, seconds, epoch_s))
     return _finish(session, name, child, workdir) | {"until_teacher_s": trained_s}
@@ -126,7 +128,15 @@ def _train(session: Session, name: str, pair: Pair, rehearsal: Child | None) -> 
         *(*pair.changes, *pair.teacher, *session.data),
     )
     begin = time.monotonic()
-    session.expect(child, "teacher", seconds=pair.teacher_s)
+    while rehearsal and child.is_running() and session.left > 0:
+        time.sleep(0.5)
+        if any(
+            _REHEARSED in line for line in rehearsal.lines()
+        ):  # from now on it would only slow the teacher down
+            rehearsal.kill()
+            session.say(f"  rehearsed in {time.monotonic() - begin:.0f} s")
+            rehearsal = None
+    session.expect(child, "teacher", seconds=2 * pair.teacher_s)
     if rehearsal:
         rehearsal.kill()
     net = workdir / "teacher/net"

@@ -43,6 +43,9 @@ def show(result: dict[str, Any]) -> str:
     for name, found in result["checks"].items():
         numbers = [f"{key} {found[key]:.1e}" for key in ("loss", "gradient", "difference") if key in found]
         where = [found[key] for key in ("worst_gradient", "error") if key in found and not found["ok"]]
+        if found.get("cancelling"):
+            most = max(found["cancelling"].values())
+            where.append(f"{len(found['cancelling'])} of {found['gradients']} cancel, to {most:.0e}")
         same = [f"same bits: {'yes' if found['same_bits'] else 'no'}"] if "same_bits" in found else []
         lines.append(f"  {'ok' if found['ok'] else 'NOT':4}{name:16} {'  '.join([*numbers, *same, *where])}")
     return "\n".join([*lines, f"  {result['seconds']:.0f} s"])

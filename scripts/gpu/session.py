@@ -37,9 +37,13 @@ class Child:
                 os.killpg(self._process.pid, number)
         return self._process.wait()
 
+    def is_running(self) -> bool:
+        """Whether it has not ended."""
+        return self._process.poll() is None
+
     def kill(self) -> None:
         """Ends it now, with the processes that it began."""
-        if self._process.poll() is None:
+        if self.is_running():
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
 

@@ -10,18 +10,22 @@ from gpu.sizes import Pair
 _TURNS = 7
 
 
-def run(session: Session, name: str, pair: Pair) -> dict[str, Any]:
+def run(session: Session, name: str, pair: Pair, *, peer: bool = True) -> dict[str, Any]:
     """Compiles ours and PyTorch's at a time, then measures them in turn with nothing else running.
 
     Args:
         session: of the step.
         name: of the step.
         pair: whose round is measured.
+        peer: whether PyTorch's is measured too.
     """
     begin = time.monotonic()
     # A short epoch: it is measured as one call too, and a long one takes its time.
     shape = (f"--config={pair.config}", *pair.changes, "--config.distill.rounds_per_epoch=4")
-    ahead = {what: session.start(f"{name}_{what}", "-m", "gpu.ahead", what, *shape) for what in ("ours", "peer")}
+    ahead = {
+        what: session.start(f"{name}_{what}", "-m", "gpu.ahead", what, *shape)
+        for what in ("ours", "peer")[: 1 + peer]
+    }
     for what, child in ahead.items():
         status = child.wait(session.until - 30)
         session.say(f"  {what} compiled ahead: {child.said()}" + (f" (exit status {status})" if status else ""))
@@ -29,7 +33,7 @@ def run(session: Session, name: str, pair: Pair) -> dict[str, Any]:
     result: dict[str, Any] = {"compile_ahead_s": ready - begin}
     arguments = ("scripts/benchmark.py", *shape, f"--rounds={2 if session.smoke else _TURNS}", "--json")
     try:
-        result |= _benchmark(session, name, [*arguments, "--peer=torch"])
+        result |= _benchmark(session, name, [*arguments, *["--peer=torch"] * peer])
     except StepFailedError as error:
         result |= _benchmark(session, name, list(arguments)) | {"no_peer": str(error)}
     result["seconds"] = time.monotonic() - begin
