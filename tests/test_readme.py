@@ -41,7 +41,7 @@ from cudfkd_jax.reproduce import catalogue, work
 _ROOT = Path(__file__).parents[1]
 _TEXT = (_ROOT / "README.md").read_text(encoding="utf-8")
 _MAKEFILE = (_ROOT / "Makefile").read_text(encoding="utf-8")
-_TARGETS = dict(re.findall(r"^([a-z]+):.*## (.+)$", _MAKEFILE, re.MULTILINE))
+_TARGETS = dict(re.findall(r"^([a-z-]+):.*## (.+)$", _MAKEFILE, re.MULTILINE))
 
 
 def _blocks(language: str) -> list[str]:
