@@ -260,6 +260,10 @@ def _use_method(config: ConfigDict, method: str) -> None:
     config.update(RECIPES[method])
     if method == "cmi" and config.teacher.arch.startswith("resnet"):
         config.cmi.features = "stages"  # the inputs of all BatchNorm layers would make a head of many millions
+    if method == "zskt":
+        # The original clips the gradient of KL/K + 250 · attention at 5; the objective here is K times that. A
+        # reference, so that it follows the number of classes, whoever sets that later.
+        config.distill.clip_norm = 5.0 * config.data.get_ref("num_classes").to_float()
 
 
 def _released(config: ConfigDict) -> None:
