@@ -112,6 +112,9 @@ def get_config() -> ConfigDict:
     synthesis = config.synthesis = ConfigDict()
     synthesis.batch_size = 0  # of synthesis steps, over all devices; 0: distill.batch_size
     synthesis.adversarial_loss = "kl"  # D of CuDFKD's Eq. 4: "kl" or "js"
+    # Over which images CuDFKD takes it: those on which teacher and student name the same class ("agreement", as
+    # the authors' first release), or all ("none", as Eq. 4 and their later code).
+    synthesis.adversarial_mask = "agreement"
     synthesis.adversarial_temperature = 3.0  # CuDFKD, ADI, CMI
     synthesis.adversarial_weight = 1.0  # of the other methods; CuDFKD's is α_adv(t)
     synthesis.bn_weight = 1.0  # α_bn of Eq. 5
