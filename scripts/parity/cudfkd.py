@@ -1,0 +1,224 @@
+"""CuDFKD beside its release: whole rounds of `ProbSynthesizer.synthesize` and `train`."""
+
+import contextlib
+import copy
+import tempfile
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+
+from cudfkd_jax import build_method, curriculum, losses, steps
+from cudfkd_jax.capture import Outputs, apply
+from cudfkd_jax.methods import student as objective
+from cudfkd_jax.parallel import SINGLE
+from cudfkd_jax.steps import STUDENT, SYNTHESIS
+from cudfkd_jax.train_state import TrainState
+from parity import networks, ours, released
+from parity.networks import Sizes
+from parity.replay import biased_running_variance, feeding, traced
+from parity.released import DataFree
+from parity.rows import Case, Report
+
+METHOD = "CuDFKD"
+_PER_SAMPLE = "v* per sample: docs/paper_to_code.md, Eq. 1"
+_VARIANCE = "biased running variance: docs/paper_to_code.md, Networks"
+_EPSILON = "1e-8 in our logarithm: docs/paper_to_code.md, Eq. 5"
+_EPOCHS, _ROUNDS, _BEGIN, _END, _SLOPE = 8, 2, 0.25, 0.75, 0.05  # of the shortened run
+
+
+def whole_rounds(
+    release: DataFree,
+    report: Report,
+    *,
+    strategy: str,
+    loss: str,
+    rounds: int,
+    arguments: str = "released",
+    adversarial_loss: str = "kl",
+    lambda_0: float = 2.0,
+    biased: bool = True,
+    sizes: Sizes = Sizes(),
+) -> None:
+    """Compares rounds of one synthesis step and two student steps, over epochs of two rounds.
+
+    Args:
+        release: the release's modules.
+        report: receives the rows.
+        strategy: of the curriculum.
+        loss: of the student, "kl" or "l1".
+        rounds: how many; the ramp of α_adv begins in the third epoch of eight.
+        arguments: of the configuration: "released", or "" for the default, whose weights are per sample.
+        adversarial_loss: "kl" or "js".
+        lambda_0: λ at the start.
+        biased: PyTorch's running variance is biased as Flax's; without, its difference is a row.
+        sizes: of images and networks.
+    """
+    case = report.case(
+        METHOD,
+        f"{arguments or 'default'}, {strategy}, {loss}"
+        + ("" if adversarial_loss == "kl" else f", adversarial {adversarial_loss}")
+        + ("" if sizes == Sizes() else f", {sizes.teacher} to {sizes.student}, {sizes.image}×{sizes.image}")
+        + ("" if biased else ", PyTorch's own running variance"),
+    )
+    config = ours.load(
+        "cifar10",
+        arguments,
+        sizes,
+        {
+            "distill.loss": loss,
+            "curriculum.strategy": strategy,
+            "curriculum.adv": 0.5,
+            "curriculum.alpha": _SLOPE,
+            "curriculum.k_begin": _BEGIN,
+            "curriculum.k_end": _END,
+            "curriculum.lambda_0": lambda_0,
+            "synthesis.adversarial_loss": adversarial_loss,
+        },
+    )
+    normalise = release.normaliser(config.data.mean, config.data.std)
+    teacher, student = networks.pair(release, sizes, normalise)
+    generator = networks.generator(release, "dcgan", sizes)
+    weights = copy.deepcopy(generator.state_dict())
+    mine = ours.start(config, teacher, student)
+    state = _with_generator(mine.state, config, generator)
+    with tempfile.TemporaryDirectory() as folder:
+        synthesiser = release.synthesis.ProbSynthesizer(
+            *(teacher, student, [generator], sizes.classes, sizes.image, sizes.latent),
+            iterations=[1],
+            lr_g=config.generator.learning_rate,
+            synthesis_batch_size=sizes.batch,
+            sample_batch_size=sizes.batch,
+            save_dir=folder,
+            normalizer=normalise,
+            lmda_ent=-config.synthesis.balance_weight,
+            adv=config.curriculum.adv,
+            oh=config.synthesis.class_weight,
+            act=config.synthesis.activation_weight,
+            adv_type=adversarial_loss,
+            bn=config.synthesis.bn_weight,
+            T=config.distill.temperature,
+            depth=sizes.stages,
+        )
+    generator.load_state_dict(weights)  # the release draws new ones
+    d = config.distill
+    optimiser = torch.optim.SGD(
+        student.parameters(), d.learning_rate, momentum=d.momentum, weight_decay=d.weight_decay
+    )
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=_EPOCHS)
+    kl = release.criterions.KLDiv(T=d.temperature)
+    criterion = {"l1": torch.nn.L1Loss(), "kl": kl}[loss]
+    option = "none" if strategy == "none" else f"curr_{strategy}"
+    given = released.arguments(curr_option=option, lambda_0=lambda_0, loss=loss)
+    synthesis_step, student_step = (ours.step(f, mine) for f in (steps.synthesis_step, steps.student_step))
+    named = _PER_SAMPLE if not arguments and strategy != "none" else "" if biased else _VARIANCE
+    counter = 0
+    with biased_running_variance() if biased else contextlib.nullcontext():
+        for number in range(rounds):
+            epoch, place = divmod(number, _ROUNDS)
+            before = state
+            with (
+                feeding([ours.latents(state, sizes, SYNTHESIS)]),
+                traced(synthesiser.synthesize.__func__) as seen,
+            ):
+                synthesiser.synthesize()
+            if number == 0:
+                _compare_forward(case, config, mine, before, sizes, seen.returned, student)
+            start_params = before.aux.params
+            state = synthesis_step(state, mine.teacher)
+            _compare_synthesis(case, config, state, seen.returned, synthesiser.adv)
+            _compare_generator(case, config, state, start_params, generator, first=number == 0, biased=biased)
+            draws = [ours.latents(state, sizes, STUDENT, ahead) for ahead in range(d.student_steps)]
+            with feeding(draws), traced(release.kd.train, "optimizer.zero_grad()") as seen:
+                counter = release.kd.train(
+                    synthesiser, [student, teacher], criterion, optimiser, given, len(draws), global_iter=counter
+                )
+            for theirs in seen.steps:
+                state = student_step(state, mine.teacher)
+                _compare_student(case, state, theirs, optimiser, strategy, named)
+            for quantity, statistics in (("parameters", False), ("statistics", True)):
+                case.compare(
+                    f"student's {quantity} after its steps",
+                    ours.named(state.student, statistics=statistics),
+                    networks.named(student, statistics=statistics),
+                    named=named,
+                )
+            if place == _ROUNDS - 1:
+                ramp = int(_EPOCHS * _BEGIN) < epoch < int(_EPOCHS * _END)  # as datafree_kd.py has it
+                if ramp and option != "none":
+                    synthesiser.adv += _SLOPE
+                schedule.step()
+
+
+def _with_generator(state: Any, config: Any, generator: Any) -> Any:
+    trained = {
+        "params": networks.generator_params(generator),
+        "batch_stats": networks.generator_statistics(generator),
+    }
+    return state.replace(aux=TrainState.create(trained, build_method._generator_optimiser(config)))
+
+
+def _compare_forward(
+    case: Case, config: Any, mine: ours.Ours, state: Any, sizes: Sizes, theirs: dict[str, Any], student: Any
+) -> None:
+    """Images, logits and features of the first round."""
+    z = jnp.asarray(ours.latents(state, sizes, SYNTHESIS))
+    made = apply(build_method.generator(config), state.aux.variables, z, train=True)
+    seen = mine.problem.teacher(mine.teacher, made.value, capture=("features",))
+    case.compare("generator's images", networks.channels_first(made.value), theirs["mu_theta"].detach())
+    case.compare("teacher's logits", seen.value, theirs["t_out"].detach())
+    case.compare("teacher's features", seen.features, theirs["t_feat"].detach())
+    with torch.no_grad():
+        logits = student(theirs["samples"])
+    case.compare("student's logits", mine.problem.student(state.student.variables, made.value).value, logits)
+    agree = float((logits.argmax(1) == theirs["t_out"].argmax(1)).to(logits.dtype).mean())
+    if not 0 < agree < 1:
+        raise AssertionError(f"teacher and student agree on a share of {agree}: the mask would not be tested")
+
+
+def _compare_synthesis(case: Case, config: Any, state: Any, theirs: dict[str, Any], alpha: float) -> None:
+    """Each term, its weight and the total."""
+    m = ours.metrics(state.synthesis)
+    case.compare("BN term", m["bn_loss"], theirs["loss_bn"].item())
+    case.compare("class term", m["class_loss"], theirs["loss_oh"].item())
+    case.compare("balance term", m["balance_loss"], -theirs["ent"].item(), note=_EPSILON)
+    case.compare("adversarial term", m["adversarial_loss"], theirs["loss_adv"].item())
+    case.compare("α_adv", m["alpha_adv"], alpha)
+    case.compare("total synthesis loss", m["synthesis_loss"], theirs["loss"].item(), note=_EPSILON)
+
+
+def _compare_generator(
+    case: Case, config: Any, state: Any, before: Any, generator: Any, *, first: bool, biased: bool
+) -> None:
+    """The generator's gradient, of the first round, and its parameters and statistics after the step."""
+    if first:
+        mine = ours.adam_gradient(state.aux.opt_state, config.generator.beta1)
+        case.compare("generator's gradient", mine, networks.generator_params(generator, networks.gradient))
+    params = networks.generator_params(generator)
+    case.compare("generator's parameters after its step", state.aux.params, params)
+    if first:
+        change = ours.difference(state.aux.params, before), ours.difference(params, before)
+        case.compare("change of the generator's parameters", *change)
+    mine, theirs = state.aux.batch_stats, networks.generator_statistics(generator)
+    for name, named in (("mean", ""), ("var", "" if biased else _VARIANCE)):
+        of = ({layer: each[name] for layer, each in side.items()} for side in (mine, theirs))
+        case.compare(f"generator's running {name}", *of, named=named)
+
+
+def _compare_student(
+    case: Case, state: Any, theirs: dict[str, Any], optimiser: torch.optim.Optimizer, strategy: str, named: str
+) -> None:
+    """A student step: its loss, the difficulty, v*, g, λ and the learning rate."""
+    m = ours.metrics(state.training)
+    case.compare("student's loss", m["student_loss"], theirs["loss_s"].item(), named=named)
+    if strategy != "none":
+        difficulty = theirs["real_loss_s"].item()
+        case.compare("v*", m["mean_v"], float(theirs["v"]), named=named)
+        case.compare("regulariser g", m["regulariser_g"], float(theirs["g"]), named=named)
+    else:
+        difficulty = theirs["loss_s"].item()
+    case.compare("difficulty (mean D)", m["difficulty"], difficulty, named=named)
+    case.compare("λ", m["lambda"], theirs["lamda"])
+    case.compare("student's learning rate", m["learning_rate"], optimiser.param_groups[0]["lr"])
