@@ -16,7 +16,7 @@ from cudfkd_jax.methods import student as objective
 from cudfkd_jax.parallel import SINGLE
 from cudfkd_jax.steps import STUDENT, SYNTHESIS
 from cudfkd_jax.train_state import TrainState
-from parity import networks, ours, released
+from parity import generative, networks, ours, released
 from parity.networks import Sizes
 from parity.replay import biased_running_variance, feeding, traced
 from parity.released import DataFree
@@ -83,7 +83,7 @@ def whole_rounds(
     generator = networks.generator(release, "dcgan", sizes)
     weights = copy.deepcopy(generator.state_dict())
     mine = ours.start(config, teacher, student)
-    state = _with_generator(mine.state, config, generator)
+    state = generative.with_generator(mine.state, config, generator)
     with tempfile.TemporaryDirectory() as folder:
         synthesiser = release.synthesis.ProbSynthesizer(
             *(teacher, student, [generator], sizes.classes, sizes.image, sizes.latent),
@@ -125,11 +125,15 @@ def whole_rounds(
             ):
                 synthesiser.synthesize()
             if number == 0:
-                _compare_forward(case, config, mine, before, sizes, seen.returned, student)
-            start_params = before.aux.params
+                generative.compare_forward(case, config, mine, before, sizes, seen.returned)
+                _check_agreement(seen.returned, student)
             state = synthesis_step(state, mine.teacher)
-            _compare_synthesis(case, config, state, seen.returned, synthesiser.adv)
-            _compare_generator(case, config, state, start_params, generator, first=number == 0, biased=biased)
+            _compare_synthesis(case, state, seen.returned, synthesiser.adv)
+            generative.compare_generator(
+                *(case, config, state, before.aux.params, generator),
+                first=number == 0,
+                variance="" if biased else _VARIANCE,
+            )
             draws = [ours.latents(state, sizes, STUDENT, ahead) for ahead in range(d.student_steps)]
             with feeding(draws), traced(release.kd.train, "optimizer.zero_grad()") as seen:
                 counter = release.kd.train(
@@ -138,13 +142,7 @@ def whole_rounds(
             for theirs in seen.steps:
                 state = student_step(state, mine.teacher)
                 _compare_student(case, state, theirs, optimiser, strategy, named)
-            for quantity, statistics in (("parameters", False), ("statistics", True)):
-                case.compare(
-                    f"student's {quantity} after its steps",
-                    ours.named(state.student, statistics=statistics),
-                    networks.named(student, statistics=statistics),
-                    named=named,
-                )
+            generative.compare_student_weights(case, state, student, named=named)
             if place == _ROUNDS - 1:
                 ramp = int(_EPOCHS * _BEGIN) < epoch < int(_EPOCHS * _END)  # as datafree_kd.py has it
                 if ramp and option != "none":
@@ -152,33 +150,16 @@ def whole_rounds(
                 schedule.step()
 
 
-def _with_generator(state: Any, config: Any, generator: Any) -> Any:
-    trained = {
-        "params": networks.generator_params(generator),
-        "batch_stats": networks.generator_statistics(generator),
-    }
-    return state.replace(aux=TrainState.create(trained, build_method._generator_optimiser(config)))
-
-
-def _compare_forward(
-    case: Case, config: Any, mine: ours.Ours, state: Any, sizes: Sizes, theirs: dict[str, Any], student: Any
-) -> None:
-    """Images, logits and features of the first round."""
-    z = jnp.asarray(ours.latents(state, sizes, SYNTHESIS))
-    made = apply(build_method.generator(config), state.aux.variables, z, train=True)
-    seen = mine.problem.teacher(mine.teacher, made.value, capture=("features",))
-    case.compare("generator's images", networks.channels_first(made.value), theirs["mu_theta"].detach())
-    case.compare("teacher's logits", seen.value, theirs["t_out"].detach())
-    case.compare("teacher's features", seen.features, theirs["t_feat"].detach())
+def _check_agreement(theirs: dict[str, Any], student: Any) -> None:
+    """Makes sure that the mask is tested: the networks name the same class on a part of the images."""
     with torch.no_grad():
         logits = student(theirs["samples"])
-    case.compare("student's logits", mine.problem.student(state.student.variables, made.value).value, logits)
     agree = float((logits.argmax(1) == theirs["t_out"].argmax(1)).to(logits.dtype).mean())
     if not 0 < agree < 1:
-        raise AssertionError(f"teacher and student agree on a share of {agree}: the mask would not be tested")
+        raise AssertionError(f"teacher and student agree on a share of {agree}: the mask is not tested")
 
 
-def _compare_synthesis(case: Case, config: Any, state: Any, theirs: dict[str, Any], alpha: float) -> None:
+def _compare_synthesis(case: Case, state: Any, theirs: dict[str, Any], alpha: float) -> None:
     """Each term, its weight and the total."""
     m = ours.metrics(state.synthesis)
     case.compare("BN term", m["bn_loss"], theirs["loss_bn"].item())
@@ -187,24 +168,6 @@ def _compare_synthesis(case: Case, config: Any, state: Any, theirs: dict[str, An
     case.compare("adversarial term", m["adversarial_loss"], theirs["loss_adv"].item())
     case.compare("α_adv", m["alpha_adv"], alpha)
     case.compare("total synthesis loss", m["synthesis_loss"], theirs["loss"].item(), note=_EPSILON)
-
-
-def _compare_generator(
-    case: Case, config: Any, state: Any, before: Any, generator: Any, *, first: bool, biased: bool
-) -> None:
-    """The generator's gradient, of the first round, and its parameters and statistics after the step."""
-    if first:
-        mine = ours.adam_gradient(state.aux.opt_state, config.generator.beta1)
-        case.compare("generator's gradient", mine, networks.generator_params(generator, networks.gradient))
-    params = networks.generator_params(generator)
-    case.compare("generator's parameters after its step", state.aux.params, params)
-    if first:
-        change = ours.difference(state.aux.params, before), ours.difference(params, before)
-        case.compare("change of the generator's parameters", *change)
-    mine, theirs = state.aux.batch_stats, networks.generator_statistics(generator)
-    for name, named in (("mean", ""), ("var", "" if biased else _VARIANCE)):
-        of = ({layer: each[name] for layer, each in side.items()} for side in (mine, theirs))
-        case.compare(f"generator's running {name}", *of, named=named)
 
 
 def _compare_student(
