@@ -127,7 +127,7 @@ def generator_params(net: nn.Module, value: Callable[[torch.Tensor], torch.Tenso
     def array(parameter: torch.Tensor) -> np.ndarray:
         return value(parameter).detach().numpy().copy()
 
-    made: dict[str, Any] = {"linear": _projection(array(linear.weight), array(linear.bias), norms[0].num_features)}
+    made: dict[str, Any] = {"linear": projection(array(linear.weight), array(linear.bias), norms[0].num_features)}
     made |= {
         f"bn{i}": {"scale": array(norm.weight), "bias": array(norm.bias)} for i, norm in enumerate(norms)
     }
@@ -165,8 +165,8 @@ def channels_last(images: torch.Tensor) -> np.ndarray:
     return images.detach().numpy().transpose(0, 2, 3, 1).copy()
 
 
-def _projection(weight: np.ndarray, bias: np.ndarray, channels: int) -> dict[str, np.ndarray]:
-    """The linear layer whose outputs become an image: theirs are ordered [C, H, W], ours [H, W, C]."""
+def projection(weight: np.ndarray, bias: np.ndarray, channels: int) -> dict[str, np.ndarray]:
+    """Returns the linear layer whose outputs become an image: theirs are ordered [C, H, W], ours [H, W, C]."""
     size = round((len(bias) // channels) ** 0.5)
     kernel = weight.reshape(channels, size, size, -1).transpose(1, 2, 0, 3).reshape(len(bias), -1).T
     return {"kernel": kernel, "bias": bias.reshape(channels, size, size).transpose(1, 2, 0).reshape(-1)}
