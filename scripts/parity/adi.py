@@ -73,7 +73,11 @@ def one_round(release: DataFree, report: Report, *, arguments: str = "released",
             synthesiser.synthesize(targets)
     for number, theirs in enumerate(seen.steps):
         later = named if number else ""  # the first iterate is before any step
-        case.compare("pixels at the step" + (" but the first" if number else ", the first"), *_pixels(state, theirs), named=later)
+        case.compare(
+            "pixels at the step" + (" but the first" if number else ", the first"),
+            *_pixels(state, theirs),
+            named=later,
+        )
         state = step(state, mine.teacher)
         m = ours.metrics(state.synthesis)
         if not number or not named:
@@ -86,7 +90,9 @@ def one_round(release: DataFree, report: Report, *, arguments: str = "released",
             mine_gradient = ours.adam_gradient(state.aux.pixels.opt_state, config.adi.beta1)
             case.compare("gradient of the pixels", *_first(mine_gradient, gradients[0][0]), named=named)
     last = seen.returned["inputs"].detach()
-    case.compare(f"pixels after {count} steps, clipped", networks.channels_first(state.aux.pixels.params), last, named=named)
+    case.compare(
+        f"pixels after {count} steps, clipped", networks.channels_first(state.aux.pixels.params), last, named=named
+    )
     best = seen.steps[int(np.argmin([each["loss"].item() for each in seen.steps]))]["inputs"]
     kept = networks.channels_first(state.aux.best.value)
     case.compare("kept pixels beside the release's best", kept, best, named=named)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import torch
-import torch.nn.functional as F
+from torch.nn import functional
 
 from cudfkd_jax import build_method, steps
 from cudfkd_jax.methods import contrastive
@@ -95,7 +95,11 @@ def rounds(release: DataFree, report: Report, *, count: int = 3, step_count: int
                 best = np.asarray(state.aux.best.value[0])
                 state = finish(state, mine.teacher)
                 levels = np.round(255 * np.clip(best, 0, 1))
-                case.compare("pool, as rounded levels of the kept images", np.asarray(state.aux.pool.values[number], float), levels)
+                case.compare(
+                    "pool, as rounded levels of the kept images",
+                    np.asarray(state.aux.pool.values[number], float),
+                    levels,
+                )
                 state = training.epoch(case, state)
 
 
@@ -123,7 +127,9 @@ def _round(
         return rows
 
     with (
-        patched(module, reset_model=lambda net: net.load_state_dict(weights), random=SimpleNamespace(sample=sample)),
+        patched(
+            module, reset_model=lambda net: net.load_state_dict(weights), random=SimpleNamespace(sample=sample)
+        ),
         feeding([z]),
         recording_gradients() as gradients,
         traced(release.synthesis.CMISynthesizer.synthesize, "optimizer.zero_grad()") as seen,
@@ -140,7 +146,9 @@ def _round(
         if i == 0:
             _compare_gradients(case, config, state, generator, gradients, first_round=number == 0)
     trained = state.aux.synthesis.params
-    case.compare("generator's parameters after the round", trained["generator"], networks.generator_params(generator))
+    case.compare(
+        "generator's parameters after the round", trained["generator"], networks.generator_params(generator)
+    )
     case.compare("latents after the round", trained["latents"], seen.returned["z"].detach())
     case.compare("head after the round", state.aux.head.params, _head(synthesiser))
     images, features = state.aux.best.value
@@ -150,14 +158,22 @@ def _round(
 
 
 def _compare_gradients(
-    case: Case, config: Any, state: RunState, generator: Any, gradients: list[list[torch.Tensor]], *, first_round: bool
+    case: Case,
+    config: Any,
+    state: RunState,
+    generator: Any,
+    gradients: list[list[torch.Tensor]],
+    *,
+    first_round: bool,
 ) -> None:
     """The first optimiser to step is the generator's and the latents', the second the head's."""
     of_generator, of_head = gradients[:2]
     for parameter, value in zip(generator.parameters(), of_generator[:-1], strict=True):
         parameter.grad = value
     mine = ours.adam_gradient(state.aux.synthesis.opt_state, config.generator.beta1)
-    case.compare("generator's gradient", mine["generator"], networks.generator_params(generator, networks.gradient))
+    case.compare(
+        "generator's gradient", mine["generator"], networks.generator_params(generator, networks.gradient)
+    )
     case.compare("gradient of the latents", mine["latents"], of_generator[-1])
     if first_round:  # the head's optimiser goes on
         names = ("hidden", "kernel"), ("hidden", "bias"), ("out", "kernel"), ("out", "bias")
@@ -219,7 +235,7 @@ def _our_views(images: jax.Array, blurs: tuple[np.ndarray, np.ndarray]) -> tuple
 
 def _their_views(images: torch.Tensor, blurs: tuple[np.ndarray, np.ndarray], normalise: Any) -> tuple[Any, Any]:
     size, (top, left) = images.shape[2], _SHIFT
-    shifted = F.pad(images, (_PADDING,) * 4)[:, :, top : top + size, left : left + size]
+    shifted = functional.pad(images, (_PADDING,) * 4)[:, :, top : top + size, left : left + size]
     shifted = torch.cat([shifted[:_HALF].flip(3), shifted[_HALF:]])
     rows, columns = (torch.from_numpy(blur).to(images.dtype) for blur in blurs)
     mixed = torch.einsum("ij,bcjk,lk->bcil", rows, images, columns)

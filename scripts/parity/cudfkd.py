@@ -5,21 +5,14 @@ import copy
 import tempfile
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 import torch
 
-from cudfkd_jax import build_method, curriculum, losses, steps
-from cudfkd_jax.capture import Outputs, apply
-from cudfkd_jax.methods import student as objective
-from cudfkd_jax.parallel import SINGLE
+from cudfkd_jax import steps
 from cudfkd_jax.steps import STUDENT, SYNTHESIS
-from cudfkd_jax.train_state import TrainState
 from parity import generative, networks, ours, released
-from parity.networks import Sizes
-from parity.replay import biased_running_variance, feeding, traced
+from parity.networks import DEFAULT_SIZES, Sizes
 from parity.released import DataFree
+from parity.replay import biased_running_variance, feeding, traced
 from parity.rows import Case, Report
 
 METHOD = "CuDFKD"
@@ -40,7 +33,8 @@ def whole_rounds(
     adversarial_loss: str = "kl",
     lambda_0: float = 2.0,
     biased: bool = True,
-    sizes: Sizes = Sizes(),
+    devices: int = 1,
+    sizes: Sizes = DEFAULT_SIZES,
 ) -> None:
     """Compares rounds of one synthesis step and two student steps, over epochs of two rounds.
 
@@ -54,15 +48,19 @@ def whole_rounds(
         adversarial_loss: "kl" or "js".
         lambda_0: λ at the start.
         biased: PyTorch's running variance is biased as Flax's; without, its difference is a row.
+        devices: of our side.
         sizes: of images and networks.
     """
-    case = report.case(
-        METHOD,
-        f"{arguments or 'default'}, {strategy}, {loss}"
-        + ("" if adversarial_loss == "kl" else f", adversarial {adversarial_loss}")
-        + ("" if sizes == Sizes() else f", {sizes.teacher} to {sizes.student}, {sizes.image}×{sizes.image}")
-        + ("" if biased else ", PyTorch's own running variance"),
-    )
+    parts = [
+        arguments or "default",
+        strategy,
+        loss,
+        "" if adversarial_loss == "kl" else f"adversarial {adversarial_loss}",
+        "" if biased else "PyTorch's own running variance",
+        "" if devices == 1 else f"{devices} devices",
+        "" if sizes == DEFAULT_SIZES else _described(sizes),
+    ]
+    case = report.case(METHOD, ", ".join(filter(None, parts)))
     config = ours.load(
         "cifar10",
         arguments,
@@ -112,7 +110,9 @@ def whole_rounds(
     criterion = {"l1": torch.nn.L1Loss(), "kl": kl}[loss]
     option = "none" if strategy == "none" else f"curr_{strategy}"
     given = released.arguments(curr_option=option, lambda_0=lambda_0, loss=loss)
-    synthesis_step, student_step = (ours.step(f, mine) for f in (steps.synthesis_step, steps.student_step))
+    synthesis_step, student_step = (
+        ours.step(f, mine, devices=devices) for f in (steps.synthesis_step, steps.student_step)
+    )
     named = _PER_SAMPLE if not arguments and strategy != "none" else "" if biased else _VARIANCE
     counter = 0
     with biased_running_variance() if biased else contextlib.nullcontext():
@@ -148,6 +148,13 @@ def whole_rounds(
                 if ramp and option != "none":
                     synthesiser.adv += _SLOPE
                 schedule.step()
+
+
+def _described(sizes: Sizes) -> str:
+    return (
+        f"{sizes.teacher} to {sizes.student}, {sizes.image}×{sizes.image}, batch {sizes.batch}, "
+        f"nz {sizes.latent}, ngf {sizes.width}, {sizes.stages} up-samplings"
+    )
 
 
 def _check_agreement(theirs: dict[str, Any], student: Any) -> None:

@@ -1,8 +1,8 @@
 """Networks of the releases with weights that make every term count, and the same weights for ours.
 
-Teacher and student are not trained: their BatchNorm layers are moved away from the identity and given the statistics
-of images and noise, and their heads are set so that logits are of order 1, every class occurs, and the two name the
-same class on a part of the images.
+Teacher and student are not trained: their BatchNorm layers are moved away from the identity and given the
+statistics of some images, and their heads are set so that logits are of order 1 and the two name the same class on
+a part of the images.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
+from torch.nn import functional
 
 from cudfkd_jax import torch_names
 from cudfkd_jax.capture import Classifier
@@ -45,6 +45,9 @@ class Sizes(NamedTuple):
     student: str = "wrn_16_1"
     classes: int = 10
     stages: int = 2
+
+
+DEFAULT_SIZES = Sizes()
 
 
 def ours_of(name: str) -> str:
@@ -95,6 +98,7 @@ def generator(
             _perturb_batch_norms(made)
             last = [module for module in made.modules() if isinstance(module, nn.Conv2d)][-1]
             last.weight.copy_(0.3 * torch.randn_like(last.weight) / last.weight[0].numel() ** 0.5 * 8)
+            assert last.bias is not None
             last.bias.copy_(0.2 * torch.randn_like(last.bias))
     return made.train()
 
@@ -121,16 +125,14 @@ def gradients(net: nn.Module) -> dict[str, np.ndarray]:
 
 
 def generator_params(net: nn.Module, value: Callable[[torch.Tensor], torch.Tensor] = lambda p: p) -> Any:
-    """Returns a generator's parameters, or what `value` makes of each (its gradient, say), as our generator has them."""
+    """Returns a generator's parameters, or what `value` makes of each (its gradient), as ours has them."""
     linear, convolutions, norms = _layers(net)
 
     def array(parameter: torch.Tensor) -> np.ndarray:
         return value(parameter).detach().numpy().copy()
 
     made: dict[str, Any] = {"linear": projection(array(linear.weight), array(linear.bias), norms[0].num_features)}
-    made |= {
-        f"bn{i}": {"scale": array(norm.weight), "bias": array(norm.bias)} for i, norm in enumerate(norms)
-    }
+    made |= {f"bn{i}": {"scale": array(norm.weight), "bias": array(norm.bias)} for i, norm in enumerate(norms)}
     for i, convolution in enumerate(convolutions, 1):
         made[f"conv{i}"] = {"kernel": array(convolution.weight).transpose(2, 3, 1, 0)}
         if convolution.bias is not None:
@@ -140,13 +142,10 @@ def generator_params(net: nn.Module, value: Callable[[torch.Tensor], torch.Tenso
 
 def generator_statistics(net: nn.Module) -> Any:
     """Returns the statistics of a generator's BatchNorm layers as our generator has them."""
-    return {
-        f"bn{i}": {
-            "mean": jnp.asarray(norm.running_mean.numpy().copy()),
-            "var": jnp.asarray(norm.running_var.numpy().copy()),
-        }
-        for i, norm in enumerate(_layers(net)[2])
+    held = {
+        f"bn{i}": {"mean": norm.running_mean, "var": norm.running_var} for i, norm in enumerate(_layers(net)[2])
     }
+    return jax.tree.map(lambda x: jnp.asarray(x.numpy().copy()), held)
 
 
 def gradient(parameter: torch.Tensor) -> torch.Tensor:
@@ -202,7 +201,7 @@ def _images(release: DataFree, sizes: Sizes) -> torch.Tensor:
     torch.manual_seed(_SEEDS["images"])
     count = max(40, sizes.classes)
     coarse = torch.rand(count, 3, sizes.image // 4, sizes.image // 4)
-    smooth = F.interpolate(coarse, scale_factor=4, mode="bilinear")
+    smooth = functional.interpolate(coarse, scale_factor=4, mode="bilinear")
     made = [smooth + 0.1 * torch.randn_like(smooth)]
     with torch.no_grad():
         for kind in GENERATORS:

@@ -45,7 +45,13 @@ def student_objective(release: DataFree, report: Report) -> None:
 
 
 def _ours(
-    kind: str, temperature: float, strategy: str, granularity: str, lam: float, teacher: np.ndarray, student: np.ndarray
+    kind: str,
+    temperature: float,
+    strategy: str,
+    granularity: str,
+    lam: float,
+    teacher: np.ndarray,
+    student: np.ndarray,
 ) -> dict[str, np.ndarray]:
     loss = objective.self_paced_student_loss(
         sample_loss=objective.student_divergence(kind, temperature, released_js=False),
@@ -105,7 +111,9 @@ def self_paced_functions(release: DataFree, report: Report) -> None:
             case.compare(f"{strategy}: v*", mine, v, note=_CURR_V if strategy != "log" else "")
             regulariser = np.asarray(curriculum.spl_regulariser(strategy, mine, lam))
             finite = np.isfinite(g)
-            note = "1e-8 in the release's logarithm; its g is NaN where μ rounds below 0" if strategy == "log" else ""
+            note = (
+                "1e-8 in the release's logarithm; its g is NaN where μ rounds below 0" if strategy == "log" else ""
+            )
             case.compare(f"{strategy}: g", regulariser[finite], g[finite], note=note)
 
 

@@ -12,8 +12,8 @@ import optax
 from torch import nn
 
 from cudfkd_jax import build, networks, settings, steps, torch_names
-from cudfkd_jax.parallel import SINGLE
-from cudfkd_jax.steps import SYNTHESIS, STUDENT, Problem, RunState, purpose_key
+from cudfkd_jax.parallel import SINGLE, local_devices
+from cudfkd_jax.steps import STUDENT, SYNTHESIS, Problem, RunState, purpose_key
 from cudfkd_jax.train_state import TrainState
 from parity.networks import Sizes, ours_of, variables
 
@@ -57,9 +57,7 @@ def start(config: Any, teacher: nn.Module, student: nn.Module) -> Ours:
     # Only the structure: weights come from the release, and what a round begins with from `steps.begin_round`.
     state = jax.tree.map(
         lambda leaf: key if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else jnp.zeros(leaf.shape, leaf.dtype),
-        jax.eval_shape(
-            lambda: steps.init_state(key, of_teacher, problem=problem, image_shape=net.image_shape)
-        ),
+        jax.eval_shape(lambda: steps.init_state(key, of_teacher, problem=problem, image_shape=net.image_shape)),
     )
     of_student = variables(student, pair.student, net.image_shape)
     return Ours(problem, of_teacher, state.replace(student=TrainState.create(of_student, problem.optimiser)))
@@ -70,9 +68,13 @@ def compiled(function: Any, **arguments: Any) -> Any:
     return jax.jit(functools.partial(function, **arguments), compiler_options=_OPTIONS)
 
 
-def step(function: Any, ours: Ours) -> Any:
-    """Compiles a step function of `steps` for one device."""
-    return compiled(function, problem=ours.problem, axis=SINGLE)
+def step(function: Any, ours: Ours, *, devices: int = 1) -> Any:
+    """Compiles a step function of `steps`; on several devices its state is copied to all and back."""
+    if devices == 1:
+        return compiled(function, problem=ours.problem, axis=SINGLE)
+    several = local_devices(devices)
+    on_all = several.compile(functools.partial(function, problem=ours.problem), donate_state=False)
+    return lambda *trees: several.unreplicate(on_all(*(several.replicate(tree) for tree in trees)))
 
 
 def latents(state: RunState, sizes: Sizes, purpose: int, ahead: int = 0) -> np.ndarray:

@@ -19,7 +19,7 @@ from parity.rows import Case
 
 @contextlib.contextmanager
 def without_loaders(module: Any) -> Iterator[None]:
-    """Keeps a synthesiser of the release from starting the workers of a data loader: its images are read directly."""
+    """Keeps a synthesiser of the release from starting data loaders, whose images nobody asks for here."""
     with (
         patched(module, DataIter=lambda loader: None),
         patched(torch.utils.data, DataLoader=lambda *arguments, **options: None),
@@ -31,7 +31,14 @@ class StudentTraining:
     """Trains both students on the same images of our pool, with KL at the configuration's temperature."""
 
     def __init__(
-        self, release: DataFree, config: Any, method: str, mine: ours.Ours, teacher: Any, student: Any, normalise: Any
+        self,
+        release: DataFree,
+        config: Any,
+        method: str,
+        mine: ours.Ours,
+        teacher: Any,
+        student: Any,
+        normalise: Any,
     ) -> None:
         d = config.distill
         self.release, self.mine, self.networks, self.normalise = release, mine, [student, teacher], normalise

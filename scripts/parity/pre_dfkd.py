@@ -25,7 +25,7 @@ from parity import networks, ours
 from parity.networks import Sizes
 from parity.released import DataFree, PreDfkd
 from parity.replay import biased_running_variance, feeding, patched, traced
-from parity.rows import Case, Report
+from parity.rows import Report
 
 METHOD = "PRE-DFKD"
 _LEFT_OVER = "the decoder's left-over gradient: docstring of methods/pre_dfkd.py"
@@ -132,7 +132,9 @@ def _generator_step(
         "generator's parameters after its step", _live(after.params, "generator"), _live(params, "generator")
     )
     norms = [name for name in statistics if not name.startswith("norm")]
-    case.compare("generator's statistics", *({n: tree[n] for n in norms} for tree in (after.batch_stats, statistics)))
+    case.compare(
+        "generator's statistics", *({n: tree[n] for n in norms} for tree in (after.batch_stats, statistics))
+    )
     vectors = [
         {n: tree[n][f"conv{n[-1]}/kernel/u"] for n in statistics if n.startswith("norm")}
         for tree in (after.batch_stats, statistics)
@@ -162,7 +164,9 @@ def _memory_step(
     case = report.case(METHOD, "a VAE step" + ("" if left_over else ", the left-over gradient removed"))
     named = _LEFT_OVER if left_over else ""
     decoder, encoder = (copy.deepcopy(net) for net in nets)
-    adams = [torch.optim.Adam(net.parameters(), lr=config.pre_dfkd.memory_learning_rate) for net in (decoder, encoder)]
+    adams = [
+        torch.optim.Adam(net.parameters(), lr=config.pre_dfkd.memory_learning_rate) for net in (decoder, encoder)
+    ]
     rows, half = options.num_mem_samples, options.batch_size // 2
     key = jax.random.key(9)
     replay_key, noise_key = jax.random.split(key)
@@ -251,7 +255,8 @@ def _train(state: RunState, teacher: Any, images: Any, *, problem: Problem) -> A
 
 def _memory(problem: Problem) -> GenerativeMemory:
     """The VAE within our method, whose only public face is a round."""
-    remember: Any = inspect.getclosurevars(problem.method.finish).nonlocals["remember"]  # type: ignore[arg-type]
+    assert problem.method.finish is not None
+    remember = inspect.getclosurevars(problem.method.finish).nonlocals["remember"]
     memory = inspect.getclosurevars(remember).nonlocals["memory"]
     assert isinstance(memory, GenerativeMemory)
     return memory
@@ -299,7 +304,7 @@ def _state(like: TrainState, variables: dict[str, Any], optimiser: optax.Gradien
     """
     for part in ("params", "batch_stats"):
         found, wanted = jax.tree.structure(variables[part]), jax.tree.structure(dict(getattr(like, part)))
-        if found != wanted:
+        if str(found) != str(wanted):
             raise ValueError(f"{part} of the release are {found} and ours {wanted}")
     return TrainState.create(variables, optimiser)
 
@@ -307,9 +312,7 @@ def _state(like: TrainState, variables: dict[str, Any], optimiser: optax.Gradien
 def _live(params: Any, kind: str) -> dict[str, Any]:
     """The parameters without the biases that a BatchNorm cancels."""
     return {
-        layer: {
-            name: value for name, value in held.items() if not (name == "bias" and layer in _BIASES[kind])
-        }
+        layer: {name: value for name, value in held.items() if not (name == "bias" and layer in _BIASES[kind])}
         for layer, held in params.items()
     }
 

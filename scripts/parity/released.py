@@ -93,7 +93,7 @@ def pre_dfkd(folder: Path) -> PreDfkd:
     """
     _check(folder, "distillation.py", "PREDFKD", "kuluhan/PRE-DFKD")
     _torchvision()
-    torch.Tensor.cuda = lambda self, *arguments, **options: self  # type: ignore[method-assign, assignment]
+    setattr(torch.Tensor, "cuda", lambda self, *arguments, **options: self)  # noqa: B010
     with _first_on_path(folder), _modules_of_its_own("utils", "networks", "distillation"):
         return PreDfkd(importlib.import_module("distillation"), importlib.import_module("networks.generator"))
 
@@ -142,7 +142,7 @@ def script(folder: Path, name: str) -> dict[str, str]:
     """The arguments of a script of ljrprocc/DataFree, such as "cudfkd/cudfkd_timagenet"; a bare flag has ""."""
     text = (folder / "scripts" / f"{name}.sh").read_text(encoding="utf-8")
     words = re.sub(r"#.*", "", text).replace("\\\n", " ")
-    return {key: value for key, value in re.findall(r"--(\w+)(?:[ =](?!--)(\S+))?", words)}
+    return dict(re.findall(r"--(\w+)(?:[ =](?!--)(\S+))?", words))
 
 
 def commit(folder: Path) -> str:
@@ -180,8 +180,7 @@ def _helpers() -> ModuleType:
         def avg(self) -> float:
             return 0.0
 
-    made.AggregateScalar = AggregateScalar  # type: ignore[attr-defined]
-    made.torch = torch  # type: ignore[attr-defined]
+    made.__dict__.update(AggregateScalar=AggregateScalar, torch=torch)
     return made
 
 

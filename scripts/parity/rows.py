@@ -56,8 +56,10 @@ class Row:
     @property
     def verdict(self) -> str:
         """`EQUAL` or `NAMED`; `DIFFERS` where no difference is documented, `NOT_SHOWN` where one is and is not."""
-        by_norm = self.norm is not None and self.precision.norm > 0
-        equal = self.norm <= self.precision.norm if by_norm else self.relative <= self.precision.relative  # type: ignore[operator]
+        if self.norm is not None and self.precision.norm:
+            equal = self.norm <= self.precision.norm
+        else:
+            equal = self.relative <= self.precision.relative
         if self.named:
             return NOT_SHOWN if equal else NAMED
         return EQUAL if equal else DIFFERS
@@ -90,12 +92,30 @@ class Case:
     def __init__(self, report: Report, method: str, name: str) -> None:
         self.report, self.method, self.name = report, method, name
 
-    def compare(self, quantity: str, ours: Any, theirs: Any, *, named: str = "", note: str = "") -> Row:
+    def compare(
+        self,
+        quantity: str,
+        ours: Any,
+        theirs: Any,
+        *,
+        named: str = "",
+        note: str = "",
+        only_float64: bool = False,
+    ) -> None:
         """Adds a comparison of scalars, arrays or trees of arrays.
+
+        Args:
+            quantity: what is compared.
+            ours, theirs: of the same shapes and structure.
+            named: where a difference is documented, which then must show; "" where there must be none.
+            note: what a reader of the row needs to know.
+            only_float64: in float32 rounding decides it: leaves it out there.
 
         Raises:
             ValueError: shapes, or the structures of trees, differ.
         """
+        if only_float64 and self.report.precision is not FLOAT64:
+            return
         key = (self.method, self.name, quantity)
         if key not in self.report.rows:
             self.report.rows[key] = Row(*key, named, note, self.report.precision)
@@ -113,7 +133,6 @@ class Case:
                 f"  {row.verdict} {quantity}: {row.relative:.1e} relative {worst.where} "
                 f"(ours {worst.values[0]:.9g}, theirs {worst.values[1]:.9g})"
             )
-        return row
 
 
 class _Difference(NamedTuple):
@@ -126,7 +145,7 @@ class _Difference(NamedTuple):
 
 def _leaf_differences(ours: Any, theirs: Any) -> list[_Difference]:
     (a, structure), (b, other) = (jax.tree.flatten(_plain(tree)) for tree in (ours, theirs))
-    if structure != other or not a:
+    if str(structure) != str(other) or not a:
         raise ValueError(f"compared trees have different structures: {structure} and {other}")
     names = [jax.tree_util.keystr(path) for path, _ in jax.tree.leaves_with_path(_plain(theirs))]
     return [_difference(*leaves) for leaves in zip(names, a, b, strict=True)]

@@ -15,7 +15,7 @@ from cudfkd_jax.steps import Batch, Problem, RunState
 from parity import networks, ours
 from parity.networks import Sizes
 from parity.released import DataFree, ZeroShot
-from parity.replay import biased_running_variance, traced
+from parity.replay import biased_running_variance, patched, traced
 from parity.rows import Report
 
 METHOD = "ZSKT, original"
@@ -34,7 +34,7 @@ def student_steps(
         original: ZSKT's modules.
         report: receives the rows.
         classes: K; 10 and 100 are the data sets of our configurations.
-        scaled_epsilon: divides the original's Adam epsilon by K, as its objective is; without, the parameters differ.
+        scaled_epsilon: divides the original's Adam epsilon by K, as its objective is; else parameters differ.
         count: steps.
     """
     case = report.case(METHOD, f"{classes} classes" + ("" if scaled_epsilon else ", Adam's epsilon as it is"))
@@ -51,9 +51,12 @@ def student_steps(
     mine = ours.start(config, teacher, student)
     solver = _solver(original, config, teacher, student, [normalise(x) for x in images], classes, scaled_epsilon)
     before = networks.named(student, statistics=False)
-    with biased_running_variance(), traced(original.solver.ZeroShotKTSolver.run, "self.optimizer_student.step") as seen:
+    with (
+        biased_running_variance(),
+        traced(original.solver.ZeroShotKTSolver.run, "self.optimizer_student.step") as seen,
+    ):
         clipped: list[float] = []
-        _recording_norms(original, clipped, solver.run)
+        _recording_norms(clipped, solver.run)
     norms = clipped[1::2]  # of the student; the others are the generator's
     if max(norms) <= 5:
         raise AssertionError(f"gradient norms {norms} are nowhere above 5: the clip is not tested")
@@ -65,7 +68,9 @@ def student_steps(
         named = "" if scaled_epsilon else _EPSILON
         if len(seen.steps) == count and theirs is seen.steps[0]:
             named = ""  # the first loss is before any step
-            case.compare("first loss over K", float(m["student_loss"]) / classes, theirs["student_total_loss"].item())
+            case.compare(
+                "first loss over K", float(m["student_loss"]) / classes, theirs["student_total_loss"].item()
+            )
             gradient = float(m["student_gradient_norm"]) / classes
             case.compare("first gradient's norm over K, before the clip", gradient, norm)
     named = "" if scaled_epsilon else _EPSILON
@@ -100,9 +105,9 @@ def _solver(
     classes: int,
     scaled_epsilon: bool,
 ) -> Any:
-    """The original's solver, without its files: one student step for each batch, after a step of a generator of none.
+    """The original's solver, without its files.
 
-    It draws each batch twice, for the generator and for the student.
+    For each batch it takes a step of a generator that has nothing to learn, and one of the student.
     """
     solver = original.solver.ZeroShotKTSolver.__new__(original.solver.ZeroShotKTSolver)
     solver.args = SimpleNamespace(
@@ -139,17 +144,14 @@ class _Images(nn.Module):
         return self.waiting.pop(0) * self.one
 
 
-def _recording_norms(original: ZeroShot, norms: list[float], run: Any) -> None:
-    clip = torch.nn.utils.clip_grad_norm_
+def _recording_norms(norms: list[float], run: Any) -> None:
+    clip: Any = torch.nn.utils.clip_grad_norm_
 
     def recorded(parameters: Any, limit: float) -> Any:
         norm = clip(parameters, limit)
         norms.append(float(norm))
         return norm
 
-    torch.nn.utils.clip_grad_norm_ = recorded  # type: ignore[assignment]
-    try:
+    with patched(torch.nn.utils, clip_grad_norm_=recorded):
         run()
-    finally:
-        torch.nn.utils.clip_grad_norm_ = clip
     assert np.isfinite(norms).all()
