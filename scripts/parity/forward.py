@@ -18,7 +18,7 @@ _CAPTURE = ("bn", "features", "instances", "stages")
 def classifier(release: DataFree, report: Report, name: str) -> None:
     """Compares what a classifier makes of given images, with the weights of the release's."""
     case = report.case("Networks", f"{name}, evaluation mode")
-    sizes = Sizes(batch=8, image=32, teacher=name, student="wrn_16_1")
+    sizes = Sizes(batch=8, teacher=name)
     config = ours.load("cifar10", "", sizes)
     normalise = release.normaliser(config.data.mean, config.data.std)
     net, student = networks.pair(release, sizes, normalise)
