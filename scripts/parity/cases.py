@@ -60,8 +60,8 @@ def run(names: tuple[str, ...], checkouts: Checkouts, report: Report) -> list[st
 
     def of_cudfkd() -> None:
         rounds(strategy="log", loss="kl", rounds=9)
-        for strategy, loss in (("soft", "l1"), ("hard", "l1"), ("none", "kl")):
-            rounds(strategy=strategy, loss=loss, rounds=2)
+        for strategy, loss in (("soft", "l1"), ("hard", "kl"), ("none", "kl")):
+            rounds(strategy=strategy, loss=loss, rounds=2, lambda_0=8.0)  # above the losses: v* is not 0
         rounds(strategy="log", loss="kl", rounds=1, adversarial_loss="js")
         rounds(strategy="log", loss="kl", rounds=1, arguments="")
         rounds(strategy="none", loss="l1", rounds=2, arguments="")

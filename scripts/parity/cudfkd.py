@@ -56,6 +56,7 @@ def whole_rounds(
         strategy,
         loss,
         "" if adversarial_loss == "kl" else f"adversarial {adversarial_loss}",
+        "" if lambda_0 == 2 else f"λ0 = {lambda_0:g}",
         "" if biased else "PyTorch's own running variance",
         "" if devices == 1 else f"{devices} devices",
         "" if sizes == DEFAULT_SIZES else _described(sizes),
