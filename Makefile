@@ -17,7 +17,7 @@ WORKERS ?= 2
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint bench gpu gpu-carried gpu-dry-run clean
+.PHONY: help install demo test lint bench parity gpu gpu-carried gpu-dry-run clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do \
@@ -38,6 +38,17 @@ lint: $(VENV)/.installed ## style, format and types
 
 bench: $(VENV)/.installed-runtime ## speed of the steps, beside the ceilings of this machine
 	$(BIN)/python scripts/benchmark.py --config=configs/digits.py
+
+# Checkouts of the released code: ljrprocc/DataFree, and if given kuluhan/PRE-DFKD and polo5's zero-shot transfer.
+RELEASE ?=
+PREDFKD ?=
+ZSKT ?=
+PARITY := .venv-parity
+
+parity: $(PARITY)/.installed ## the released code in RELEASE beside ours, quantity by quantity, on a CPU
+	$(if $(RELEASE),,$(error name a checkout of ljrprocc/DataFree: make parity RELEASE=DataFree))
+	$(PARITY)/bin/python -W ignore scripts/check_parity.py --release=$(RELEASE) $(PREDFKD:%=--pre-dfkd=%) \
+		$(ZSKT:%=--zero-shot=%)
 
 # What `make gpu` reads and writes; GPU_MINUTES=9 ends it in time, to be continued by the same command.
 DATA ?= data
@@ -81,7 +92,7 @@ gpu-dry-run: $(CARRIED)/wheels ## on a CPU: the whole program in small, stopped 
 .DELETE_ON_ERROR:
 
 clean: ## remove the environment and the caches of the tools; runs stay
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PARITY) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find cudfkd_jax configs scripts tests -name __pycache__ -prune -exec rm -rf {} +
 
 # Installed again whenever pyproject.toml changes; pip itself is the last thing that a new environment gets.
@@ -100,6 +111,14 @@ $(VENV)/.installed: pyproject.toml | $(VENV)/bin/pip
 	@echo "installing into $(VENV)$(CUDA:%= with %), with the tools for development (a minute or two)"
 	@$(PIP) --editable ".[dev$(CUDA:%=,%)]"
 	@touch $@ $(VENV)/.installed-runtime
+
+# An environment of its own, for what the released code imports.
+$(PARITY)/.installed: pyproject.toml
+	@echo "making the environment $(PARITY) (a minute or two)"
+	@$(PYTHON) -m venv $(PARITY)
+	@$(PARITY)/bin/python -m pip install --quiet --disable-pip-version-check --editable . \
+		torch==2.13.0 torchvision==0.28.0 kornia==0.6.12
+	@touch $@
 
 $(VENV)/.installed-torch: $(VENV)/.installed-runtime
 	@$(PIP) --editable ".[torch$(CUDA:%=,%)]"

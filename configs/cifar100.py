@@ -38,6 +38,8 @@ def get_config(arguments: str = ""):
     )
     if config.method == "cudfkd":
         config.update(_WRN if config.teacher.arch.startswith("wrn") else _RESNET)
+    if config.method == "dfq" and (config.teacher.arch, config.student.arch) == ("resnet34", "resnet18"):
+        config.distill.learning_rate = 0.05  # its script in the release and in the benchmark
     config.curriculum.update(lambda_0=1.0, lambda_slope=2e-5)
     if "runlocal" in chosen:
         defaults.run_locally(config, student_steps=80, batch_size=64)

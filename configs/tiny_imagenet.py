@@ -18,7 +18,7 @@ def get_config(arguments: str = ""):
     chosen = defaults.parse_arguments(arguments)
     pair = ("wrn16_1", "wrn10_1") if "runlocal" in chosen else ("resnet34", "resnet18")
     config = defaults.with_arguments(*pair, chosen)
-    config.data.update(name="tiny_imagenet", source="folder", image_shape=(64, 64, 3), num_classes=200, padding=8)
+    config.data.update(name="tiny_imagenet", source="folder", image_shape=(64, 64, 3), num_classes=200)
     config.data.update(mean=(0.4802, 0.4481, 0.3975), std=(0.2302, 0.2265, 0.2262))
     if config.method == "cudfkd":
         config.distill.update(batch_size=512, epochs=400, temperature=5.0, loss="l1")

@@ -46,14 +46,22 @@ _RESULT_KEYS = {
 }
 _NO_RESULT_KEYS = ("data.dir", "evaluation.batch_size", "evaluation.stability_from", "teacher.checkpoint")
 
+# Settings added after runs had been recorded and named, each with what those runs computed. At that value a
+# setting is not part of what identifies a run, so that earlier runs keep their names and resume.
+_ADDED_LATER = {"synthesis.adversarial_mask": "agreement"}
+
 
 def result_settings(config: ConfigDict, stage: str) -> dict[str, Any]:
-    """The settings, by dotted key, that change what a stage comes to."""
+    """Returns the settings, by dotted key, that affect a stage's results and so identify a run.
+
+    Both the comparison with a run's `config.json` and the names of planned runs take theirs from here.
+    """
     return {
         key: value
         for key, value in flatten(config).items()
         if key.split(".")[0] in _RESULT_KEYS[stage]
         and key not in _NO_RESULT_KEYS
+        and not (key in _ADDED_LATER and value == _ADDED_LATER[key])
         and not (stage == "distill" and config.method not in POOLED and key in ("data.padding", "data.flip"))
     }
 

@@ -105,8 +105,10 @@ def _cudfkd(config: ConfigDict, pair: Pair) -> Method:
     c, s = config.curriculum, config.synthesis
     terms = cudfkd.synthesis_terms(
         alpha_adv=alpha_adv(config),
-        adversarial_divergence=student.divergence(s.adversarial_loss, released_js=config.released_js),
+        adversarial_loss=s.adversarial_loss,
+        adversarial_mask=s.adversarial_mask,
         adversarial_temperature=s.adversarial_temperature,
+        released_js=config.released_js,
         bn_weight=_bn_weight(config, pair),
         class_weight=s.class_weight,
         balance_weight=s.balance_weight,

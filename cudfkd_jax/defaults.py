@@ -112,6 +112,9 @@ def get_config() -> ConfigDict:
     synthesis = config.synthesis = ConfigDict()
     synthesis.batch_size = 0  # of synthesis steps, over all devices; 0: distill.batch_size
     synthesis.adversarial_loss = "kl"  # D of CuDFKD's Eq. 4: "kl" or "js"
+    # Over which images CuDFKD takes it: those on which teacher and student name the same class ("agreement", as
+    # the authors' first release), or all ("none", as Eq. 4 and their later code).
+    synthesis.adversarial_mask = "agreement"
     synthesis.adversarial_temperature = 3.0  # CuDFKD, ADI, CMI
     synthesis.adversarial_weight = 1.0  # of the other methods; CuDFKD's is α_adv(t)
     synthesis.bn_weight = 1.0  # α_bn of Eq. 5
@@ -260,6 +263,10 @@ def _use_method(config: ConfigDict, method: str) -> None:
     config.update(RECIPES[method])
     if method == "cmi" and config.teacher.arch.startswith("resnet"):
         config.cmi.features = "stages"  # the inputs of all BatchNorm layers would make a head of many millions
+    if method == "zskt":
+        # The original clips the gradient of KL/K + 250 · attention at 5; the objective here is K times that. A
+        # reference, so that it follows the number of classes, whoever sets that later.
+        config.distill.clip_norm = 5.0 * config.data.get_ref("num_classes").to_float()
 
 
 def _released(config: ConfigDict) -> None:
@@ -272,6 +279,7 @@ def _released(config: ConfigDict) -> None:
 
 
 def _supervised(epochs: int) -> dict[str, Any]:
+    # Not the release's, which trains with plain SGD, weight decay 1e-4, steps and batch 256.
     return {
         "epochs": epochs,
         "batch_size": 128,

@@ -10,7 +10,7 @@ from cudfkd_jax import build_method, checkpoint, curriculum, data, loops, networ
 from cudfkd_jax.capture import mode_arguments
 from cudfkd_jax.configuration import NO_DATA, choose, distill_epoch, flatten, get
 from cudfkd_jax.errors import UserError
-from cudfkd_jax.methods import METHODS, contrastive_loss, student
+from cudfkd_jax.methods import METHODS, contrastive_loss, cudfkd, student
 from cudfkd_jax.models import generator
 from cudfkd_jax.parallel import local_devices
 
@@ -67,6 +67,7 @@ _CHOICES: dict[str, Sequence[str]] = {
     "distill.loss": student.STUDENT_LOSSES,
     "distill.optimiser": ("sgd", "adam"),
     "synthesis.adversarial_loss": student.DIVERGENCES,
+    "synthesis.adversarial_mask": cudfkd.MASKS,
     "curriculum.strategy": curriculum.STRATEGIES,
     "curriculum.granularity": student.GRANULARITIES,
     "curriculum.ramp": curriculum.ALPHA_SCHEDULES,
@@ -128,7 +129,12 @@ def check(config: ConfigDict) -> None:
 
 
 def _check_additions(config: ConfigDict) -> None:
-    """Refuses a memory or an average where the method would not look at it, and ADI without its main term."""
+    """Refuses settings that the method would not read, and ADI without its main term."""
+    if config.synthesis.adversarial_mask != "agreement" and config.method != "cudfkd":
+        raise UserError(
+            f"synthesis.adversarial_mask={config.synthesis.adversarial_mask} is for cudfkd; leave it agreement "
+            f"for {config.method}"
+        )
     if config.method == "adi":
         _require("synthesis.bn_weight", config.synthesis.bn_weight, config.synthesis.bn_weight > 0, "must be > 0")
     can = ", ".join(build_method.GENERATIVE)

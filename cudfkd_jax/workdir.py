@@ -118,7 +118,7 @@ def check_config(folder: Path, config: dict[str, Any]) -> None:
     held = read_settings(folder)
     wanted = json.loads(json.dumps(config))  # tuples become lists
     differing = [
-        f"{key} is {held.get(key)!r} there and {wanted.get(key)!r} here"
+        f"{key} is {_shown(held, key)} there and {_shown(wanted, key)} here"
         for key in sorted(held.keys() | wanted.keys())
         if held.get(key) != wanted.get(key)
     ]
@@ -145,6 +145,11 @@ def read_settings(folder: Path) -> dict[str, Any]:
 def write_config(folder: Path, config: dict[str, Any], whole: dict[str, Any]) -> None:
     """Writes the settings: `results`, those that `check_config` compares, and `config`, all of them."""
     write_json(folder / CONFIG, {"results": config, "config": whole})
+
+
+def _shown(settings: dict[str, Any], key: str) -> str:
+    # Settings that came later are left out while they have no effect.
+    return repr(settings[key]) if key in settings else "unset"
 
 
 def _acquire(descriptor: int, workdir: Path) -> None:

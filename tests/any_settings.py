@@ -97,6 +97,7 @@ SENSIBLE: dict[str, Sequence[Any]] = {
     "curriculum.none_keeps_ramp": _SWITCHES,
     "synthesis.batch_size": (0, *_BATCHES),
     "synthesis.adversarial_loss": ("kl", "js"),
+    "synthesis.adversarial_mask": ("agreement", "none"),
     "synthesis.adversarial_temperature": (1.0, 3.0),
     "synthesis.adversarial_weight": _WEIGHTS,
     "synthesis.bn_weight": _WEIGHTS,

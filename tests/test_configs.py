@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cudfkd_jax import build_method, configuration, curriculum, defaults, validate
+from cudfkd_jax import build_method, configuration, curriculum, defaults, settings, validate
 from cudfkd_jax.errors import UserError
 from cudfkd_jax.methods import METHODS
 
@@ -124,6 +124,40 @@ def test_settings_of_the_benchmark():
         "mb_dfkd": (1024, 10, "l1", 20.0, 1000, 0.02, 0.9),
         "pre_dfkd": (1024, 10, "l1", 20.0, 1000, 0.02, 0.9),
     }
+
+
+@pytest.mark.parametrize(
+    ("data", "norm"), [("digits", 50), ("cifar10", 50), ("cifar100", 500), ("tiny_imagenet", 1000)]
+)
+def test_zskt_clips_at_five_times_the_number_of_classes(data, norm):
+    """The original clips the gradient of KL/K + 250 · attention at 5; ours is that of K times as much."""
+    config = _load(data, "method=zskt")
+    assert config.distill.clip_norm == norm == 5 * config.data.num_classes
+    assert type(configuration.flatten(config)["distill.clip_norm"]) is float
+
+
+def test_zskts_clip_follows_the_classes_of_other_data_unless_it_is_set():
+    config = settings.load(f"{CONFIGS / 'digits.py'}:method=zskt")
+    settings.override(config, ["--config.data.num_classes=7"])
+    assert config.distill.clip_norm == 35
+    settings.override(config, ["--config.distill.clip_norm=3", "--config.data.num_classes=9"])
+    assert (config.distill.clip_norm, config.data.num_classes) == (3, 9)
+
+
+def test_dfq_learns_at_the_rate_of_its_script_where_there_is_one():
+    rates = {
+        (data, pair): _load(data, f"method=dfq{pair}").distill.learning_rate
+        for data in ("cifar10", "cifar100", "tiny_imagenet")
+        for pair in ("", ",teacher=wrn40_2,student=wrn16_1")
+    }
+    assert {key for key, rate in rates.items() if rate == 0.05} == {("cifar100", "")}
+    assert set(rates.values()) == {0.05, 0.1}
+    assert _load("cifar100").distill.learning_rate == 0.1
+
+
+@pytest.mark.parametrize("data", ["cifar10", "cifar100", "tiny_imagenet"])
+def test_crops_are_padded_as_in_the_release(data):
+    assert _load(data).data.padding == 4
 
 
 def test_ablation_none_keeps_the_ramp_unless_released():

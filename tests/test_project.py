@@ -21,7 +21,7 @@ _LAYERS = (
     {"api", "compare", "sweep", "reproduce"},
     {"plan", "outcomes"},
     {"stages", "saved", "export", "settings", "cells"},
-    {"teachers"},
+    {"teachers", "budget"},
     {"datafree", "train", "timing"},
     {"convergence", "measure", "report"},
     {"build", "validate"},
@@ -40,7 +40,19 @@ _LAYERS = (
 
 # Who may know what, and nobody else.
 _KNOWS_THE_CONFIGURATION = {
-    *("api", "plan", "timing", "settings", "stages", "saved", "datafree", "train", "defaults", "summary"),
+    *(
+        "api",
+        "budget",
+        "plan",
+        "timing",
+        "settings",
+        "stages",
+        "saved",
+        "datafree",
+        "train",
+        "defaults",
+        "summary",
+    ),
     *("teachers", "build", "build_method", "configuration", "networks", "validate"),
 }
 _KNOWS_DEVICES = {"parallel"}

@@ -88,7 +88,7 @@ def test_the_same_settings_go_on_and_others_are_listed(tmp_path):
     text = str(caught.value)
     assert "seed is 0 there and 1 here" in text
     assert "data.image_shape is [8, 8, 1] there and [8, 8, 3] here" in text
-    assert "b is None there and 2 here" in text
+    assert "b is unset there and 2 here" in text
     assert "1.5" not in text
 
 

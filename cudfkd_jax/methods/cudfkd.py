@@ -6,26 +6,38 @@ Curriculum". Objectives, for a batch x = G_θ(z) of size B:
     generator (Eq. 4, 5)   −α_adv(t) · D(f_t(x), f_s(x)) + α_bn · L_bn(x) + α_oh · L_oh(x) + α_bal · L_bal(x)
     student   (Eq. 6)      1/B · Σ_i v*(λ(t), l_i) · l_i,   l_i = D(z_t(x_i)/T, z_s(x_i)/T)
 
-v* is a constant of the student's gradient; g(λ, v*) is reported and not differentiated, as it does not depend
-on the student. The paper leaves open, and is closed here as the authors' released code does it: D in Eq. 4 is
-taken at T = 3 over the samples on which student and teacher agree, and L_oh is the cross entropy of the
-*teacher's* logits to their own arg max, beside a class balance term L_bal = Σ_c p̄_c log p̄_c.
+v* is a constant of the student's gradient; g(λ, v*) is reported and not differentiated, as it does not depend on
+the student. The paper leaves open, and is closed here as the authors' released code does it: D in Eq. 4 is taken
+at T = 3, and L_oh is the cross entropy of the *teacher's* logits to their own arg max, beside a class balance
+term L_bal = Σ_c p̄_c ln(p̄_c + 1e-8), p̄ the batch mean of softmax(z_t / T); the 1e-8, which the released code
+does not have, keeps an absent class from making the term NaN.
+
+D counts the samples on which student and teacher agree (`MASKS`), divided by the whole batch. Eq. 4 has no such
+mask; the authors' first release has one, their later code has none (`synthesis.adversarial_mask`). In short runs
+on CIFAR-10, of 1,200 student steps, the mask did better: 45.8 and 40.9 % by seed against 38.4 % without.
 """
 
 import functools
 
+import jax
+import jax.numpy as jnp
 import optax
 
 from cudfkd_jax import losses
-from cudfkd_jax.methods import terms
-from cudfkd_jax.methods.terms import Term
+from cudfkd_jax.methods import student, terms
+from cudfkd_jax.methods.terms import STUDENT, Synthetic, Term
+from cudfkd_jax.parallel import Axis
+
+MASKS = ("agreement", "none")
 
 
 def synthesis_terms(
     *,
     alpha_adv: optax.Schedule | None,
-    adversarial_divergence: losses.Divergence,
+    adversarial_loss: str,
+    adversarial_mask: str,
     adversarial_temperature: float,
+    released_js: bool,
     bn_weight: float,
     class_weight: float,
     balance_weight: float,
@@ -35,7 +47,9 @@ def synthesis_terms(
 
     Args:
         alpha_adv: α_adv(t), a schedule of the student step.
-        adversarial_divergence: D of Eq. 4, taken at `adversarial_temperature`.
+        adversarial_loss: D of Eq. 4, one of `student.DIVERGENCES`, taken at `adversarial_temperature`.
+        adversarial_mask: one of `MASKS`; not read where D is the released code's JS.
+        released_js: takes that for "js", see `released_js_term`.
         bn_weight: α_bn of Eq. 5.
         class_weight: α_oh of Eq. 5.
         balance_weight: α_bal.
@@ -43,10 +57,13 @@ def synthesis_terms(
     """
     chosen = []
     if alpha_adv is not None:
-        adversarial = functools.partial(
-            losses.masked_adversarial, temperature=adversarial_temperature, divergence=adversarial_divergence
-        )
-        chosen.append(terms.adversarial_term(adversarial, alpha_adv, weight_name="alpha_adv"))
+        if adversarial_loss == "js" and released_js:
+            chosen.append(released_js_term(alpha_adv, adversarial_temperature))
+        else:
+            divergence = student.divergence(adversarial_loss, released_js=False)
+            masked = {"agreement": losses.masked_adversarial, "none": _unmasked}[adversarial_mask]
+            adversarial = functools.partial(masked, temperature=adversarial_temperature, divergence=divergence)
+            chosen.append(terms.adversarial_term(adversarial, alpha_adv, weight_name="alpha_adv"))
     if bn_weight:
         chosen.append(terms.bn_term(bn_weight))
     if class_weight:
@@ -54,3 +71,25 @@ def synthesis_terms(
     if balance_weight:
         chosen.append(terms.balance_term(balance_weight, temperature))
     return tuple(chosen)
+
+
+def released_js_term(weight: optax.Schedule, temperature: float) -> Term:
+    """Returns 1 − JS as the released code has it: JS over all images, its mean clamped to [0, 1].
+
+    Args:
+        weight: α_adv(t), a schedule of the student step.
+        temperature: T of `losses.js_divergence_released`.
+    """
+
+    def value(synthetic: Synthetic, axis: Axis) -> jax.Array:
+        assert synthetic.student is not None
+        distances = losses.js_divergence_released(synthetic.teacher.value, synthetic.student.value, temperature)
+        return 1 - jnp.clip(axis.mean(jnp.mean(distances)), 0, 1)  # the clamped JS may be negative
+
+    return Term("adversarial_loss", value, weight, (STUDENT,), "alpha_adv")
+
+
+def _unmasked(
+    teacher_logits: jax.Array, student_logits: jax.Array, temperature: float, divergence: losses.Divergence
+) -> jax.Array:
+    return divergence(teacher_logits, student_logits, temperature)

@@ -5,8 +5,10 @@ Networks", ICCV 2019. For a batch x = G_θ(z) `[B, H, W, C]`, z ~ N(0, I) `[B, n
 logits z_t, z_s `[B, K]`, the teacher's features φ_t before its last layer `[B, D]`, and p̄ `[K]` the batch mean
 of softmax(z_t):
 
-    generator   α_oh · 1/B Σ_i CE(z_t(x_i), arg max z_t(x_i)) − α_a · mean|φ_t(x)| + α_bal · Σ_c p̄_c ln p̄_c
+    generator   α_oh · 1/B Σ_i CE(z_t(x_i), arg max z_t(x_i)) − α_a · mean|φ_t(x)| + α_bal · Σ_c p̄_c ln(p̄_c + ε)
     student     1/B Σ_i KL(softmax z_t(x_i) ‖ softmax z_s(x_i)),   T = 1
+
+with ε = 1e-8, which keeps an absent class out of ln 0; the releases have none.
 
 The original release takes one generator step and one student step on the same images, weighs the terms with 1,
 0.1 and 5, takes the logarithm of p̄ to the base 10, and lets its generator end in tanh and a BatchNorm without

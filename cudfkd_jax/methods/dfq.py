@@ -7,15 +7,19 @@ variance μ, σ² `[channels]` of its input beside the remembered μ_bn, σ²_bn
 
     generator   − α_adv · 1/B Σ_i KL(softmax z_t(x_i) ‖ softmax z_s(x_i))   over every image, through both networks
                 + α_bn · Σ_layers (‖μ − μ_bn‖₂ + ‖σ² − σ²_bn‖₂)
-                + α_oh · 1/B Σ_i CE(z_t(x_i), arg max z_t(x_i)) + α_bal · Σ_c p̄_c ln p̄_c
+                + α_oh · 1/B Σ_i CE(z_t(x_i), arg max z_t(x_i)) + α_bal · Σ_c p̄_c ln(p̄_c + ε)
     student     1/B Σ_i KL(softmax z_t(x_i) ‖ softmax z_s(x_i)),   T = 1
+
+with ε = 1e-8, which keeps an absent class out of ln 0; the release has none.
 
 The paper matches the statistics with the KL divergence of two Gaussians and sharpens with the entropy of each
 prediction instead of the cross entropy to its arg max; it warms the generator up without the adversarial term,
 and may train several generators and students at once. Here the method has the form in which it is compared with
 others (the benchmark of Fang et al., "Contrastive Model Inversion for Data-Free Knowledge Distillation", IJCAI
 2021): the terms above with weights 1, 1, 1 and 20, one generator, one student. Its scripts give a temperature of
-20 that its code does not read; T is 1.
+20 that its code does not read; T is 1. Adam's betas are that benchmark's (0.5, 0.999); in CuDFKD's release, a
+fork of it, (0.9, 0.99). The fork's DFQ scripts crash at the first student step as they are written: they leave
+out `--curr_option none`, or have it on a line of its own.
 """
 
 import functools

@@ -39,7 +39,7 @@ class GenerativeMemory:
         optimiser: of both.
         rows: R, images of a replay, over all devices.
         class_weight: of L_oh where latents are tuned.
-        balance_weight: of Σ p̄ log10 p̄ there.
+        balance_weight: of Σ p̄ log10(p̄ + 1e-8) there.
         learning_rate: of the one Adam step there.
         kl_weight: of KL(q(z | x) ‖ N(0, I)) in the VAE's loss.
 
@@ -80,7 +80,7 @@ class GenerativeMemory:
         """R images that the teacher is sure of and that are of all classes alike, as far as one step goes.
 
         D(z − Adam step), z ~ N(0, I), along the gradient of
-        w_class · L_oh + w_balance · Σ_c p̄_c log10 p̄_c + mean (var z − 1)² + mean (mean z)².
+        w_class · L_oh + w_balance · Σ_c p̄_c log10(p̄_c + 1e-8) + mean (var z − 1)² + mean (mean z)².
 
         Args:
             decoder: its state.

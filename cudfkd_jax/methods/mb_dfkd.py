@@ -4,9 +4,11 @@ K. Binici, N. T. Pham, T. Mitra, K. Leman, "Preventing Catastrophic Forgetting a
 Knowledge Distillation via Synthetic Data", WACV 2022. For x = G_θ(z), B images, C classes, p̄ the batch mean of
 softmax(z_t), φ the teacher's features before its last layer:
 
-    generator   L_oh(x) + 5 · Σ_c p̄_c log10 p̄_c − 0.1 · mean |φ| + 1 − JS(x)
+    generator   L_oh(x) + 5 · Σ_c p̄_c log10(p̄_c + ε) − 0.1 · mean |φ| + 1 − JS(x)
     JS          1/(B·C) Σ_i JS(softmax(z_t(x_i)/3), softmax(z_s(x_i)/3)),  no gradient through the teacher
     student     1/B' Σ_i mean_c |z_t(x_i) − z_s(x_i)|  on B' = B + B/8 images: new ones and a slot of the memory
+
+with ε = 1e-8, which keeps an absent class out of log 0; the code has none.
 
 After epochs 0, 5, 10, ... B/8 images go into a ring of 10 slots; see `replay.py`. The settings are those of a
 third party's code, and so is the mean over elements, B·C of them, which weakens JS by C. What differs from it and
@@ -111,7 +113,7 @@ def synthesis_terms(
 
     Args:
         class_weight: of L_oh.
-        balance_weight: of Σ p̄ log10 p̄ (the logarithm to the base 10; reported is the natural one).
+        balance_weight: of Σ p̄ log10(p̄ + 1e-8) (the logarithm to the base 10; reported is the natural one).
         feature_weight: of −mean |φ|.
         adversarial_weight: of 1 − JS.
         released_js: takes the clamped JS of the code.

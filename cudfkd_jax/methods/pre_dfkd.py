@@ -8,16 +8,20 @@ of stored images. With f_t the teacher's logits, B new and R replayed images, an
     VAE         mean |y' − y| + mean |f_t(x') − f_t(x)| + 1e-5 · KL(q(z | x) ‖ N(0, I)),  y = (x − mean) / std,
                 x' = D(z), z ~ q(z | x), on x = [ B/2 new images, R of the VAE's own replays ]
     replay      x = D(z − Adam step of 0.02), z ~ N(0, I) of R rows, the step along the gradient of
-                L_oh + 5 · Σ_c p̄_c log10 p̄_c + mean (var z − 1)² + mean (mean z)²
+                L_oh + 5 · Σ_c p̄_c log10(p̄_c + ε) + mean (var z − 1)² + mean (mean z)²
     student     mean |z_t − z_s| over classes and [ B new images, R replays ],    B = 1024, R = 128
 
-var z and mean z are over the R latents, a value a dimension. Replays, fixed once made, carry no gradient. What
+var z and mean z are over the R latents, one value per dimension, and ε = 1e-8, which the released code does not
+have, keeps an absent class out of log 0. Replays, fixed once made, carry no gradient. What
 differs from the released code, and why:
 
 * there the VAE is trained after each of the first 4 of a round's 10 student steps, on their new images. Here all
   4 steps come before the student's, on images of their own: the generator is frozen meanwhile, so these have the
   same distribution, and what makes them is state of the method alone. The first student step of a run then has a
   VAE of 4 steps to replay from, not an untrained one;
+* there the decoder is also trained on the loss of the latents: tuning them leaves its gradient in the decoder's
+  parameters, and the VAE's loss is added to it. Beside a gradient of the VAE's loss alone it moves the decoder by
+  0.69 of its step. The paper's loss of the VAE has no such term, and here the decoder follows that loss alone;
 * in the first round the VAE sees new images in place of replays (there B/2 images in all, here B/2 + R);
 * the generator's statistics and its estimates of singular values move on with the batches that are drawn for the
   VAE, 5 times a round, and not with the student's (11 times): student batches leave the method as it is. As

@@ -88,7 +88,7 @@ def class_term(weight: float) -> Term:
 
 
 def balance_term(weight: float, temperature: float = 1.0) -> Term:
-    """Σ_c p̄_c ln p̄_c, p̄ the batch mean of softmax(z_t / T): least when all classes are made alike."""
+    """Σ_c p̄_c ln(p̄_c + 1e-8), p̄ the batch mean of softmax(z_t / T): least when all classes are made alike."""
 
     def value(synthetic: Synthetic, axis: Axis) -> jax.Array:
         probabilities = jax.nn.softmax(synthetic.teacher.value / temperature)

@@ -12,13 +12,16 @@ F(a) `[B, h·w]` is the mean over the channels of a², flattened and divided by 
 outer mean is over images and pixels.
 
 The original release averages the KL over images and classes, KL/K + 250 · Σ_l …. The divergence here is a mean
-over images alone, as in every other method, hence the same objective times K has β = 250 · K. The factor K means
-nothing to the original's student optimiser, Adam with clipped gradients, which is that of the recipe here; to
-SGD at 0.1, as in the benchmark of Fang et al. ("Contrastive Model Inversion for Data-Free Knowledge
-Distillation", IJCAI 2021), it means that attention drowns the rest, and the benchmark leaves attention out
-(β = 0). The original also keeps one z for a generator step and its ten student steps, keeps the student in
-training mode throughout, clips the generator's gradient too, and lets its generator end in a BatchNorm. Here each
-step draws its own z, both networks are frozen while the generator trains, and the generator is the one all
+over images alone, as in every other method, hence the same objective times K has β = 250 · K, and its gradient
+is clipped at a norm of 5 · K where the original clips at 5 (`distill.clip_norm` of the recipe follows
+`data.num_classes`). The factor K means nothing to the original's student optimiser, Adam, but for its epsilon of
+1e-8, which beside a gradient K times as large counts K times less; that optimiser is the recipe's here. To SGD
+at 0.1, as in the benchmark of Fang et al. ("Contrastive Model Inversion for Data-Free Knowledge Distillation",
+IJCAI 2021), it means that attention drowns the rest, and the benchmark leaves attention out (β = 0). The
+generator's betas are that benchmark's (0.5, 0.999); CuDFKD's release, a fork of it, has (0.9, 0.99), as for DFAD
+and DFQ. The original also keeps one z for a generator step and its ten student steps, keeps the student in
+training mode throughout, clips the generator's gradient too, and lets its generator end in a BatchNorm. Here
+each step draws its own z, both networks are frozen while the generator trains, and the generator is the one all
 methods share, as in the benchmark, with five student steps to one of its own.
 """
 

@@ -27,6 +27,7 @@ _FIXED = {
     "curriculum.strategy": ("log",),
     "curriculum.granularity": ("sample",),
     "synthesis.adversarial_loss": ("kl",),
+    "synthesis.adversarial_mask": ("agreement",),
     "generator.ema_decay": (0.0,),
     "memory.capacity": (0,),
 }

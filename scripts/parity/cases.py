@@ -1,0 +1,114 @@
+"""Every comparison, by the name of its method."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from parity import adi, cmi, cudfkd, forward, generative, objectives, pre_dfkd, released, schedules, zskt_original
+from parity.networks import Sizes
+from parity.rows import FLOAT32, Report
+
+
+class Checkouts(NamedTuple):
+    """Where the user has the releases; None where one is not there.
+
+    Attributes:
+        release: ljrprocc/DataFree.
+        pre_dfkd: kuluhan/PRE-DFKD.
+        zero_shot: polo5/ZeroShotKnowledgeTransfer.
+    """
+
+    release: Path
+    pre_dfkd: Path | None
+    zero_shot: Path | None
+
+
+# Short steps of every method, in float64: the eight that have a release, and what they are made of.
+NAMES = ("networks", "losses", "cudfkd", "dafl", "zskt", "dfad", "dfq", "adi", "cmi", "pre_dfkd", "once")
+DEFAULT = NAMES[:-1]
+
+# A round in float32 with networks and images of the paper's CIFAR-10 scripts; the batch is a quarter of theirs.
+_REAL = Sizes(batch=256, image=32, latent=512, width=64, teacher="wrn_40_2", student="wrn_16_1")
+_LARGE = Sizes(batch=12, image=64, latent=32, width=8, teacher="wrn_16_1", student="wrn_16_1", stages=3)
+
+
+def run(names: tuple[str, ...], checkouts: Checkouts, report: Report) -> list[str]:
+    """Runs comparisons.
+
+    Args:
+        names: some of `NAMES`.
+        checkouts: the releases.
+        report: receives the rows. In float32 "once" is a round at real sizes, and nothing else is compared.
+
+    Returns:
+        What was asked for and could not be compared, for want of a checkout, a line each.
+
+    Raises:
+        UserError: a folder holds something else.
+    """
+    release = released.data_free(checkouts.release)
+    rounds = functools.partial(cudfkd.whole_rounds, release, report)
+    missing: list[str] = []
+
+    def networks() -> None:
+        for name in forward.CLASSIFIERS:
+            forward.classifier(release, report, name)
+
+    def losses() -> None:
+        objectives.criterions(release, report)
+
+    def of_cudfkd() -> None:
+        rounds(strategy="log", loss="kl", rounds=9)
+        for strategy, loss in (("soft", "l1"), ("hard", "kl"), ("none", "kl")):
+            rounds(strategy=strategy, loss=loss, rounds=2, lambda_0=8.0)  # above the losses: v* is not 0
+        rounds(strategy="log", loss="kl", rounds=1, adversarial_loss="js")
+        rounds(strategy="log", loss="kl", rounds=1, arguments="")
+        rounds(strategy="none", loss="l1", rounds=2, arguments="")
+        rounds(strategy="log", loss="l1", rounds=1, biased=False)
+        objectives.student_objective(release, report)
+        objectives.self_paced_functions(release, report)
+        objectives.adversarial_terms(release, report)
+        schedules.scripts(release, checkouts.release, report)
+
+    def of_zskt() -> None:
+        generative.whole_rounds(release, report, method="zskt")
+        if checkouts.zero_shot is None:
+            missing.append("ZSKT's original: no checkout of polo5/ZeroShotKnowledgeTransfer was given")
+            return
+        original = released.zero_shot(checkouts.zero_shot)
+        for classes, scaled in ((10, True), (100, True), (100, False)):
+            zskt_original.student_steps(release, original, report, classes=classes, scaled_epsilon=scaled)
+
+    def of_adi() -> None:
+        for arguments in ("released", ""):
+            adi.one_round(release, report, arguments=arguments)
+
+    def of_pre_dfkd() -> None:
+        if checkouts.pre_dfkd is None:
+            missing.append("PRE-DFKD: no checkout of kuluhan/PRE-DFKD was given")
+            return
+        pre_dfkd.all_steps(release, released.pre_dfkd(checkouts.pre_dfkd), report)
+
+    def once() -> None:
+        if report.precision is FLOAT32:
+            rounds(strategy="log", loss="kl", rounds=1, sizes=_REAL)
+            return
+        rounds(strategy="log", loss="kl", rounds=1, sizes=_LARGE)
+        rounds(strategy="log", loss="kl", rounds=2, devices=2)
+
+    every: dict[str, Callable[[], None]] = {
+        "networks": networks,
+        "losses": losses,
+        "cudfkd": of_cudfkd,
+        "zskt": of_zskt,
+        "adi": of_adi,
+        "cmi": functools.partial(cmi.rounds, release, report),
+        "pre_dfkd": of_pre_dfkd,
+        "once": once,
+    }
+    for method in ("dafl", "dfad", "dfq"):
+        every[method] = functools.partial(generative.whole_rounds, release, report, method=method)
+    for name in names:
+        every[name]()
+    return missing

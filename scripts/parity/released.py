@@ -1,0 +1,227 @@
+"""The released code, imported from where the user has it; what it imports and never uses is a stub."""
+
+import contextlib
+import importlib
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any, NamedTuple
+
+import torch
+
+from cudfkd_jax.errors import UserError
+
+# Imported by ljrprocc/DataFree and used by no function that is called here: other tasks, plots, other generators.
+_UNUSED = (
+    *("datafree.datasets.nyu", "datafree.rep_transfer", "datafree.utils.inception"),
+    *("datafree.utils.sync_transforms", "datafree.models.deeplab", "datafree.models.glow", "datafree.models.jem"),
+    *("registry", "seaborn", "pandas", "torchvision.models.utils"),
+)
+
+
+class DataFree(NamedTuple):
+    """ljrprocc/DataFree: CuDFKD's release, and DAFL, ZSKT, DFAD, DFQ, ADI and CMI as its benchmark has them."""
+
+    kd: Any  # the script datafree_kd, with `train`
+    synthesis: Any
+    generators: Any
+    wrn: Any
+    resnet: Any
+    vgg: Any
+    criterions: Any
+    curriculum: Any  # the module with `curr_v` and `lambda_scheduler`
+    hooks: Any
+    metrics: Any
+    utils: Any
+
+    def normaliser(self, mean: Sequence[float], std: Sequence[float]) -> Any:
+        return self.utils.Normalizer(mean=mean, std=std)
+
+
+class PreDfkd(NamedTuple):
+    """kuluhan/PRE-DFKD."""
+
+    distillation: Any
+    generator: Any
+
+
+class ZeroShot(NamedTuple):
+    """polo5/ZeroShotKnowledgeTransfer, ZSKT's original."""
+
+    solver: Any
+    wrn: Any
+
+
+def data_free(folder: Path) -> DataFree:
+    """Imports ljrprocc/DataFree.
+
+    Raises:
+        UserError: the folder holds something else.
+    """
+    _check(folder, "datafree_kd.py", "RELEASE", "ljrprocc/DataFree")
+    _torchvision()
+    for name in _UNUSED:
+        sys.modules.setdefault(name, _Stub(name))
+    with _first_on_path(folder):
+        kd = importlib.import_module("datafree_kd")
+        modules = {
+            name: importlib.import_module(f"datafree.{path}")
+            for name, path in {
+                "synthesis": "synthesis",
+                "generators": "models.generator",
+                "wrn": "models.classifiers.wresnet",
+                "resnet": "models.classifiers.resnet",
+                "vgg": "models.classifiers.vgg",
+                "criterions": "criterions",
+                "curriculum": "datasets.utils",
+                "hooks": "hooks",
+                "metrics": "metrics",
+                "utils": "utils",
+            }.items()
+        }
+    return DataFree(kd, **modules)
+
+
+def pre_dfkd(folder: Path) -> PreDfkd:
+    """Imports kuluhan/PRE-DFKD, whose `.cuda()` and device="cuda" stay on the CPU from here on.
+
+    Raises:
+        UserError: the folder holds something else.
+    """
+    _check(folder, "distillation.py", "PREDFKD", "kuluhan/PRE-DFKD")
+    _torchvision()
+    setattr(torch.Tensor, "cuda", lambda self, *arguments, **options: self)  # noqa: B010
+    with _first_on_path(folder), _modules_of_its_own("utils", "networks", "distillation"):
+        return PreDfkd(importlib.import_module("distillation"), importlib.import_module("networks.generator"))
+
+
+def zero_shot(folder: Path) -> ZeroShot:
+    """Imports polo5/ZeroShotKnowledgeTransfer, without its logger and its data sets.
+
+    Raises:
+        UserError: the folder holds something else.
+    """
+    _check(folder, "solver.py", "ZSKT", "polo5/ZeroShotKnowledgeTransfer")
+    _torchvision()
+    with _first_on_path(folder), _modules_of_its_own("utils", "models", "solver"):
+        for name in ("utils.logger", "utils.datasets", "models.selector"):
+            sys.modules[name] = ModuleType(name)
+        with contextlib.suppress(KeyError):
+            del sys.modules["utils.helpers"]
+        sys.modules["utils.helpers"] = _helpers()
+        return ZeroShot(importlib.import_module("solver"), importlib.import_module("models.wresnet"))
+
+
+def arguments(**changes: Any) -> SimpleNamespace:
+    """What the script datafree_kd passes to its `train`."""
+    defaults = {
+        "method": "cudfkd",
+        "dataset": "cifar10",
+        "gpu": None,
+        "autocast": contextlib.nullcontext,
+        "curr_option": "none",
+        "lambda_0": 2.0,
+        "fp16": False,
+        "print_freq": 0,
+        "log_fidelity": False,
+        "distributed": False,
+        "logger": None,
+        "local_rank": -1,
+        "loss": "l1",
+        "pretrained_mode": "gan",
+        "log_tag": "",
+        "current_epoch": 0,
+    }
+    return SimpleNamespace(**defaults | changes)
+
+
+def script(folder: Path, name: str) -> dict[str, str]:
+    """The arguments of a script of ljrprocc/DataFree, such as "cudfkd/cudfkd_timagenet"; a bare flag has ""."""
+    text = (folder / "scripts" / f"{name}.sh").read_text(encoding="utf-8")
+    words = re.sub(r"#.*", "", text).replace("\\\n", " ")
+    return dict(re.findall(r"--(\w+)(?:[ =](?!--)(\S+))?", words))
+
+
+def commit(folder: Path) -> str:
+    """The commit that a checkout is at, with a mark where files were changed."""
+    try:
+        found = subprocess.run(
+            ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return found.stdout.strip()
+
+
+class _Stub(ModuleType):
+    """Has every name, as an empty class."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return type(name, (), {})
+
+
+def _helpers() -> ModuleType:
+    """What ZSKT's solver takes from its helpers: a running mean."""
+    made = ModuleType("utils.helpers")
+
+    class AggregateScalar:
+        def update(self, value: float, weight: int = 1) -> None: ...
+
+        def reset(self) -> None: ...
+
+        def avg(self) -> float:
+            return 0.0
+
+    made.__dict__.update(AggregateScalar=AggregateScalar, torch=torch)
+    return made
+
+
+def _check(folder: Path, file: str, variable: str, repository: str) -> None:
+    if not (folder / file).is_file():
+        raise UserError(f"{variable}={folder} has no {file}; give a checkout of {repository}")
+
+
+def _torchvision() -> None:
+    """Imports torchvision also where its compiled operations are for another build of PyTorch: none is called."""
+    try:
+        importlib.import_module("torchvision")
+    except RuntimeError:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        library = torch.library.Library("torchvision", "FRAGMENT")
+        _KEPT.append(library)
+        for operation in ("nms", "qnms"):
+            library.define(f"{operation}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        importlib.import_module("torchvision")
+
+
+_KEPT: list[Any] = []  # operations are gone with the library that defined them
+
+
+@contextlib.contextmanager
+def _first_on_path(folder: Path) -> Iterator[None]:
+    sys.path.insert(0, str(folder.resolve()))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(folder.resolve()))
+
+
+@contextlib.contextmanager
+def _modules_of_its_own(*names: str) -> Iterator[None]:
+    """Hides modules of these names, and puts them back: several checkouts have a `utils`."""
+    held = {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] in names}
+    try:
+        yield
+    finally:
+        for name in [name for name in sys.modules if name.partition(".")[0] in names]:
+            del sys.modules[name]
+        sys.modules.update(held)

@@ -1,0 +1,139 @@
+"""Whole schedules, and the settings of the release's scripts."""
+
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import torch
+
+from cudfkd_jax import build_method, curriculum, settings
+from parity import released
+from parity.cudfkd import METHOD
+from parity.ours import CONFIGS
+from parity.released import DataFree
+from parity.rows import Report
+
+_CEILING = "λ's ceiling of 5: docs/paper_to_code.md, §IV-B"
+_RAMP = "the ramp's last step: docs/paper_to_code.md, Eq. 17"
+_ABLATION = "the ablation keeps the ramp: docs/paper_to_code.md, The loop"
+_STEPS = 400  # student steps of an epoch
+
+SCRIPTS = {
+    "cudfkd/cudfkd_cifar10_resnet34_resnet18": "cifar10",
+    "cudfkd/cudfkd_cifar10_wrn402_wrn161": "cifar10",
+    "cudfkd/cudfkd_cifar100_resnet34_resnet18": "cifar100",
+    "cudfkd/cudfkd_cifar100_wrn402_wrn161": "cifar100",
+    "cudfkd/cudfkd_timagenet": "tiny_imagenet",
+}
+
+
+def scripts(release: DataFree, folder: Path, report: Report) -> None:
+    """Compares every setting, α_adv and λ over all epochs, and the cosine, of each script of CuDFKD.
+
+    Args:
+        release: its modules.
+        folder: its checkout, with the scripts.
+        report: receives the rows.
+    """
+    for name, data in SCRIPTS.items():
+        given = released.script(folder, name)
+        for arguments in ("released", ""):
+            kind = arguments or "default"
+            case = report.case(METHOD, f"settings and schedules of scripts/{name}.sh, {kind}")
+            config = _config(data, given, arguments)
+            for setting, (mine, theirs) in _settings(config, given).items():
+                case.compare(setting, float(mine), float(theirs))
+            case.compare("student's loss is that of the script", float(config.distill.loss == given["loss"]), 1.0)
+            for strategy in ("log", "none"):
+                config.curriculum.strategy = strategy
+                named = _ABLATION if strategy == "none" else _RAMP if _begins_with_an_epoch(given) else ""
+                named = "" if arguments else named
+                case.compare(f"α_adv, {strategy}", _alpha(config), _alpha_released(given, strategy), named=named)
+            mine, theirs = _lambda(release, config, given)
+            named = _CEILING if not arguments and theirs.max() > 5 else ""
+            case.compare("λ", mine, theirs, named=named)
+            case.compare("student's learning rate", *_cosine(config, given))
+
+
+def _begins_with_an_epoch(given: dict[str, str]) -> bool:
+    """Whether the ramp begins between two epochs, and not within one: only then do the two readings differ."""
+    return (float(given["begin_fraction"]) * int(given["epochs"])).is_integer()
+
+
+def _config(data: str, given: dict[str, str], arguments: str) -> Any:
+    pair = f"teacher={given['teacher']},student={given['student']}"
+    return settings.load(f"{CONFIGS / data}.py:{','.join(filter(None, (pair, arguments)))}")
+
+
+def _settings(config: Any, given: dict[str, str]) -> dict[str, tuple[Any, Any]]:
+    d, g, s, c = config.distill, config.generator, config.synthesis, config.curriculum
+    steps = int(given["kd_steps_interval"])
+    tiny = given["dataset"] == "tiny_imagenet"
+    return {
+        "batch size": (d.batch_size, given["batch_size"]),
+        "epochs": (d.epochs, given["epochs"]),
+        "T": (d.temperature, given["T"]),
+        "student steps a round": (d.student_steps, steps),
+        "rounds an epoch": (d.rounds_per_epoch, int(given["ep_steps"]) // steps),
+        "synthesis steps a round": (d.synthesis_steps, given["g_steps_interval"]),
+        "student's learning rate at the start": (d.learning_rate, given["lr"]),
+        "generator's learning rate": (g.learning_rate, given["lr_g"]),
+        "up-samplings": (g.stages, given["depth"]),
+        "length of z": (g.latent_dim, 1024 if tiny else 512),  # as datafree_kd.py has it
+        "generator's beta1": (g.beta1, 0.9),
+        "generator's beta2": (g.beta2, 0.99),
+        "weight decay": (d.weight_decay, 1e-4),
+        "momentum": (d.momentum, 0.9),
+        "weight of BN": (s.bn_weight, given["bn"]),
+        "weight of the class term": (s.class_weight, given["oh"]),
+        "weight of the balance term": (s.balance_weight, -float(given["lmda_ent"])),
+        "weight of activations": (s.activation_weight, given["act"]),
+        "λ at the start": (c.lambda_0, given["lambda_0"]),
+        "α_adv at the start": (c.adv, given["adv"]),
+        "slope of α_adv": (c.alpha, given["grad_adv"]),
+        "begin of the ramp": (c.k_begin, given["begin_fraction"]),
+        "end of the ramp": (c.k_end, given["end_fraction"]),
+    }
+
+
+def _alpha(config: Any) -> np.ndarray:
+    schedule, epochs = build_method.alpha_adv(config), config.distill.epochs
+    if schedule is None:
+        return np.zeros(epochs)
+    first = jnp.arange(epochs) * _STEPS
+    values, last = (np.broadcast_to(np.asarray(schedule(step)), epochs) for step in (first, first + _STEPS - 1))
+    np.testing.assert_array_equal(values, last)  # constant within an epoch
+    return values
+
+
+def _alpha_released(given: dict[str, str], strategy: str) -> np.ndarray:
+    """As the loop of datafree_kd.py has it."""
+    epochs, alpha, values = int(given["epochs"]), float(given["adv"]), []
+    begin, end = (int(epochs * float(given[key])) for key in ("begin_fraction", "end_fraction"))
+    for epoch in range(epochs):
+        values.append(alpha)
+        if begin < epoch < end and strategy != "none":
+            alpha += float(given["grad_adv"])
+    return np.array(values)
+
+
+def _lambda(release: DataFree, config: Any, given: dict[str, str]) -> tuple[np.ndarray, np.ndarray]:
+    slope = 1e-4 if given["dataset"] == "cifar10" else 2e-5  # as `train` of datafree_kd.py has it
+    steps = np.unique(np.linspace(0, int(given["epochs"]) * _STEPS - 1, 2001).astype(int))
+    theirs = [
+        release.curriculum.lambda_scheduler(float(given["lambda_0"]), int(step), alpha=slope) for step in steps
+    ]
+    return np.asarray(build_method.lambda_t(config)(jnp.asarray(steps))), np.array(theirs)
+
+
+def _cosine(config: Any, given: dict[str, str]) -> tuple[np.ndarray, np.ndarray]:
+    epochs = int(given["epochs"])
+    optimiser = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], float(given["lr"]))
+    schedule, theirs = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=epochs), []
+    for _ in range(epochs):
+        theirs.append(optimiser.param_groups[0]["lr"])
+        optimiser.step()
+        schedule.step()
+    mine = curriculum.cosine_learning_rate(config.distill.learning_rate, config.distill.epochs, _STEPS)
+    return np.asarray(mine(jnp.arange(epochs) * _STEPS)), np.array(theirs)
