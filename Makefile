@@ -3,8 +3,11 @@
 VENV := .venv
 BIN := $(VENV)/bin
 
-# The first Python >= 3.11 that runs and can make environments; `make demo PYTHON=/path/to/python` names one.
-PYTHON ?= $(firstword $(foreach python,python3.13 python3.12 python3.11 python3 python,$(shell \
+# The first of these that runs and can make environments; `make demo PYTHON=/path/to/python` names another. Python 3.12
+# and newer come first, with or without pyenv: only they get a JAX whose convolutions use a CPU's matrix units.
+PYENV := $(HOME)/.pyenv/versions
+PYTHON ?= $(firstword $(foreach python,python3.13 $(wildcard $(PYENV)/3.13.*/bin/python3.13) python3.12 \
+	$(wildcard $(PYENV)/3.12.*/bin/python3.12) python3.11 $(wildcard $(PYENV)/3.11.*/bin/python3.11) python3 python,$(shell \
 	$(python) -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(python))))
 
 # The newest CUDA that the NVIDIA driver runs, as an extra of pyproject.toml; `make demo CUDA=` stays on the CPU.
@@ -81,7 +84,8 @@ $(CARRIED)/reference.npz: $(CARRIED)/wheels
 # A fresh environment with what such a machine has; the wheels go where they go there, found without a network.
 $(DRY)/bin/pip:
 	$(GPU_PYTHON) -m venv $(DRY)
-	$(DRY)/bin/pip install --quiet jax==$(GPU_JAX) flax optax orbax-checkpoint scikit-learn matplotlib pandas tensorboard
+	$(DRY)/bin/pip install --quiet jax==$(GPU_JAX) flax optax orbax-checkpoint scikit-learn matplotlib pandas \
+		tensorboard tqdm psutil requests pyarrow
 
 gpu-dry-run: $(CARRIED)/wheels ## on a CPU: the whole program in small, stopped in the middle and taken up again
 	rm -rf $(CARRIED)/site $(DRY)/out

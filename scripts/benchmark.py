@@ -6,8 +6,8 @@
 The networks have random weights, which cost what trained ones cost, and no data are read. `--rounds=` says how
 many to take the medians of, after one to warm up (10). `--devices=1,2,4` measures with each of these numbers of
 devices, which share the batch; on the CPU so many are made of its cores. `--peer=torch` times CuDFKD's round in
-PyTorch too, as one would first write it and tuned, in turn with ours. `--json` prints JSON, a list with an object
-for each number of devices, and the table to stderr; `--debug` tracebacks.
+PyTorch too, as one would first write it and tuned (in bfloat16 where ours is), in turn with ours. `--json` prints
+JSON, a list with an object for each number of devices, and the table to stderr; `--debug` tracebacks.
 
 Each step is waited for, and a round as a whole only at its end. "of product" and "of a + b" are the operations and
 bytes of XLA's cost analysis, over what a matrix product and a sum of vectors reach on the same device. "floor" is

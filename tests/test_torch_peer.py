@@ -164,3 +164,15 @@ def test_rounds_can_be_timed(monkeypatch):
         assert peer_round.step == 4
     assert theirs.rounds["torch, plain"].description == "eager, float32, NCHW"
     assert "channels_last" in theirs.rounds["torch, tuned"].description
+
+
+def test_tuned_rounds_compute_in_bfloat16_where_ours_does(monkeypatch):
+    monkeypatch.setattr(tuned, "compiler_fault", lambda device: "no compiler")
+    with jax.enable_x64(False):  # autocast leaves float64 as it is
+        config, _, teacher, state = _problem("kl")
+        config.compute_dtype = "bfloat16"
+        theirs = peers.torch_peers(config, teacher, state).rounds["torch, tuned"]
+    dtypes = []
+    theirs.student.register_forward_hook(lambda module, inputs, logits: dtypes.append(logits.dtype))
+    theirs.run()
+    assert set(dtypes) == {torch.bfloat16} and theirs.description.startswith("eager, bfloat16 autocast")

@@ -125,7 +125,10 @@ def torch_peers(config: ConfigDict, teacher_variables: Any, state: RunState) -> 
     device = torch.device("cpu" if ours.platform == "cpu" else "cuda")
 
     def tuned(*, compiled: bool) -> TunedRound:
-        return TunedRound(torch_networks(config, teacher_variables, state), settings, device, compiled=compiled)
+        # On CUDA always, as anybody would; on a CPU where ours does, for most CPUs only emulate it.
+        bfloat16 = device.type == "cuda" or config.compute_dtype == "bfloat16"
+        networks = torch_networks(config, teacher_variables, state)
+        return TunedRound(networks, settings, device, compiled=compiled, bfloat16=bfloat16)
 
     rounds: dict[str, Any] = {
         "torch, plain": PlainRound(torch_networks(config, teacher_variables, state), settings, device),

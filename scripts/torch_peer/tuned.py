@@ -1,6 +1,6 @@
 """The same round made fast: what PyTorch offers for it without another framework or hand-written kernels.
 
-* Channels-last memory, and bfloat16 autocast on CUDA.
+* Channels-last memory, and bfloat16 autocast where it is asked for.
 * `torch.compile` of both objectives, forward and backward, and of the generation of images; or without it, as it
   does not pay everywhere.
 * No gradients for parameters that are not stepped: neither the teacher's, nor the student's while the generator
@@ -24,9 +24,26 @@ from torch_peer.rounds import Networks, PlainRound, Settings
 class TunedRound(PlainRound):
     """`PlainRound` with the same results up to rounding."""
 
-    def __init__(self, networks: Networks, settings: Settings, device: torch.device, *, compiled: bool):
-        """Takes the networks over; the compiler's work falls into the first round."""
+    def __init__(
+        self,
+        networks: Networks,
+        settings: Settings,
+        device: torch.device,
+        *,
+        compiled: bool,
+        bfloat16: bool = False,
+    ):
+        """Takes the networks over; the compiler's work falls into the first round.
+
+        Args:
+            networks: moved to the device and trained in place.
+            settings: of the round.
+            device: where it is computed.
+            compiled: by `torch.compile`.
+            bfloat16: whether forward passes run under autocast.
+        """
         super().__init__(networks, settings, device)
+        self.bfloat16 = bfloat16
         nets: tuple[Any, ...] = (self.generator, self.teacher, self.student)
         for net in nets:
             net.to(memory_format=torch.channels_last)
@@ -40,7 +57,7 @@ class TunedRound(PlainRound):
     @property
     def description(self) -> str:
         parts = ["torch.compile" if self.compiled else "eager"]
-        parts += ["bfloat16 autocast" if self._on_cuda else "float32"]
+        parts += ["bfloat16 autocast" if self.bfloat16 else "float32"]
         parts += ["channels_last", "fused optimisers", "frozen parameters"]
         return ", ".join([*parts, *(["a round's images in one batch"] if self._on_cuda else [])])
 
@@ -64,7 +81,7 @@ class TunedRound(PlainRound):
         return zip(images.split(size), logits.split(size), strict=True)
 
     def precision(self) -> AbstractContextManager[object]:
-        return torch.autocast("cuda", torch.bfloat16) if self._on_cuda else contextlib.nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16) if self.bfloat16 else contextlib.nullcontext()
 
     def _make_optimisers(self, **options: bool) -> None:
         super()._make_optimisers(fused=True, **options)
