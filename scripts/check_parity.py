@@ -56,6 +56,7 @@ def main(arguments: Sequence[str]) -> int:
     torch.set_default_dtype(torch.float32 if float32 else torch.float64)
     report = rows.Report(rows.FLOAT32 if float32 else rows.FLOAT64)
     checkouts = Checkouts(options.release, options.pre_dfkd, options.zero_shot)
+    commits = _commits(checkouts)  # of what is loaded now
     try:
         missing = cases.run(names, checkouts, report)
     except UserError as error:
@@ -63,19 +64,24 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     options.out.mkdir(parents=True, exist_ok=True)
     target = options.out / ("table_float32.md" if float32 else "table.md" if asked == "all" else f"{asked}.md")
-    target.write_text(_head(arguments, checkouts, report, missing) + "\n" + rows.table(report), encoding="utf-8")
+    head = _head(arguments, commits, report, missing)
+    target.write_text(f"{head}\n{rows.table(report)}", encoding="utf-8")
     print(f"{_counts(report)}; {target}")
     return 1 if report.failures else 0
 
 
-def _head(arguments: Sequence[str], checkouts: Checkouts, report: rows.Report, missing: list[str]) -> str:
-    """What was compared, with which versions, and what came of it."""
+def _commits(checkouts: Checkouts) -> dict[str, str]:
     folders = {
         "this project": _ROOT,
         "ljrprocc/DataFree": checkouts.release,
         "kuluhan/PRE-DFKD": checkouts.pre_dfkd,
         "polo5/ZeroShotKnowledgeTransfer": checkouts.zero_shot,
     }
+    return {name: released.commit(folder) for name, folder in folders.items() if folder}
+
+
+def _head(arguments: Sequence[str], commits: dict[str, str], report: rows.Report, missing: list[str]) -> str:
+    """What was compared, with which versions, and what came of it."""
     versions = ", ".join(
         f"{name} {importlib.metadata.version(name)}" for name in ("jax", "flax", "torch", "torchvision", "kornia")
     )
@@ -91,7 +97,7 @@ def _head(arguments: Sequence[str], checkouts: Checkouts, report: rows.Report, m
         f"python scripts/check_parity.py {shlex.join(_shortened(argument) for argument in arguments)}",
         "```",
         "",
-        *(f"* {name}: commit {released.commit(folder)}" for name, folder in folders.items() if folder),
+        *(f"* {name}: commit {commit}" for name, commit in commits.items()),
         f"* {datetime.date.today().isoformat()}, {versions}, Python {sys.version.split()[0]}",
         *(f"* not compared: {line}" for line in missing),
         "",

@@ -75,7 +75,9 @@ def test_command_is_understood(command, monkeypatch, tmp_path):
     if arguments is not None:
         _check_main(arguments, monkeypatch)
     elif words[0] == "make":
-        assert set(words[1:]) <= _TARGETS.keys()
+        given = [word.partition("=")[0] for word in words[1:] if "=" in word]
+        assert {word for word in words[1:] if "=" not in word} <= _TARGETS.keys()
+        assert all(re.search(rf"^{name} \?=", _MAKEFILE, re.MULTILINE) for name in given)
     elif words[:2] == ["python", "scripts/compare.py"]:
         given = dict(word.removeprefix("--").split("=", 1) for word in words[2:])
         assert given.keys() == {"config", "methods", "seeds", "workdir"}

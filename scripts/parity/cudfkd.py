@@ -12,7 +12,7 @@ from cudfkd_jax.steps import STUDENT, SYNTHESIS
 from parity import generative, networks, ours, released
 from parity.networks import DEFAULT_SIZES, Sizes
 from parity.released import DataFree
-from parity.replay import biased_running_variance, feeding, traced
+from parity.replay import biased_running_variance, feeding, traced, weights_of_full_precision
 from parity.rows import Case, Report
 
 METHOD = "CuDFKD"
@@ -116,7 +116,7 @@ def whole_rounds(
     )
     named = _PER_SAMPLE if not arguments and strategy != "none" else "" if biased else _VARIANCE
     counter = 0
-    with biased_running_variance() if biased else contextlib.nullcontext():
+    with biased_running_variance() if biased else contextlib.nullcontext(), weights_of_full_precision():
         for number in range(rounds):
             epoch, place = divmod(number, _ROUNDS)
             before = state

@@ -112,6 +112,16 @@ def recording_gradients() -> Iterator[list[list[torch.Tensor]]]:
 
 
 @contextlib.contextmanager
+def weights_of_full_precision() -> Iterator[None]:
+    """Makes `.float()` keep to the precision of all else: `curr_v` makes float32 weights of hard and soft with it.
+
+    Their rounding, 1e-8, decides on which side of 0 an activation near it falls, and a few steps later that shows.
+    """
+    with patched(torch.Tensor, float=lambda self: self.to(torch.get_default_dtype())):
+        yield
+
+
+@contextlib.contextmanager
 def biased_running_variance() -> Iterator[None]:
     """Makes PyTorch's BatchNorm remember the biased variance of a batch, as Flax's does."""
     original = batchnorm.F.batch_norm
