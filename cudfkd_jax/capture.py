@@ -19,6 +19,7 @@ from flax import traverse_util
 
 from cudfkd_jax import folding
 from cudfkd_jax.errors import UserError
+from cudfkd_jax.models import convolution
 from cudfkd_jax.parallel import SINGLE, Axis
 
 Variables = Mapping[str, Any]
@@ -209,6 +210,9 @@ def _interceptor(axis: Axis, capture: Sequence[str]):
                 module.sow(_CAPTURED, "var", var)
             if INSTANCES in capture:
                 module.sow(_CAPTURED, "instances", _channel_means(x, module.axis))
+        elif isinstance(module, nn.Conv):
+            if module.conv_general_dilated is None and module.conv_general_dilated_cls is None:
+                object.__setattr__(module, "conv_general_dilated", convolution.conv_general_dilated)
         elif isinstance(module, nn.Dense) and FEATURES in capture:
             module.sow(_CAPTURED, "features", args[0] if args else kwargs["inputs"])
         return next_function(*args, **kwargs)

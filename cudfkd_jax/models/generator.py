@@ -11,6 +11,7 @@ from jax.typing import DTypeLike
 
 from cudfkd_jax.errors import UserError
 from cudfkd_jax.models import layers
+from cudfkd_jax.models.convolution import conv_general_dilated
 
 _NORMAL = initializers.normal(0.02)
 
@@ -110,6 +111,7 @@ class Generator(nn.Module):
             kernel_init=initial.weights,
             bias_init=initial.bias(9 * self.widths[-1]),
             dtype=self.dtype,
+            conv_general_dilated=conv_general_dilated,
             name=f"conv{self.stages + 1}",
         )
         return nn.sigmoid(layers.at_least_float32(to_image(x)))

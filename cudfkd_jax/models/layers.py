@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from jax.nn import initializers
 from jax.typing import DTypeLike
 
+from cudfkd_jax.models.convolution import conv_general_dilated
+
 # N(0, sqrt(2 / (k*k*out))): the convolutions of WRN and VGG (He et al., 2015, fan-out form).
 he_normal = initializers.variance_scaling(2.0, "fan_out", "normal")
 # U(-1/sqrt(fan_in), 1/sqrt(fan_in)): PyTorch's default weights, kaiming_uniform with a = sqrt(5).
@@ -45,6 +47,7 @@ def conv(
         use_bias=use_bias,
         kernel_init=kernel_init,
         dtype=dtype,
+        conv_general_dilated=conv_general_dilated,
         name=name,
     )
 
