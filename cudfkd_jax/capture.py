@@ -239,7 +239,7 @@ def _normalise_by_batch(module: nn.BatchNorm, x: jax.Array) -> jax.Array:
     )
     y, *moments = normalisation.normalise(x, scale, bias, module.epsilon)
     for name, moment in zip(("mean", "var"), moments, strict=True):
-        running = module.get_variable("batch_stats", name)
+        running: Any = module.get_variable("batch_stats", name)
         module.put_variable("batch_stats", name, module.momentum * running + (1 - module.momentum) * moment)
     return y.astype(module.dtype or jnp.promote_types(x.dtype, module.param_dtype))
 

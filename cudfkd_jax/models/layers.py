@@ -3,6 +3,8 @@
 Submodules carry PyTorch's dotted names: a parameter's path joined by dots is its PyTorch name, leaf aside.
 """
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -37,6 +39,7 @@ def conv(
     dtype: DTypeLike | None,
     stride: int = 1,
     use_bias: bool = False,
+    operation: Callable[..., jax.Array] = conv_general_dilated,
 ) -> nn.Conv:
     """A square convolution with PyTorch's symmetric padding size // 2 (XLA's SAME differs at stride 2)."""
     return nn.Conv(
@@ -47,7 +50,7 @@ def conv(
         use_bias=use_bias,
         kernel_init=kernel_init,
         dtype=dtype,
-        conv_general_dilated=conv_general_dilated,
+        conv_general_dilated=operation,
         name=name,
     )
 
