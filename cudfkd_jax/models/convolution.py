@@ -121,13 +121,10 @@ def conv_of_upsampled(
     features = rhs.shape[-1]
     # Rounded once more to bfloat16; the barrier keeps the sums out of the convolution.
     kernel = lax.optimization_barrier(_taps_of_tiles(rhs.astype(jnp.float32)).astype(rhs.dtype))
-    # Row t of this sees rows t - 1 and t: the first of tile t, and the second of tile t - 1.
     y = _convolve(lhs, kernel, (1, 1), ((1, 1), (1, 1))).reshape(batch, height + 1, width + 1, 2, 2, features)
-
-    def row(i: int) -> Array:
-        return jnp.stack([y[:, i : i + height, j : j + width, i, j] for j in range(2)], axis=3)
-
-    return jnp.stack([row(i) for i in range(2)], axis=2).reshape(batch, 2 * height, 2 * width, features)
+    # Row t of it sees the rows t - 1 and t: the second pixels of tile t - 1 and the first ones of tile t.
+    y = y.transpose(0, 1, 3, 2, 4, 5).reshape(batch, 2 * height + 2, 2 * width + 2, features)
+    return y[:, 1:-1, 1:-1]
 
 
 def upsample_2x(x: Array) -> Array:
@@ -139,10 +136,10 @@ def upsample_2x(x: Array) -> Array:
 
 
 def _taps_of_tiles(kernel: Array) -> Array:
-    """Kernels [3, 3, C, F] of repeated pixels as [2, 2, C, 4F] of single ones, by place in the tile."""
+    """Kernels [3, 3, C, F] of repeated pixels as [2, 2, C, 4F] of single ones; a tile's last pixels come first."""
 
-    def along(first: Array) -> Array:  # [3, ...] -> [place, tap, ...]
-        return jnp.stack([jnp.stack([first[0], first[1] + first[2]]), jnp.stack([first[0] + first[1], first[2]])])
+    def along(taps: Array) -> Array:  # [3, ...] -> [place, tap, ...]
+        return jnp.stack([jnp.stack([taps[0] + taps[1], taps[2]]), jnp.stack([taps[0], taps[1] + taps[2]])])
 
     rows = along(kernel)  # place, tap, 3, C, F
     both = along(jnp.moveaxis(rows, 2, 0))  # place, tap of the columns, place, tap of the rows, C, F
