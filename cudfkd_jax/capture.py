@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
-from cudfkd_jax import folding, onednn
+from cudfkd_jax import folding
 from cudfkd_jax.errors import UserError
 from cudfkd_jax.models import convolution, normalisation
 from cudfkd_jax.parallel import SINGLE, Axis
@@ -228,7 +228,7 @@ def _normalises_by_batch(
     """Whether a call with these arguments is one that `_normalise_by_batch` takes over."""
     trains = not nn.merge_param("use_running_average", module.use_running_average, use_running_average)
     plain = type(module) is nn.BatchNorm and module.axis in (-1, x.ndim - 1) and mask is None
-    return trains and plain and onednn.in_use(x.dtype) and not module.is_initializing()
+    return trains and plain and normalisation.in_use(x.dtype) and not module.is_initializing()
 
 
 def _normalise_by_batch(module: nn.BatchNorm, x: jax.Array) -> jax.Array:
@@ -247,7 +247,7 @@ def _normalise_by_batch(module: nn.BatchNorm, x: jax.Array) -> jax.Array:
 def _moments(x: jax.Array, feature_axes: int | Sequence[int], axis: Axis) -> tuple[jax.Array, jax.Array]:
     features = {a % x.ndim for a in jax.tree.leaves(feature_axes)}
     reduced = tuple(a for a in range(x.ndim) if a not in features)
-    if axis.name is None and features == {x.ndim - 1} and onednn.in_use(x.dtype):
+    if axis.name is None and features == {x.ndim - 1} and normalisation.in_use(x.dtype):
         return normalisation.moments(x)
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     mean = axis.mean(jnp.mean(x, reduced, keepdims=True))

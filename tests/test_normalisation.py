@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cudfkd_jax import onednn
 from cudfkd_jax.capture import BN, apply
+from cudfkd_jax.models import normalisation
 from cudfkd_jax.models.normalisation import column_sums, moments
 
 
@@ -47,7 +47,7 @@ class Norm(nn.Module):
 
 @pytest.mark.parametrize("module", [Norm(), Norm(scale=False), Norm(mode="argument")], ids=str)
 def test_training_in_bfloat16_is_that_of_flax_in_float32(module, monkeypatch):
-    monkeypatch.setattr(onednn, "in_use", lambda dtype: jnp.dtype(dtype) == jnp.bfloat16)
+    monkeypatch.setattr(normalisation, "in_use", lambda dtype: jnp.dtype(dtype) == jnp.bfloat16)
     x = (3 * jax.random.normal(jax.random.key(1), (6, 7, 5, 4)) + 5).astype(jnp.bfloat16)
     weights = jax.random.normal(jax.random.key(2), x.shape)
     variables = module.init(jax.random.key(0), x, train=False)

@@ -1,4 +1,4 @@
-"""Batch statistics and normalisation by them, for bfloat16 maps on CPUs.
+"""Batch statistics and normalisation by them, for maps on CPUs.
 
 XLA's CPU backend turns a sum over all pixels into scalar loops, some 10 ns per element, and so do the sums in the
 gradients of BatchNorm. Here the maps are cut into parts that are added to each other, a loop over contiguous
@@ -10,10 +10,23 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import jaxlib.version
 from jax import Array
+
+from cudfkd_jax import onednn
 
 _PARTS = 16  # added at a time
 _ROWS = 8  # of the ones that sum what is left: a single row would be a loop in place of a library's product
+
+
+def in_use(dtype: jax.typing.DTypeLike) -> bool:
+    """Whether statistics of maps of this dtype are computed here and not by flax.
+
+    In float32 from jaxlib 0.11 on: earlier ones sum well enough, and float64 is for tests that compare to the bit.
+    """
+    if jnp.dtype(dtype) == jnp.float32:
+        return jax.default_backend() == "cpu" and jaxlib.version.__version_info__ >= (0, 11)
+    return onednn.in_use(dtype)
 
 
 def column_sums(term: Callable[..., Array], *maps: Array) -> Array:
