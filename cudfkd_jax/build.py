@@ -101,7 +101,7 @@ def check_same(config: ConfigDict, stage: str) -> None:
 
 def devices(config: ConfigDict) -> Devices:
     """The devices of the run, of all its processes."""
-    return local_devices(config.devices)
+    return local_devices(config.devices, bfloat16=config.compute_dtype == "bfloat16")
 
 
 def dataset(config: ConfigDict, splits: Sequence[str]) -> data.Dataset:

@@ -19,6 +19,7 @@ from flax import traverse_util
 
 from cudfkd_jax import folding
 from cudfkd_jax.errors import UserError
+from cudfkd_jax.models import convolution, normalisation
 from cudfkd_jax.parallel import SINGLE, Axis
 
 Variables = Mapping[str, Any]
@@ -209,6 +210,11 @@ def _interceptor(axis: Axis, capture: Sequence[str]):
                 module.sow(_CAPTURED, "var", var)
             if INSTANCES in capture:
                 module.sow(_CAPTURED, "instances", _channel_means(x, module.axis))
+            if axis.name is None and _normalises_by_batch(module, *args, **kwargs):
+                return _normalise_by_batch(module, x)
+        elif isinstance(module, nn.Conv):
+            if module.conv_general_dilated is None and module.conv_general_dilated_cls is None:
+                object.__setattr__(module, "conv_general_dilated", convolution.conv_general_dilated)
         elif isinstance(module, nn.Dense) and FEATURES in capture:
             module.sow(_CAPTURED, "features", args[0] if args else kwargs["inputs"])
         return next_function(*args, **kwargs)
@@ -216,9 +222,33 @@ def _interceptor(axis: Axis, capture: Sequence[str]):
     return intercept
 
 
+def _normalises_by_batch(
+    module: nn.BatchNorm, x: jax.Array, use_running_average: bool | None = None, mask: Any = None
+) -> bool:
+    """Whether a call with these arguments is one that `_normalise_by_batch` takes over."""
+    trains = not nn.merge_param("use_running_average", module.use_running_average, use_running_average)
+    plain = type(module) is nn.BatchNorm and module.axis in (-1, x.ndim - 1) and mask is None
+    return trains and plain and normalisation.in_use(x.dtype) and not module.is_initializing()
+
+
+def _normalise_by_batch(module: nn.BatchNorm, x: jax.Array) -> jax.Array:
+    """`nn.BatchNorm` in training; updates the running statistics."""
+    params = module.variables.get("params", {})
+    scale, bias = (
+        params.get(name, jnp.full(x.shape[-1], value)) for name, value in (("scale", 1.0), ("bias", 0.0))
+    )
+    y, *moments = normalisation.normalise(x, scale, bias, module.epsilon)
+    for name, moment in zip(("mean", "var"), moments, strict=True):
+        running: Any = module.get_variable("batch_stats", name)
+        module.put_variable("batch_stats", name, module.momentum * running + (1 - module.momentum) * moment)
+    return y.astype(module.dtype or jnp.promote_types(x.dtype, module.param_dtype))
+
+
 def _moments(x: jax.Array, feature_axes: int | Sequence[int], axis: Axis) -> tuple[jax.Array, jax.Array]:
     features = {a % x.ndim for a in jax.tree.leaves(feature_axes)}
     reduced = tuple(a for a in range(x.ndim) if a not in features)
+    if axis.name is None and features == {x.ndim - 1} and normalisation.in_use(x.dtype):
+        return normalisation.moments(x)
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     mean = axis.mean(jnp.mean(x, reduced, keepdims=True))
     var = axis.mean(jnp.mean(jnp.square(x - mean), reduced))  # two passes: exact where the mean is large

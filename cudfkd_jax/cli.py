@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -124,6 +125,8 @@ def use_compilation_cache() -> None:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cudfkd_jax" / "xla"
         jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    # Programs that call oneDNN cannot be serialised (jaxlib 0.11.2, 0.12.0.1); they are compiled at every start.
+    warnings.filterwarnings("ignore", "(?s)Error writing persistent compilation cache entry.*MemoryError")
 
 
 def _describe(error: BaseException) -> str:

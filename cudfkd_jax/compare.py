@@ -45,6 +45,7 @@ def compare(
     """
     base = settings.load_checked(file, overrides)
     validate.check_one_process(base, "a comparison")
+    validate.check_dtype_settled(base, "a comparison")
     own = ("method", "seed")
     given = [o for o in overrides if o.lstrip("-").removeprefix("config.").partition("=")[0] in own]
     if given or "method=" in file:

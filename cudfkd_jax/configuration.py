@@ -12,6 +12,7 @@ from cudfkd_jax.errors import UserError
 from cudfkd_jax.loops import Epoch
 
 NO_DATA = "none"  # as data.source
+AUTO = "auto"  # as compute_dtype, until `precision.settle`
 PROCESSES = "distributed."  # begins the settings that say where a run takes place, which is not kept with it
 
 

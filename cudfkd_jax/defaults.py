@@ -26,7 +26,9 @@ def get_config() -> ConfigDict:
     # another random key, up to three times.
     config.on_nan = "stop"
     config.released_js = False  # "js" is the exact divergence; True: the released code's, clamped to [0.01, 0.99]
-    config.compute_dtype = "float32"  # of convolutions and matrix products; or "bfloat16"
+    # Of convolutions and matrix products: "float32", "bfloat16", or "auto": bfloat16 where the devices compute it
+    # fast (GPUs, TPUs, CPUs with AMX or AVX512-BF16). A run keeps what it was started with.
+    config.compute_dtype = "float32"
     # Student steps of a round whose images and teacher outputs are computed in one large batch, where the loop is
     # compiled; 0: as many as device memory allows.
     config.batches_at_once = 0

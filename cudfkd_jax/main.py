@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from cudfkd_jax import cli, configuration, export, report, saved, settings, stages
+from cudfkd_jax import allocator, cli, configuration, export, report, saved, settings, stages
 from cudfkd_jax.errors import UserError
 from cudfkd_jax.formats import FORMATS
 from cudfkd_jax.workdir import CONFIG, check_writable
@@ -53,6 +53,7 @@ def _run(arguments: Sequence[str]) -> None:
     if options.compare is not None and options.stage != "report":
         raise UserError(f"--compare={options.compare} is for --stage=report; leave it out, or report")
     cli.use_compilation_cache()
+    allocator.keep_freed_memory()
     workdir = options.workdir
     if options.config or options.stage not in ("evaluate", "export", "report"):
         config = settings.load(options.config)

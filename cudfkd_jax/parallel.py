@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from cudfkd_jax import processes
+from cudfkd_jax import onednn, processes
 
 Tree = TypeVar("Tree")
 
@@ -63,6 +63,7 @@ class Devices:
     """The devices a run uses, those of each process side by side, and how a step is compiled for them."""
 
     devices: tuple[jax.Device, ...]
+    bfloat16: bool = False  # what is compiled computes convolutions and matrix products in bfloat16
 
     @property
     def local(self) -> tuple[jax.Device, ...]:
@@ -84,7 +85,8 @@ class Devices:
         donate = (0,) if donate_state else ()
         step = functools.partial(step, axis=self.axis)
         if self.axis.name is None:
-            return jax.jit(step, donate_argnums=donate, compiler_options=_options(self.devices[0].platform))
+            options = _options(self.devices[0].platform, self.bfloat16)
+            return jax.jit(step, donate_argnums=donate, compiler_options=options)
         return jax.pmap(step, axis_name=_AXIS_NAME, devices=self.devices, donate_argnums=donate)
 
     def replicate(self, tree: Tree) -> Tree:
@@ -123,22 +125,25 @@ class Devices:
         return NamedSharding(Mesh(np.asarray(self.local), (_AXIS_NAME,)), PartitionSpec(_AXIS_NAME))
 
 
-def local_devices(count: int = 0) -> Devices:
-    """The first `count` local devices of every process, all of them where it is 0."""
+def local_devices(count: int = 0, *, bfloat16: bool = False) -> Devices:
+    """The first `count` local devices of every process, all of them where it is 0; see `Devices`."""
     by_process: dict[int, list[jax.Device]] = {}
     for device in jax.devices():
         by_process.setdefault(device.process_index, []).append(device)
-    return Devices(tuple(device for _, local in sorted(by_process.items()) for device in local[: count or None]))
+    chosen = (device for _, local in sorted(by_process.items()) for device in local[: count or None])
+    return Devices(tuple(chosen), bfloat16)
 
 
 @functools.cache
-def _options(platform: str) -> dict[str, str]:
+def _options(platform: str, bfloat16: bool) -> dict[str, bool | str]:
     """What XLA is told when it compiles for the devices of a platform, where it knows the words."""
     if platform != "cpu":
         return {}
+    if bfloat16 and onednn.available():
+        return dict(onednn.OPTIONS)
     # Eigen's convolutions, not YNNPACK's (the default of jaxlib 0.10): those take up to twice as long
     # (docs/performance.md), and their compiler crashed on some networks.
-    options = {"xla_cpu_experimental_ynn_fusion_type": ""}
+    options: dict[str, bool | str] = {"xla_cpu_experimental_ynn_fusion_type": ""}
     try:
         jax.jit(jnp.negative, compiler_options=options)(0.0)
     except jax.errors.JaxRuntimeError:

@@ -52,6 +52,7 @@ def load(wanted: Wanted) -> ConfigDict:
     """
     config = settings.load_checked(wanted.file, wanted.overrides)
     validate.check_one_process(config, "each of several runs")
+    validate.check_dtype_settled(config, "each of several runs")
     return config
 
 

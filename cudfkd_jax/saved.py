@@ -7,7 +7,18 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from cudfkd_jax import build, configuration, datafree, defaults, networks, train, validate, weights, workdir
+from cudfkd_jax import (
+    build,
+    configuration,
+    datafree,
+    defaults,
+    networks,
+    precision,
+    train,
+    validate,
+    weights,
+    workdir,
+)
 from cudfkd_jax.errors import UserError
 from cudfkd_jax.evaluate import evaluate, make_predict
 from cudfkd_jax.summary import evaluation_table
@@ -49,6 +60,7 @@ def evaluate_run(config: ConfigDict, folder: Path, say: Callable[[str], None] = 
     """
     validate.check(config)
     validate.check_one_process(config, "--stage=evaluate")
+    precision.settle(config, folder)
     if config.data.source == configuration.NO_DATA:
         raise UserError(
             f"--stage=evaluate measures on test images and data.source={configuration.NO_DATA} has none; "

@@ -24,6 +24,7 @@ from cudfkd_jax import (
     configuration,
     datafree,
     networks,
+    precision,
     processes,
     report,
     train,
@@ -69,11 +70,13 @@ def run(config: ConfigDict, stage: str, folder: Path, say: Callable[[str], None]
     build.connect(config, say)
     say = say if processes.is_first() else _say_nothing
     processes.together(lambda: validate.check(config))
+    precision.settle(config, folder)
     build.check_same(config, stage)
     found = processes.from_first(lambda: _look(config, stage, folder, say))
     parts, teacher = found["parts"], found["teacher"] and weights.unpack(found["teacher"])
     if not parts:
         return
+    _advise(config, say)
     dataset = processes.together(lambda: _prepare(config, parts, teacher))
     with _locked(folder):
         for part in parts:
@@ -156,6 +159,7 @@ def run_pair(
         UserError: before anything is compiled or written.
         OutOfMemoryError: with the settings to lower.
     """
+    precision.settle(config, folder)
     settings = build.result_settings(config, "distill")
     settings[workdir.TEACHER] = weights.digest(pair.teacher_variables)
 
@@ -177,11 +181,13 @@ def run_pair(
     build.check_same(config, "distill")
     if processes.from_first(is_finished):
         return
+    say = say if processes.is_first() else _say_nothing
+    _advise(config, say)
     processes.together(lambda: datafree.check_shapes(config, pair))
     with _locked(folder):
         processes.from_first(begin)
         with enough_memory("distill", build.memory_settings(config, "distill")):
-            _distill(config, folder, pair, test, say if processes.is_first() else _say_nothing)
+            _distill(config, folder, pair, test, say)
 
 
 def _run_part(
@@ -236,6 +242,11 @@ def _check_folder(workdir_: Path, folder: Path) -> None:
 def _report(config: ConfigDict, folder: Path) -> None:
     if config.log.report and report.is_missing(folder):
         report.write_report(folder)
+
+
+def _advise(config: ConfigDict, say: Callable[[str], None]) -> None:
+    if text := precision.advice(config):
+        say(text)
 
 
 def _say_nothing(text: str) -> None:

@@ -68,6 +68,7 @@ def common_summary(config: ConfigDict, history: list[Record], devices: Devices) 
     return {
         "dataset": config.data.name,
         "seed": config.seed,
+        "compute_dtype": config.compute_dtype,
         "epochs": len(history),
         "wall_s": sum(record["seconds"] + record["evaluation_seconds"] for record in history),
         # The median epoch: the first one compiles.

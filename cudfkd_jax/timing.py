@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 from ml_collections import ConfigDict
 
-from cudfkd_jax import build, configuration, networks, steps, supervised, trainer, validate
+from cudfkd_jax import build, configuration, networks, precision, steps, supervised, trainer, validate
 from cudfkd_jax.batching import batches_at_once
 from cudfkd_jax.loops import Epoch, EpochFunction, Steps, distillation_steps, make_epoch_function
 from cudfkd_jax.parallel import Devices
@@ -62,6 +62,7 @@ def set_up(config: ConfigDict) -> Setup:
     """
     validate.check(config)
     validate.check_devices(config, ["distill"])
+    precision.settle(config)
     devices, key = build.devices(config), build.root_key(config, "distill")
     net = networks.described(config, "teacher")
     teacher = networks.classifier(config, net)
@@ -135,6 +136,7 @@ def supervised_pace(config: ConfigDict, section: str) -> Pace:
     """
     begin = time.perf_counter()
     validate.check_devices(config, [section])
+    precision.settle(config)
     images, labels = build.dataset(config, ("train",)).splits["train"]
     devices, key = build.devices(config), build.root_key(config, section)
     epoch = build.supervised_epoch(config, section, len(labels))

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from cudfkd_jax import build_method, checkpoint, curriculum, data, loops, networks, trainer
 from cudfkd_jax.capture import mode_arguments
-from cudfkd_jax.configuration import NO_DATA, choose, distill_epoch, flatten, get
+from cudfkd_jax.configuration import AUTO, NO_DATA, choose, distill_epoch, flatten, get
 from cudfkd_jax.errors import UserError
 from cudfkd_jax.methods import METHODS, contrastive_loss, cudfkd, student
 from cudfkd_jax.models import generator
@@ -58,7 +58,7 @@ _CHOICES: dict[str, Sequence[str]] = {
     "method": METHODS,
     "loop": loops.LOOPS,
     "on_nan": trainer.ON_NAN,
-    "compute_dtype": ("float32", "bfloat16"),
+    "compute_dtype": ("float32", "bfloat16", AUTO),
     "data.source": (*data.SOURCES, NO_DATA),
     "generator.size": generator.SIZES,
     "generator.schedule": build_method.GENERATOR_SCHEDULES,
@@ -210,6 +210,19 @@ def check_one_process(config: ConfigDict, what: str) -> None:
     """
     if config.distributed.detect or config.distributed.coordinator:
         raise UserError(f"{what} takes one process; leave out --config.distributed")
+
+
+def check_dtype_settled(config: ConfigDict, what: str) -> None:
+    """Refuses a dtype that each machine would choose for itself where runs are identified before they start.
+
+    Raises:
+        UserError: `compute_dtype` is "auto".
+    """
+    if config.compute_dtype == AUTO:
+        raise UserError(
+            f"{what} needs a dtype that is the same on every machine; set --config.compute_dtype to float32 or "
+            "bfloat16"
+        )
 
 
 def _require(key: str, value: Any, holds: bool, rule: str) -> None:

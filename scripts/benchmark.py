@@ -50,7 +50,7 @@ import json
 from benchmarking import peers
 from benchmarking.measure import measure_all
 from benchmarking.table import scaling, table
-from cudfkd_jax import cli, configuration, settings, validate
+from cudfkd_jax import allocator, cli, configuration, settings, validate
 from cudfkd_jax.errors import UserError
 
 _IMPORTS_S = time.perf_counter() - _START
@@ -62,6 +62,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _run(arguments: Sequence[str]) -> None:
+    allocator.keep_freed_memory()  # as the command line does
     parser = cli.Parser()
     for option, default in (("config", None), ("rounds", "10"), ("devices", ""), ("peer", "")):
         parser.add_argument(f"--{option}", default=default)

@@ -37,7 +37,7 @@ SENSIBLE: dict[str, Sequence[Any]] = {
     "loop": ("python", "scan", "auto"),
     "on_nan": ("stop", "rollback"),
     "released_js": _SWITCHES,
-    "compute_dtype": ("float32", "bfloat16"),
+    "compute_dtype": ("float32", "bfloat16", "auto"),
     "batches_at_once": (0, 1, 2),
     "fold_bn": _SWITCHES,
     "data.name": ("", "digits", "ein Name"),

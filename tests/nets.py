@@ -2,9 +2,10 @@
 
 import flax.linen as nn
 import jax
+from jax.typing import DTypeLike
 from ml_collections import ConfigDict
 
-from cudfkd_jax import build, defaults, networks
+from cudfkd_jax import build, configuration, defaults, networks
 from cudfkd_jax.capture import Classifier
 from cudfkd_jax.steps import Problem
 
@@ -13,17 +14,18 @@ IMAGE_SHAPE = (8, 8, 3)
 
 class TinyNet(nn.Module):
     features: int = 6
+    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, x, train: bool):
         for stride in (1, 2):
-            x = nn.Conv(self.features, (3, 3), stride, use_bias=False)(x)
-            x = nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.9)(x))
+            x = nn.Conv(self.features, (3, 3), stride, use_bias=False, dtype=self.dtype)(x)
+            x = nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.9, dtype=self.dtype)(x))
         return nn.Dense(10)(x.mean((1, 2)))
 
 
-def classifier(features: int = 6) -> Classifier:
-    return Classifier(TinyNet(features), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+def classifier(features: int = 6, dtype: DTypeLike | None = None) -> Classifier:
+    return Classifier(TinyNet(features, dtype), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
 
 
 def config() -> ConfigDict:
@@ -39,7 +41,8 @@ def config() -> ConfigDict:
 
 def problem(c: ConfigDict) -> Problem:
     net = networks.described(c, "teacher")
-    pair = networks.Pair(classifier(8), net, teacher_variables(), classifier(4), net)
+    dtype = configuration.compute_dtype(c)
+    pair = networks.Pair(classifier(8, dtype), net, teacher_variables(), classifier(4, dtype), net)
     return build.problem(c, pair)
 
 

@@ -1,11 +1,14 @@
 """Checkpoints inside epochs change nothing; kills at any moment are in `test_crash.py`."""
 
+import pytest
 from helpers import outcome
 
 from cudfkd_jax import checkpoint, stages
 
 
-def test_saving_inside_epochs_changes_nothing(finished_run, tiny_config, tmp_path):
+@pytest.mark.parametrize("compute_dtype", ["float32", "bfloat16"])  # on some CPUs other programs altogether
+def test_saving_inside_epochs_changes_nothing(finished_run, tiny_config, tmp_path, compute_dtype):
+    tiny_config.compute_dtype = compute_dtype
     tiny_config.teacher.checkpoint = str(finished_run)
     tiny_config.distill.epochs = 2
     for name, seconds in (("ends", 0.0), ("every_step", 1e-6)):

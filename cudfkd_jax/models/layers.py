@@ -3,11 +3,15 @@
 Submodules carry PyTorch's dotted names: a parameter's path joined by dots is its PyTorch name, leaf aside.
 """
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.nn import initializers
 from jax.typing import DTypeLike
+
+from cudfkd_jax.models.convolution import conv_general_dilated
 
 # N(0, sqrt(2 / (k*k*out))): the convolutions of WRN and VGG (He et al., 2015, fan-out form).
 he_normal = initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -35,6 +39,7 @@ def conv(
     dtype: DTypeLike | None,
     stride: int = 1,
     use_bias: bool = False,
+    operation: Callable[..., jax.Array] = conv_general_dilated,
 ) -> nn.Conv:
     """A square convolution with PyTorch's symmetric padding size // 2 (XLA's SAME differs at stride 2)."""
     return nn.Conv(
@@ -45,6 +50,7 @@ def conv(
         use_bias=use_bias,
         kernel_init=kernel_init,
         dtype=dtype,
+        conv_general_dilated=operation,
         name=name,
     )
 

@@ -6,15 +6,19 @@ BatchNorms have the epsilon 0.8 that stands there (a positional argument, perhap
 damps maps of little variance; the first of the generator and the last of either network have the usual 1e-5.
 """
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from cudfkd_jax.models import layers
-from cudfkd_jax.models.generator import check_stages, upsample_2x
+from cudfkd_jax.models.convolution import conv_general_dilated, conv_of_upsampled
+from cudfkd_jax.models.generator import check_stages
 
 _INNER_EPSILON = 0.8
+Operation = Callable[..., jax.Array]
 
 
 def _weights(key, shape, dtype=jnp.float32, out_sharding=None):
@@ -67,7 +71,7 @@ class NormalisedGenerator(nn.Module):
         x = _batch_norm("bn0", train, self.dtype, epsilon=1e-5)(x.reshape(-1, h, w, channels))
         for stage in range(1, self.stages + 1):
             features = self.width if stage == self.stages else channels
-            x = self._conv(features, stage, upsample_2x(x), train)
+            x = self._conv(features, stage, x, train, conv_of_upsampled)
             x = nn.leaky_relu(_batch_norm(f"bn{stage}", train, self.dtype)(x), 0.2)
         x = nn.tanh(layers.at_least_float32(self._conv(image_channels, self.stages + 1, x, train)))
         y = nn.BatchNorm(
@@ -75,8 +79,10 @@ class NormalisedGenerator(nn.Module):
         )(x)
         return y * jnp.asarray(self.std, y.dtype) + jnp.asarray(self.mean, y.dtype)
 
-    def _conv(self, features: int, index: int, x: jax.Array, train: bool) -> jax.Array:
-        conv = _conv(features, f"conv{index}", self.dtype)
+    def _conv(
+        self, features: int, index: int, x: jax.Array, train: bool, operation: Operation = conv_general_dilated
+    ) -> jax.Array:
+        conv = _conv(features, f"conv{index}", self.dtype, operation=operation)
         if not self.spectral_norm:
             return conv(x)
         return nn.SpectralNorm(conv, name=f"norm{index}")(x, update_stats=train)
@@ -132,8 +138,23 @@ class Encoder(nn.Module):
         return _batch_norm(f"bn{index}", train, self.dtype, epsilon)(x)
 
 
-def _conv(features: int, name: str, dtype: DTypeLike | None, stride: int = 1) -> nn.Conv:
-    return layers.conv(features, 3, name=name, kernel_init=_weights, dtype=dtype, stride=stride, use_bias=True)
+def _conv(
+    features: int,
+    name: str,
+    dtype: DTypeLike | None,
+    stride: int = 1,
+    operation: Operation = conv_general_dilated,
+) -> nn.Conv:
+    return layers.conv(
+        features,
+        3,
+        name=name,
+        kernel_init=_weights,
+        dtype=dtype,
+        stride=stride,
+        use_bias=True,
+        operation=operation,
+    )
 
 
 def _batch_norm(name: str, train: bool, dtype: DTypeLike | None, epsilon: float = _INNER_EPSILON) -> nn.BatchNorm:

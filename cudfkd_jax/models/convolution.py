@@ -1,0 +1,210 @@
+"""The convolution of all networks: `lax.conv_general_dilated`, with gradients that suit oneDNN in bfloat16.
+
+XLA's CPU backend hands plain convolutions to oneDNN (`onednn.py`), but not the input gradients that JAX derives:
+their kernels are reversed inside the convolution and their inputs dilated by the stride, and the rewriter takes
+neither. Written as a plain convolution of operands that are reversed, transposed and dilated beforehand, an input
+gradient runs at the rate of a forward pass, some ten times as fast.
+"""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array, lax
+
+from cudfkd_jax import onednn
+
+_LAYOUT = ("NHWC", "HWIO", "NHWC")
+# Which form a kernel gradient takes: a rule, not a measurement when the program runs, which could change the bits
+# of a resumed run.
+_WIDE = 2**15  # channels times features from which products are faster
+_NARROW = 4  # features up to which the operands are exchanged
+
+Pair = tuple[int, int]
+Padding = tuple[Pair, Pair]
+
+
+def conv_general_dilated(
+    lhs: Array,
+    rhs: Array,
+    window_strides: Sequence[int],
+    padding: str | Sequence[Pair],
+    lhs_dilation: Sequence[int] | None = None,
+    rhs_dilation: Sequence[int] | None = None,
+    dimension_numbers: Any = None,
+    feature_group_count: int = 1,
+    batch_group_count: int = 1,
+    precision: Any = None,
+    preferred_element_type: Any = None,
+) -> Array:
+    """`lax.conv_general_dilated`, for `nn.Conv.conv_general_dilated`.
+
+    Two-dimensional bfloat16 convolutions `[B, H, W, C] * [h, w, C, F]` without groups and dilation have gradients
+    of their own where oneDNN is in use; results agree to bfloat16's accuracy. Everything else is JAX's.
+    """
+    plain = (
+        onednn.in_use(lhs.dtype)
+        and rhs.dtype == lhs.dtype
+        and lhs.ndim == 4
+        and feature_group_count == batch_group_count == 1
+        and set(lhs_dilation or (1,)) | set(rhs_dilation or (1,)) == {1}
+        and lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
+        == lax.conv_dimension_numbers(lhs.shape, rhs.shape, _LAYOUT)
+        and preferred_element_type in (None, lhs.dtype)
+    )
+    if not plain:
+        return lax.conv_general_dilated(
+            lhs,
+            rhs,
+            window_strides,
+            padding,
+            lhs_dilation,
+            rhs_dilation,
+            dimension_numbers,
+            feature_group_count,
+            batch_group_count,
+            precision,
+            preferred_element_type,
+        )
+    strides = (window_strides[0], window_strides[1])
+    if isinstance(padding, str):
+        padding = lax.padtype_to_pads(lhs.shape[1:3], rhs.shape[:2], strides, padding)
+    (top, bottom), (left, right) = padding
+    return _convolve(lhs, rhs, strides, ((top, bottom), (left, right)))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _convolve(x: Array, kernel: Array, strides: Pair, padding: Padding) -> Array:
+    return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=_LAYOUT)
+
+
+def _forward(x: Array, kernel: Array, strides: Pair, padding: Padding) -> tuple[Array, tuple[Array, Array]]:
+    return _convolve(x, kernel, strides, padding), (x, kernel)
+
+
+def _backward(
+    strides: Pair, padding: Padding, operands: tuple[Array, Array], gradient: Array
+) -> tuple[Array, Array]:
+    x, kernel = operands
+    return (
+        _input_gradient(gradient, kernel, x.shape, strides, padding),
+        _kernel_gradient(x, gradient, kernel.shape, strides, padding),
+    )
+
+
+_convolve.defvjp(_forward, _backward)
+
+
+def conv_of_upsampled(
+    lhs: Array, rhs: Array, window_strides: Sequence[int], padding: str | Sequence[Pair], **arguments: Any
+) -> Array:
+    """The convolution of maps whose pixels are repeated as 2x2 tiles, for `nn.Conv.conv_general_dilated`.
+
+    A pixel of the result sees 2x2 pixels of the small maps with a 3x3 kernel, by sums of its taps that depend on
+    where in its tile it lies. Where oneDNN is in use, one convolution of the small maps computes all four kinds,
+    with 4/9 of the operations, and no large map is read.
+
+    Args:
+        lhs: `[B, H, W, C]`, not yet repeated.
+        rhs: `[3, 3, C, F]`.
+        window_strides: 1, and `padding` 1 on every side: nothing else is supported.
+        arguments: further ones of `lax.conv_general_dilated`.
+
+    Returns:
+        `[B, 2H, 2W, F]`.
+    """
+    if not onednn.in_use(lhs.dtype):
+        return lax.conv_general_dilated(upsample_2x(lhs), rhs, window_strides, padding, **arguments)
+    batch, height, width, _ = lhs.shape
+    features = rhs.shape[-1]
+    # Rounded once more to bfloat16; the barrier keeps the sums out of the convolution.
+    kernel = lax.optimization_barrier(_taps_of_tiles(rhs.astype(jnp.float32)).astype(rhs.dtype))
+    y = _convolve(lhs, kernel, (1, 1), ((1, 1), (1, 1))).reshape(batch, height + 1, width + 1, 2, 2, features)
+    # Row t of it sees the rows t - 1 and t: the second pixels of tile t - 1 and the first ones of tile t.
+    y = y.transpose(0, 1, 3, 2, 4, 5).reshape(batch, 2 * height + 2, 2 * width + 2, features)
+    return y[:, 1:-1, 1:-1]
+
+
+def upsample_2x(x: Array) -> Array:
+    """Each pixel as a 2x2 tile (nearest neighbour): [B, H, W, C] -> [B, 2H, 2W, C]."""
+    batch, h, w, channels = x.shape
+    # The fastest form on the CPU, forward and backward, against jnp.repeat and jax.image.resize.
+    tiles = jnp.broadcast_to(x[:, :, None, :, None, :], (batch, h, 2, w, 2, channels))
+    return tiles.reshape(batch, 2 * h, 2 * w, channels)
+
+
+def _taps_of_tiles(kernel: Array) -> Array:
+    """Kernels [3, 3, C, F] of repeated pixels as [2, 2, C, 4F] of single ones; a tile's last pixels come first."""
+
+    def along(taps: Array) -> Array:  # [3, ...] -> [place, tap, ...]
+        return jnp.stack([jnp.stack([taps[0] + taps[1], taps[2]]), jnp.stack([taps[0], taps[1] + taps[2]])])
+
+    rows = along(kernel)  # place, tap, 3, C, F
+    both = along(jnp.moveaxis(rows, 2, 0))  # place, tap of the columns, place, tap of the rows, C, F
+    taps = jnp.transpose(both, (3, 1, 4, 2, 0, 5))
+    return taps.reshape(2, 2, kernel.shape[2], 4 * kernel.shape[3])
+
+
+def _input_gradient(
+    gradient: Array, kernel: Array, shape: tuple[int, ...], strides: Pair, padding: Padding
+) -> Array:
+    """The gradient by the input: the dilated gradient convolved with the reversed and transposed kernel.
+
+    Without the barriers XLA would move reversal and dilation back into the convolution.
+    """
+    if strides != (1, 1):
+        inner = ((0, 0, 0), *((0, 0, stride - 1) for stride in strides), (0, 0, 0))
+        gradient = lax.optimization_barrier(lax.pad(gradient, jnp.zeros((), gradient.dtype), inner))
+    kernel = lax.optimization_barrier(jnp.flip(kernel, (0, 1)).swapaxes(2, 3))
+    around = [
+        (size - 1 - before, length - extent + before)
+        for size, (before, _), length, extent in zip(
+            kernel.shape[:2], padding, shape[1:3], gradient.shape[1:3], strict=True
+        )
+    ]
+    return lax.conv_general_dilated(gradient, kernel, (1, 1), around, dimension_numbers=_LAYOUT)
+
+
+def _kernel_gradient(x: Array, gradient: Array, shape: tuple[int, ...], strides: Pair, padding: Padding) -> Array:
+    """The gradient by the kernel, in the form that is fastest for its shape (docs/performance.md)."""
+    height, width, channels, features = shape
+    if height == width == 1 or channels * features >= _WIDE:
+        return _kernel_gradient_by_products(x, gradient, shape, strides, padding)
+    if features <= _NARROW and strides == (1, 1):
+        return _kernel_gradient_reversed(x, gradient, shape, padding)
+
+    def convolve(kernel: Array) -> Array:
+        return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=_LAYOUT)
+
+    return jax.linear_transpose(convolve, jax.ShapeDtypeStruct(shape, x.dtype))(gradient)[0]
+
+
+def _kernel_gradient_by_products(
+    x: Array, gradient: Array, shape: tuple[int, ...], strides: Pair, padding: Padding
+) -> Array:
+    """A product [C, B·H·W] · [B·H·W, F] for each tap of the kernel: best where C and F are large."""
+    height, width, channels, features = shape
+    (down, right), (rows, columns) = strides, gradient.shape[1:3]
+    around = ((0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0))
+    x = lax.pad(x, jnp.zeros((), x.dtype), around)
+    flat = gradient.reshape(-1, features)
+
+    def tap(i: int, j: int) -> Array:
+        seen = x[:, i : i + down * (rows - 1) + 1 : down, j : j + right * (columns - 1) + 1 : right]
+        # The barrier keeps XLA from fusing the copy into a product of its own.
+        seen = lax.optimization_barrier(seen.reshape(-1, channels))
+        return lax.dot_general(seen, flat, (((0,), (0,)), ((), ())))
+
+    return jnp.stack([tap(i, j) for i in range(height) for j in range(width)]).reshape(shape)
+
+
+def _kernel_gradient_reversed(x: Array, gradient: Array, shape: tuple[int, ...], padding: Padding) -> Array:
+    """JAX's form with the two operands exchanged, for stride 1: best where F is far below C.
+
+    JAX's slides the gradient over C images, the channels of the input; this one slides the input over F images.
+    """
+    around = [(size - 1 - low, size - 1 - high) for size, (low, high) in zip(shape[:2], padding, strict=True)]
+    swapped = lax.conv_general_dilated(gradient, x, (1, 1), around, dimension_numbers=("CHWN", "IHWO", "HWNC"))
+    return jnp.flip(swapped, (0, 1)).swapaxes(2, 3)
