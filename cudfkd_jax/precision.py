@@ -4,6 +4,7 @@
 it is resumed, also on another machine.
 """
 
+import sys
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -15,6 +16,7 @@ from cudfkd_jax.parallel import Devices
 _CPU_INFO = Path("/proc/cpuinfo")
 # Measured for whole rounds (docs/performance.md), by the processor's flag.
 _GAINS = {"amx_bf16": "about 4 times", "avx512_bf16": "about twice"}
+_NEWER_PYTHON = (3, 12)  # that of jaxlib 0.11
 _STAGES = ("", "teacher", "scratch", "kd")  # folders of a run that hold settings
 
 
@@ -43,13 +45,21 @@ def settle(config: ConfigDict, folder: Path | None = None) -> None:
 
 def advice(config: ConfigDict) -> str | None:
     """What to tell a user whose run computes in float32 where bfloat16 is faster; None elsewhere."""
-    gain = _gain(build.devices(config))
-    if config.compute_dtype != "float32" or gain is None:
+    devices = build.devices(config)
+    if config.compute_dtype != "float32":
         return None
-    return (
-        f"computing in float32; these devices are {gain} as fast in bfloat16: a new run with "
-        f"--config.compute_dtype={AUTO} takes it"
-    )
+    if gain := _gain(devices):
+        return (
+            f"computing in float32; these devices are {gain} as fast in bfloat16: a new run with "
+            f"--config.compute_dtype={AUTO} takes it"
+        )
+    if (gain := _gain_of_the_processor(devices)) and sys.version_info < _NEWER_PYTHON:
+        newer = ".".join(map(str, _NEWER_PYTHON))
+        return (
+            f"computing in float32; with Python {newer} or newer, whose JAX uses this processor's matrix units, "
+            f"runs with --config.compute_dtype={AUTO} are {gain} as fast"
+        )
+    return None
 
 
 def _recorded(folder: Path) -> str | None:
@@ -66,12 +76,17 @@ def _gain(devices: Devices) -> str | None:
     """How much faster rounds are in bfloat16, in words; None where they are not."""
     device = devices.devices[0]
     if device.platform == "cpu":
-        # Several CPU devices are driven by pmap, which does not reach oneDNN.
-        flags = _cpu_flags() if len(devices.devices) == 1 else frozenset()
-        gain = next((gain for flag, gain in _GAINS.items() if flag in flags), None)
+        gain = _gain_of_the_processor(devices)
         return gain if gain and onednn.available() else None
     capability = getattr(device, "compute_capability", None)  # of NVIDIA's; bfloat16 from 8.0 on
     return "up to twice" if capability is None or float(capability) >= 8 else None
+
+
+def _gain_of_the_processor(devices: Devices) -> str | None:
+    """The same for a CPU, whether its JAX makes use of it or not."""
+    # Several CPU devices are driven by pmap, which does not reach oneDNN.
+    flags = _cpu_flags() if len(devices.devices) == 1 and devices.devices[0].platform == "cpu" else frozenset()
+    return next((gain for flag, gain in _GAINS.items() if flag in flags), None)
 
 
 def _cpu_flags() -> frozenset[str]:

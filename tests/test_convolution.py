@@ -9,16 +9,17 @@ import hypothesis
 import jax
 import jax.numpy as jnp
 import jaxlib.version
+import nets
 import numpy as np
 import pytest
 from hypothesis import strategies as st
 from jax import lax
 
-from cudfkd_jax import onednn
+from cudfkd_jax import onednn, steps
 from cudfkd_jax.capture import apply
-from cudfkd_jax.models import convolution
+from cudfkd_jax.models import convolution, normalisation
 from cudfkd_jax.models.convolution import conv_general_dilated, conv_of_upsampled, upsample_2x
-from cudfkd_jax.parallel import local_devices
+from cudfkd_jax.parallel import SINGLE, local_devices
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 EPSILON = 2.0**-8  # bfloat16's rounding error
@@ -174,3 +175,23 @@ def test_convolution_and_both_gradients_are_calls_of_onednn(stride):
 
     assert calls(bfloat16=True) == 2  # the result itself is not used
     assert calls(bfloat16=False) == 0
+
+
+@pytest.mark.parametrize("kind", ["synthesis", "student"])
+def test_a_step_in_these_forms_is_that_of_jax(kind, monkeypatch):
+    """In float32 all forms together, those of the statistics too, may change nothing but rounding."""
+    problem = nets.problem(nets.config())
+    step = {"synthesis": steps.synthesis_step, "student": steps.student_step}[kind]
+    state = steps.init_state(
+        jax.random.key(0), nets.teacher_variables(), problem=problem, image_shape=nets.IMAGE_SHAPE
+    )
+    leaves = {}
+    for taken in (True, False):
+        for module in (onednn, normalisation):
+            monkeypatch.setattr(module, "in_use", lambda dtype, taken=taken: taken)
+        after = jax.jit(functools.partial(step, problem=problem, axis=SINGLE))(state, nets.teacher_variables())
+        kept = (after.student, after.aux, after.synthesis.total, after.training.total)
+        leaves[taken] = [np.asarray(x, np.float64) for x in jax.tree.leaves(kept)]
+    assert any(np.any(a != b) for a, b in zip(leaves[True], leaves[False], strict=True))  # they were taken
+    for found, expected in zip(leaves[True], leaves[False], strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5 * np.abs(expected).max() + 1e-7)

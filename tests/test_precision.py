@@ -20,10 +20,13 @@ class _Device:
 def _machine(monkeypatch):
     """Takes the place of this machine."""
 
-    def of(*devices: _Device, flags: str = "", rewrites: bool = True) -> None:
+    def of(
+        *devices: _Device, flags: str = "", rewrites: bool = True, newer_python: tuple[int, int] = (3, 0)
+    ) -> None:
         monkeypatch.setattr(jax, "devices", lambda: list(devices))
         monkeypatch.setattr(precision, "_cpu_flags", lambda: frozenset(flags.split()))
         monkeypatch.setattr(onednn, "available", lambda: rewrites)
+        monkeypatch.setattr(precision, "_NEWER_PYTHON", newer_python)
 
     return of
 
@@ -60,6 +63,14 @@ def test_auto_is_what_the_devices_compute_fast(machine, tiny_config, devices, fl
     assert tiny_config.compute_dtype == expected
     if expected == "bfloat16":
         assert precision.advice(tiny_config) is None
+
+
+def test_an_older_python_is_told_what_a_newer_one_would_bring(machine, tiny_config):
+    machine(CPU, flags="avx512_bf16", rewrites=False, newer_python=(4, 0))
+    advice = precision.advice(tiny_config)
+    assert advice and "with Python 4.0 or newer" in advice and "about twice" in advice
+    machine(CPU, flags="avx2", rewrites=False, newer_python=(4, 0))
+    assert precision.advice(tiny_config) is None
 
 
 def test_a_given_dtype_stays(machine, tiny_config):
