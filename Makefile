@@ -96,7 +96,7 @@ gpu-dry-run: $(CARRIED)/wheels ## on a CPU: the whole program in small, stopped 
 .DELETE_ON_ERROR:
 
 clean: ## remove the environment and the caches of the tools; runs stay
-	rm -rf $(VENV) $(PARITY) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-* build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find cudfkd_jax configs scripts tests -name __pycache__ -prune -exec rm -rf {} +
 
 # Installed again whenever pyproject.toml changes; pip itself is the last thing that a new environment gets.
