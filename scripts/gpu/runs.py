@@ -50,8 +50,9 @@ def methods(session: Session, pair: Pair, names: Sequence[str] = _CHEAPEST_FIRST
     Raises:
         StepFailedError: there is no teacher.
     """
-    teacher = _carried_teacher(session, "flagship") or session.scratch / "flagship_teacher"
-    if not (teacher / "net.json").exists() and not (teacher / "teacher/net").is_dir():
+    trained = session.scratch / "flagship_teacher"
+    teacher = _carried_teacher(session, "flagship") or (trained if (trained / "teacher/net").is_dir() else None)
+    if teacher is None:
         raise StepFailedError("no teacher: the flagship has not trained one, and none was carried here")
     found: dict[str, Any] = {}
     for i, name in enumerate(names):
@@ -112,6 +113,10 @@ def _epoch_s(pair: Pair, measured: dict[str, Any] | None) -> float | None:
 
 
 def _carried_teacher(session: Session, name: str) -> Path | None:
+    """The file or folder of a teacher that was trained before, as `teacher.checkpoint` takes it."""
+    weights = session.carried / f"{name}_teacher.safetensors"
+    if weights.exists():
+        return weights
     folder = session.scratch / f"{name}_carried"
     path = session.carried / f"{name}_teacher.tar.gz"
     if not folder.exists() and path.exists():
