@@ -168,7 +168,7 @@ def _do(session: Session, name: str, step: Step) -> None:
     if _is_done(session, name):
         session.say(f"{name}: there already")
         return
-    if session.left < (0 if session.smoke else step.least_s):
+    if session.left < (15 if session.smoke else step.least_s):
         session.say(f"{name}: not begun, {session.left:.0f} s are left")
         return
     session.say(f"{name}: begun after {session.elapsed:.0f} s")
