@@ -76,8 +76,8 @@ def run(config: ConfigDict, stage: str, folder: Path, say: Callable[[str], None]
     parts, teacher = found["parts"], found["teacher"] and weights.unpack(found["teacher"])
     if not parts:
         return
-    _advise(config, say)
     dataset = processes.together(lambda: _prepare(config, parts, teacher))
+    _advise(config, say)
     with _locked(folder):
         for part in parts:
             with enough_memory(part, build.memory_settings(config, part)):
@@ -182,8 +182,8 @@ def run_pair(
     if processes.from_first(is_finished):
         return
     say = say if processes.is_first() else _say_nothing
-    _advise(config, say)
     processes.together(lambda: datafree.check_shapes(config, pair))
+    _advise(config, say)
     with _locked(folder):
         processes.from_first(begin)
         with enough_memory("distill", build.memory_settings(config, "distill")):

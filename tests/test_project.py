@@ -23,7 +23,7 @@ _LAYERS = (
     {"stages", "saved", "export", "settings", "cells"},
     {"teachers", "budget"},
     {"datafree", "train", "timing"},
-    {"convergence", "measure", "report"},
+    {"precision", "convergence", "measure", "report"},
     {"build", "validate"},
     {"build_method"},
     {"networks"},
@@ -32,28 +32,17 @@ _LAYERS = (
     {"loops", "supervised", "checkpoint", "interrupts", "progress", "samples", "torch_io", "workdir"},
     {"steps", "records", "data", "torch_names", "flax_io", "weights"},
     {"methods"},
-    {"capture", "curriculum", "metrics", "models", "train_state", "defaults"},
+    {"capture", "curriculum", "metrics", "train_state", "defaults"},
+    {"models"},
     {"losses", "parallel", "folding", "files", "quiet", "augment", "recipes", "paper", "cli"},
-    {"processes", "exhaustion"},
+    {"processes", "exhaustion", "onednn", "allocator"},
     {"errors"},
 )
 
 # Who may know what, and nobody else.
 _KNOWS_THE_CONFIGURATION = {
-    *(
-        "api",
-        "budget",
-        "plan",
-        "timing",
-        "settings",
-        "stages",
-        "saved",
-        "datafree",
-        "train",
-        "defaults",
-        "summary",
-    ),
-    *("teachers", "build", "build_method", "configuration", "networks", "validate"),
+    *("api", "budget", "plan", "timing", "settings", "stages", "saved", "datafree", "train", "defaults"),
+    *("teachers", "build", "build_method", "configuration", "networks", "precision", "summary", "validate"),
 }
 _KNOWS_DEVICES = {"parallel"}
 _UNPICKLES = {"data.pickles"}
@@ -136,8 +125,8 @@ def test_methods_and_models_know_nothing_of_configuration_data_disk_or_devices(n
     roots = {found.split(".")[0] for found in _imports(name)}
     assert not roots & {"absl", "io", "json", "ml_collections", "orbax", "os", "pathlib", "shutil", "sys"}
     assert {_entry(other) for other in _imported_modules(name)} <= {
-        *("methods", "models", "augment", "capture", "curriculum", "errors", "losses", "parallel"),
-        "train_state",
+        *("methods", "models", "augment", "capture", "curriculum", "errors", "losses", "onednn"),
+        *("parallel", "train_state"),
     }
     assert "Devices" not in _names(name)
 

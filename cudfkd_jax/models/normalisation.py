@@ -10,7 +10,6 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import jaxlib.version
 from jax import Array
 
 from cudfkd_jax import onednn
@@ -25,7 +24,7 @@ def in_use(dtype: jax.typing.DTypeLike) -> bool:
     In float32 from jaxlib 0.11 on: earlier ones sum well enough, and float64 is for tests that compare to the bit.
     """
     if jnp.dtype(dtype) == jnp.float32:
-        return jax.default_backend() == "cpu" and jaxlib.version.__version_info__ >= (0, 11)
+        return jax.default_backend() == "cpu" and jax.__version_info__ >= (0, 11)
     return onednn.in_use(dtype)
 
 
@@ -55,11 +54,10 @@ def column_sums(term: Callable[..., Array], *maps: Array) -> Array:
 @jax.custom_vjp
 def moments(x: Array) -> tuple[Array, Array]:
     """Mean and biased variance over all axes but the last: `[..., C]` -> `[C]`, `[C]`, float32."""
-    count = x.size // x.shape[-1]
+    count = float(x.size // x.shape[-1])  # sizes that no machine holds are no int32; XLA is to refuse them
     mean = column_sums(lambda v: v, x) / count
-    return mean, column_sums(
-        lambda v: jnp.square(v - mean), x
-    ) / count  # two passes: exact where the mean is large
+    # Two passes: exact where the mean is large.
+    return mean, column_sums(lambda v: jnp.square(v - mean), x) / count
 
 
 def _moments_forward(x: Array) -> tuple[tuple[Array, Array], tuple[Array, Array]]:

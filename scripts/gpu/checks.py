@@ -217,7 +217,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     cli.use_compilation_cache()
-    with np.load(options.reference) as reference:
+    with np.load(options.reference, allow_pickle=False) as reference:
         result = _check(options.name, reference)
     options.out.write_text(json.dumps(result), encoding="utf-8")
 

@@ -22,7 +22,7 @@ def unpack(jpegs: Path, target: Path, *, most: int | None = None) -> None:
             images per split; None: all.
     """
     arrays: dict[str, Any] = {}
-    with np.load(jpegs) as archive, concurrent.futures.ProcessPoolExecutor() as pool:
+    with np.load(jpegs, allow_pickle=False) as archive, concurrent.futures.ProcessPoolExecutor() as pool:
         for split in ("train", "test"):
             lengths, data = archive[f"{split}_lengths"], archive[f"{split}_bytes"].tobytes()
             ends = np.cumsum(lengths)
