@@ -47,6 +47,10 @@ _BELOW_ONE = (
     *("distill.momentum", "generator.beta1", "generator.beta2", "generator.ema_decay", "adi.beta1", "adi.beta2"),
 )
 
+_BATCHES = (
+    *(f"{section}.batch_size" for section in ("teacher", "scratch", "kd", "distill", "synthesis", "evaluation")),
+    "evaluation.synthetic_images",
+)
 _LARGEST_IMAGE = 1024  # pixels high and wide; the networks here are for small ones
 _AT_MOST = {
     "generator.stages": 10,
@@ -123,6 +127,7 @@ def check(config: ConfigDict) -> None:
     _check_additions(config)
     _check_convergence(config)
     _check_image(config)
+    _check_batches(config)
     for role in ("teacher", "student"):
         network = networks.classifier(config, networks.described(config, role))
         mode_arguments(network.module, train=False, train_argument=network.train_argument)
@@ -252,6 +257,14 @@ def _check_length(config: ConfigDict) -> None:
             f"memory.every_epochs={every} of {epoch.steps} steps are more than can be counted; "
             "lower --config.memory.every_epochs"
         )
+
+
+def _check_batches(config: ConfigDict) -> None:
+    """Refuses batches of so many numbers that XLA's CPU compiler crashes on them instead of finding no memory."""
+    shape = tuple(config.data.image_shape)
+    for key in _BATCHES:
+        size, numbers = get(config, key), get(config, key) * math.prod(shape)
+        _require(key, size, numbers < 2**31, f"images of data.image_shape={shape} must be less than 2**31 numbers")
 
 
 def _check_image(config: ConfigDict) -> None:

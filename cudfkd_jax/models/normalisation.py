@@ -15,6 +15,7 @@ from jax import Array
 from cudfkd_jax import onednn
 
 _PARTS = 16  # added at a time
+_MOST_ROWS = 2**28  # of a product; XLA's compiler divides by zero from 2^32 on, where it should find no memory
 _ROWS = 8  # of the ones that sum what is left: a single row would be a loop in place of a library's product
 
 
@@ -45,6 +46,8 @@ def column_sums(term: Callable[..., Array], *maps: Array) -> Array:
         return term(*(r[start:stop].astype(jnp.float32) for r in rows))
 
     total = jnp.zeros(rows[0].shape[1:])
+    if length >= _MOST_ROWS:
+        return jnp.sum(terms(0, rows[0].shape[0]), axis=0)
     if length:
         parts = functools.reduce(jnp.add, (terms(i * length, (i + 1) * length) for i in range(_PARTS)))
         total = jnp.dot(jnp.ones((_ROWS, length)), parts, precision=jax.lax.Precision.HIGHEST)[0]
