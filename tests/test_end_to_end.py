@@ -14,7 +14,6 @@ from cudfkd_jax import stages
 @pytest.mark.slow
 def test_digits(tmp_path):
     config = runpy.run_path(str(Path(__file__).parents[1] / "configs" / "digits.py"))["get_config"]()
-    config.distill.epochs = 9  # of 15
     stages.run(config, "all", tmp_path, say=print)
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["teacher"]["acc1"] >= 98.5
