@@ -78,7 +78,11 @@ $(CARRIED)/wheels: Makefile | $(DRY)/bin/pip
 	$(DRY)/bin/pip wheel --quiet --no-deps --wheel-dir $@ $(LACKING)
 	@touch $@
 
-$(CARRIED)/reference.npz: $(CARRIED)/wheels
+$(CARRIED)/site: $(CARRIED)/wheels
+	rm -rf $@
+	$(DRY)/bin/pip install --quiet --no-index --no-deps --target $@ $(CARRIED)/wheels/*.whl
+
+$(CARRIED)/reference.npz: $(CARRIED)/site
 	PYTHONPATH=$(CARRIED)/site:. $(DRY)/bin/python scripts/gpu --prepare --carried=$(CARRIED)
 
 # A fresh environment with what such a machine has; the wheels go where they go there, found without a network.
@@ -87,9 +91,8 @@ $(DRY)/bin/pip:
 	$(DRY)/bin/pip install --quiet jax==$(GPU_JAX) flax optax orbax-checkpoint scikit-learn matplotlib pandas \
 		tensorboard tqdm psutil requests pyarrow
 
-gpu-dry-run: $(CARRIED)/wheels ## on a CPU: the whole program in small, stopped in the middle and taken up again
-	rm -rf $(CARRIED)/site $(DRY)/out
-	$(DRY)/bin/pip install --quiet --no-index --no-deps --target $(CARRIED)/site $(CARRIED)/wheels/*.whl
+gpu-dry-run: $(CARRIED)/site ## on a CPU: the whole program in small, stopped in the middle and taken up again
+	rm -rf $(DRY)/out
 	-PYTHONPATH=$(CARRIED)/site:. $(DRY)/bin/python scripts/gpu --smoke --carried=$(CARRIED) --out=$(DRY)/out --minutes=4
 	PYTHONPATH=$(CARRIED)/site:. $(DRY)/bin/python scripts/gpu --smoke --carried=$(CARRIED) --out=$(DRY)/out
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tarfile
@@ -9,8 +10,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from cudfkd_jax import cli, configuration
+from cudfkd_jax.errors import RunFailedError
 from gpu import cifar10, flags, runs, sanity, sizes, speed
-from gpu.session import ROOT, Session, StepFailedError
+from gpu.session import ROOT, Session, StepFailedError, python_path
 
 _PROBE = """\
 import importlib.metadata, json, jax
@@ -74,7 +77,11 @@ STEPS = {
 
 def main(arguments: Sequence[str], usage: str) -> int:
     """Does what the arguments say; 0 where each step that was asked for has its result."""
-    parser = argparse.ArgumentParser(usage=usage, allow_abbrev=False)
+    return cli.guard(_run, arguments, usage)
+
+
+def _run(arguments: Sequence[str]) -> None:
+    parser = cli.Parser()
     parser.add_argument("--minutes", type=float, default=0.0)
     parser.add_argument("--out", type=Path, default=Path("runs/gpu"))
     parser.add_argument("--scratch", type=Path)
@@ -87,8 +94,8 @@ def main(arguments: Sequence[str], usage: str) -> int:
     parser.add_argument("--smoke", action="store_true")
     options = parser.parse_args(arguments)
     chosen = options.steps.split(",")
-    if unknown := [name for name in chosen if name not in STEPS]:
-        parser.error(f"unknown step {unknown[0]!r}; valid: {', '.join(STEPS)}")
+    for name in chosen:
+        configuration.choose("--steps", name, tuple(STEPS))
     if options.prepare:
         return _prepare(options.carried.resolve())
     session = _begin(options)
@@ -100,24 +107,27 @@ def main(arguments: Sequence[str], usage: str) -> int:
         _keep_compiled(session)
     lines = [f"{name:10}{'has its result' if _is_done(session, name) else 'is left to do'}" for name in chosen]
     session.say("\n".join([f"after {session.elapsed:.0f} s:", *lines]))
-    return 0 if all(_is_done(session, name) for name in chosen) else 1
+    if left := [name for name in chosen if not _is_done(session, name)]:
+        raise RunFailedError(f"left to do: {', '.join(left)}; the same command continues")
 
 
-def _prepare(carried: Path) -> int:
+def _prepare(carried: Path) -> None:
     carried.mkdir(parents=True, exist_ok=True)
     program = (
         "import sys; from pathlib import Path; from gpu import checks; checks.write_reference(Path(sys.argv[1]))"
     )
     path = sanity.reference(carried)
-    environment = {"PYTHONPATH": f"{ROOT}:{ROOT / 'scripts'}", "JAX_PLATFORMS": "cpu"}
     new = path.with_suffix(".new")
-    status = subprocess.run(
-        [sys.executable, "-c", program, new], cwd=ROOT, env=environment, check=False
-    ).returncode
-    if status == 0:
-        new.replace(path)
-        (carried / "commit").write_text(_commit() + "\n")
-    return status
+    done = subprocess.run(
+        [sys.executable, "-c", program, new],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": python_path(), "JAX_PLATFORMS": "cpu"},
+        check=False,
+    )
+    if done.returncode:
+        raise RunFailedError(f"the reference could not be computed (exit status {done.returncode})")
+    new.replace(path)
+    (carried / "commit").write_text(_commit() + "\n")
 
 
 def _begin(options: argparse.Namespace) -> Session:

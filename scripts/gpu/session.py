@@ -18,6 +18,11 @@ _TOLD_OF_A_FAILURE = 30  # lines, in the log
 _TO_SAVE_S = 8.0  # between SIGTERM, at which runs save their state, and SIGKILL
 
 
+def python_path() -> str:
+    """Where a process finds the package, the scripts and what this one finds."""
+    return os.pathsep.join([str(ROOT), str(ROOT / "scripts"), os.environ.get("PYTHONPATH", "")])
+
+
 class StepFailedError(Exception):
     """A step has no result; the message says why."""
 
@@ -90,7 +95,7 @@ class Session:
             shutil.copy(carried / _RESULTS, path)
         self._results: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.exists() else {}
         self._environment = os.environ | {
-            "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "scripts"), os.environ.get("PYTHONPATH", "")]),
+            "PYTHONPATH": python_path(),
             "PYTHONUNBUFFERED": "1",
             "JAX_COMPILATION_CACHE_DIR": str(scratch / "xla"),
             "TORCHINDUCTOR_CACHE_DIR": str(scratch / "inductor"),
