@@ -119,10 +119,11 @@ $(VENV)/.installed: pyproject.toml | $(VENV)/bin/pip
 	@$(PIP) --editable ".[dev$(CUDA:%=,%)]"
 	@touch $@ $(VENV)/.installed-runtime
 
-# An environment of its own, for what the released code imports.
+# An environment of its own, for what the released code imports; on Python 3.11, for which PyTorch comes without CUDA.
+PARITY_PYTHON ?= $(firstword $(wildcard $(PYENV)/3.11.*/bin/python3.11) $(shell command -v python3.11) $(PYTHON))
 $(PARITY)/.installed: pyproject.toml
-	@echo "making the environment $(PARITY) (a minute or two)"
-	@$(PYTHON) -m venv $(PARITY)
+	@echo "making the environment $(PARITY) with $(PARITY_PYTHON) (a minute or two)"
+	@$(PARITY_PYTHON) -m venv $(PARITY)
 	@$(PARITY)/bin/python -m pip install --quiet --disable-pip-version-check --editable . \
 		torch==2.13.0 torchvision==0.28.0 kornia==0.6.12
 	@touch $@
