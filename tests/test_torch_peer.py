@@ -169,7 +169,7 @@ def test_rounds_can_be_timed(monkeypatch):
 def test_tuned_rounds_compute_in_bfloat16_where_ours_does(monkeypatch):
     monkeypatch.setattr(tuned, "compiler_fault", lambda device: "no compiler")
     with jax.enable_x64(False):  # autocast leaves float64 as it is
-        config, _, teacher, state = _problem("kl")
+        config, _, teacher, state = _problem.__wrapped__("kl")  # not the one that is kept, in float64
         config.compute_dtype = "bfloat16"
         theirs = peers.torch_peers(config, teacher, state).rounds["torch, tuned"]
     dtypes = []
