@@ -112,8 +112,8 @@ def _move(state: RunState, ahead: int, limit: int) -> tuple[int, int, bool]:
     """How our synthesis step `ahead` steps from now rolls and mirrors its batch."""
     key = purpose_key(state.key, SYNTHESIS, state.synthesis_step + ahead)
     down, across, flip = jax.random.split(key, 3)
-    down, across = (int(jax.random.randint(k, (), -limit, limit + 1)) for k in (down, across))
-    return down, across, bool(jax.random.bernoulli(flip))
+    rows, columns = (int(jax.random.randint(k, (), -limit, limit + 1)) for k in (down, across))
+    return rows, columns, bool(jax.random.bernoulli(flip))
 
 
 def _pixels(state: RunState, theirs: dict[str, torch.Tensor]) -> tuple[np.ndarray, torch.Tensor]:
