@@ -1,6 +1,7 @@
 """Whether a device computes what the CPU computes; each check is a process of its own.
 
     python -m gpu.checks NAME --reference=FILE --out=FILE
+    python -m gpu.checks reference --out=FILE
 
 NAME is a method, whose first steps are compared with the reference; `bfloat16`, CuDFKD's in that dtype; `pmap`,
 steps under pmap over one device beside the same under jit; or `loops`, an epoch in one compiled call beside one
@@ -28,7 +29,7 @@ from cudfkd_jax.parallel import Axis
 from cudfkd_jax.timing import Setup
 
 LOSSES_TO, GRADIENTS_TO, BFLOAT16_TO, LOOPS_TO = 1e-3, 1e-2, 1e-2, 1e-3
-BFLOAT16, PMAP, LOOPS = "bfloat16", "pmap", "loops"
+BFLOAT16, PMAP, LOOPS, REFERENCE = "bfloat16", "pmap", "loops", "reference"
 CHECKS = (*METHODS, BFLOAT16, PMAP, LOOPS)
 
 # What an optimiser remembers of the first step is its gradient: Adam's first moment, SGD's momentum.
@@ -210,12 +211,14 @@ def _leaves(tree: Any) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Does one check."""
+    """Does one check, or computes what they compare with."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("name", choices=CHECKS)
-    parser.add_argument("--reference", type=Path, required=True)
+    parser.add_argument("name", choices=(*CHECKS, REFERENCE))
+    parser.add_argument("--reference", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
+    if options.name == REFERENCE:
+        return write_reference(options.out)
     cli.use_compilation_cache()
     with np.load(options.reference, allow_pickle=False) as reference:
         result = _check(options.name, reference)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from cudfkd_jax import cli, configuration
 from cudfkd_jax.errors import RunFailedError
 from gpu import cifar10, flags, runs, sanity, sizes, speed
-from gpu.session import ROOT, Session, StepFailedError, python_path
+from gpu.session import MOST_BYTES, ROOT, Session, StepFailedError, python_path
 
 _PROBE = """\
 import importlib.metadata, json, jax
@@ -27,7 +27,6 @@ print(json.dumps({
 }))
 """
 _FOLD_BN = "--config.fold_bn=true"
-_MOST_BYTES = 15 << 20
 
 
 class Step(NamedTuple):
@@ -113,13 +112,10 @@ def _run(arguments: Sequence[str]) -> None:
 
 def _prepare(carried: Path) -> None:
     carried.mkdir(parents=True, exist_ok=True)
-    program = (
-        "import sys; from pathlib import Path; from gpu import checks; checks.write_reference(Path(sys.argv[1]))"
-    )
     path = sanity.reference(carried)
     new = path.with_suffix(".new")
     done = subprocess.run(
-        [sys.executable, "-c", program, new],
+        [sys.executable, *sanity.reference_program(new)],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": python_path(), "JAX_PLATFORMS": "cpu"},
         check=False,
@@ -201,6 +197,6 @@ def _keep_compiled(session: Session) -> None:
     for part in range(2):
         size, archive = 0, session.out / f"xla_{part}.tar"
         with tarfile.open(archive, "w") as tar:
-            while files and (size := size + files[0].stat().st_size + 1024) <= _MOST_BYTES:
+            while files and (size := size + files[0].stat().st_size + 1024) <= MOST_BYTES:
                 tar.add(files[0], files[0].relative_to(folder))
                 files.pop(0)

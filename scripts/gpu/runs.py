@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from gpu import speed
-from gpu.session import Child, Session, StepFailedError
+from gpu.session import MOST_BYTES, Child, Session, StepFailedError
 from gpu.sizes import Pair
 
 _REPORT_S = 20.0  # at the end of a run: its page, its files, and this program's
-_MOST_BYTES = 15 << 20  # of a file that comes back
+_MOST_S = 600.0  # of a method, where the program has longer
 _REHEARSED = "epoch 2/"
 _CHEAPEST_FIRST = ("zskt", "dfad", "dafl", "dfq", "cudfkd", "mb_dfkd", "pre_dfkd", "cmi", "adi")
 
@@ -37,7 +37,7 @@ def run(session: Session, name: str, pair: Pair, measured: dict[str, Any] | None
         teacher = _train(session, name, pair, rehearsal)
     trained_s = time.monotonic() - begin
     # Of the rehearsed length where there is time for it: a run of another length is another program.
-    seconds = session.left - _REPORT_S if session.left < 1e6 else 1e9
+    seconds = session.left - _REPORT_S
     seconds = planned_s if 0 < planned_s <= seconds else seconds
     workdir = session.scratch / name
     child = session.start(f"{name}_distill", *_distill(session, pair, teacher, workdir, seconds, epoch_s))
@@ -45,7 +45,8 @@ def run(session: Session, name: str, pair: Pair, measured: dict[str, Any] | None
 
 
 def methods(session: Session, pair: Pair, names: Sequence[str] = _CHEAPEST_FIRST) -> dict[str, Any]:
-    """Distils with each method, each for an equal share of the time that is left, cheapest first.
+    """Distils with each method, each for an equal share of the time that is left, ten minutes at most, cheapest
+    first.
 
     Raises:
         StepFailedError: there is no teacher.
@@ -58,7 +59,7 @@ def methods(session: Session, pair: Pair, names: Sequence[str] = _CHEAPEST_FIRST
     for i, name in enumerate(names):
         step = f"methods/{name}"
         if session.result(step) is None:
-            seconds = session.left / (len(names) - i) if session.left < 1e6 else 600.0
+            seconds = min(session.left / (len(names) - i), _MOST_S)
             if seconds < (1 if session.smoke else 60):
                 raise StepFailedError(f"{seconds:.0f} s per method are too few; {', '.join(names[i:])} are left")
             workdir = session.scratch / f"methods_{name}"
@@ -211,7 +212,7 @@ def _pack(archive: Path, files: Sequence[Path], root: Path) -> None:
         with tarfile.open(new, "w:gz") as tar:
             for file in there:
                 tar.add(file, file.relative_to(root))
-        if new.stat().st_size <= _MOST_BYTES:
+        if new.stat().st_size <= MOST_BYTES:
             shutil.move(new, archive)
             return
         new.unlink()

@@ -20,13 +20,18 @@ def reference(carried: Path) -> Path:
     return carried / _REFERENCE
 
 
+def reference_program(path: Path) -> tuple[str, ...]:
+    """Python's arguments to compute them and write them there."""
+    return "-m", "gpu.checks", checks.REFERENCE, f"--out={path}"
+
+
 def run(session: Session) -> dict[str, Any]:
     """Does all checks at a time, each in a process of its own."""
     path = reference(session.carried)
     if not path.exists():
         path = session.scratch / _REFERENCE
         if not path.exists():
-            _call_on_cpu(session, path)
+            session.call("reference", *reference_program(path), JAX_PLATFORMS="cpu")
     begin = time.monotonic()
     with concurrent.futures.ThreadPoolExecutor(max(os.cpu_count() or 1, 2)) as pool:
         # Two runs that compile for themselves, so that nothing but the flag makes them equal.
@@ -49,11 +54,6 @@ def show(result: dict[str, Any]) -> str:
         same = [f"same bits: {'yes' if found['same_bits'] else 'no'}"] if "same_bits" in found else []
         lines.append(f"  {'ok' if found['ok'] else 'NOT':4}{name:16} {'  '.join([*numbers, *same, *where])}")
     return "\n".join([*lines, f"  {result['seconds']:.0f} s"])
-
-
-def _call_on_cpu(session: Session, path: Path) -> None:
-    program = f"from pathlib import Path; from gpu import checks; checks.write_reference(Path({str(path)!r}))"
-    session.call("reference", "-c", program, JAX_PLATFORMS="cpu")
 
 
 def _check(session: Session, name: str, path: Path) -> dict[str, Any]:

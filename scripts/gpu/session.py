@@ -13,6 +13,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 
+MOST_BYTES = 15 << 20  # of a file that comes back
+
 _RESULTS, _LOG = "results.json", "log.txt"
 _TOLD_OF_A_FAILURE = 30  # lines, in the log
 _TO_SAVE_S = 8.0  # between SIGTERM, at which runs save their state, and SIGKILL
