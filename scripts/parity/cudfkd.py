@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from cudfkd_jax import steps
-from cudfkd_jax.steps import STUDENT, SYNTHESIS
+from cudfkd_jax.steps import STUDENT
 from parity import generative, networks, ours, released
 from parity.networks import DEFAULT_SIZES, Sizes
 from parity.released import DataFree
@@ -120,11 +120,7 @@ def whole_rounds(
         for number in range(rounds):
             epoch, place = divmod(number, _ROUNDS)
             before = state
-            with (
-                feeding([ours.latents(state, sizes, SYNTHESIS)]),
-                traced(synthesiser.synthesize.__func__) as seen,
-            ):
-                synthesiser.synthesize()
+            seen = generative.synthesise(synthesiser, state, sizes)
             if number == 0:
                 generative.compare_forward(case, config, mine, before, sizes, seen.returned)
                 _check_agreement(seen.returned, student)

@@ -12,7 +12,7 @@ from cudfkd_jax.train_state import TrainState
 from parity import networks, ours, released
 from parity.networks import DEFAULT_SIZES, Sizes
 from parity.released import DataFree
-from parity.replay import biased_running_variance, feeding, traced
+from parity.replay import Trace, biased_running_variance, feeding, traced
 from parity.rows import Case, Report
 
 METHODS = ("dafl", "zskt", "dfad", "dfq")
@@ -85,11 +85,7 @@ def whole_rounds(
     with biased_running_variance():
         for number in range(rounds):
             before = state
-            with (
-                feeding([ours.latents(state, sizes, SYNTHESIS)]),
-                traced(synthesiser.synthesize.__func__) as seen,
-            ):
-                synthesiser.synthesize()
+            seen = synthesise(synthesiser, state, sizes)
             if number == 0:
                 compare_forward(case, config, mine, before, sizes, seen.returned)
             state = synthesis_step(state, mine.teacher)
@@ -112,6 +108,14 @@ def whole_rounds(
                 compare_plain_student(case, state, theirs, optimiser)
             compare_student_weights(case, state, student)
             schedule.step()
+
+
+def synthesise(synthesiser: Any, state: Any, sizes: Sizes) -> Trace:
+    """Calls a release's `synthesize()` on the latents that our keys draw at this state; returns its variables."""
+    latents = ours.latents(state, sizes, SYNTHESIS)
+    with feeding([latents]), traced(synthesiser.synthesize.__func__) as seen:
+        synthesiser.synthesize()
+    return seen
 
 
 def with_generator(state: Any, config: Any, generator: Any) -> Any:

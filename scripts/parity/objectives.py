@@ -1,5 +1,7 @@
 """The student's objective of CuDFKD on given logits, and the losses and metrics by themselves."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -28,6 +30,18 @@ def _logits(seed: int, classes: int = 10, rows: int = 64) -> tuple[np.ndarray, n
     return teacher, student
 
 
+class _Objective(NamedTuple):
+    """What the student minimises, on given logits."""
+
+    kind: str
+    temperature: float
+    strategy: str
+    granularity: str
+    lam: float
+    teacher: np.ndarray
+    student: np.ndarray
+
+
 def student_objective(release: DataFree, report: Report) -> None:
     """Compares loss, v* and gradient with `curr_v` on the criterion of `train`, per batch and per sample."""
     teacher, student = _logits(3)
@@ -37,60 +51,43 @@ def student_objective(release: DataFree, report: Report) -> None:
             for strategy in _STRATEGIES:
                 for temperature in temperatures:
                     for lam in _LAMBDAS:
-                        mine = _ours(kind, temperature, strategy, granularity, lam, teacher, student)
-                        theirs = _theirs(release, kind, temperature, strategy, granularity, lam, teacher, student)
+                        given = _Objective(kind, temperature, strategy, granularity, lam, teacher, student)
+                        mine, theirs = _ours(given), _theirs(release, given)
                         note = _CURR_V if strategy in ("hard", "soft") else ""
                         for name in ("loss", "mean v*", "gradient"):
                             case.compare(f"{strategy}: {name}", mine[name], theirs[name], note=note)
 
 
-def _ours(
-    kind: str,
-    temperature: float,
-    strategy: str,
-    granularity: str,
-    lam: float,
-    teacher: np.ndarray,
-    student: np.ndarray,
-) -> dict[str, np.ndarray]:
+def _ours(given: _Objective) -> dict[str, np.ndarray]:
     loss = objective.self_paced_student_loss(
-        sample_loss=objective.student_divergence(kind, temperature, released_js=False),
-        strategy=strategy,
-        granularity=granularity,
-        lambda_t=lambda step: jnp.asarray(lam),
+        sample_loss=objective.student_divergence(given.kind, given.temperature, released_js=False),
+        strategy=given.strategy,
+        granularity=given.granularity,
+        lambda_t=lambda step: jnp.asarray(given.lam),
     )
 
     def value(logits: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        return loss(Outputs(logits, {}), Outputs(jnp.asarray(teacher), {}), jnp.int32(0), SINGLE)
+        return loss(Outputs(logits, {}), Outputs(jnp.asarray(given.teacher), {}), jnp.int32(0), SINGLE)
 
-    (total, found), gradient = jax.value_and_grad(value, has_aux=True)(jnp.asarray(student))
+    (total, found), gradient = jax.value_and_grad(value, has_aux=True)(jnp.asarray(given.student))
     return {"loss": np.asarray(total), "mean v*": np.asarray(found["mean_v"]), "gradient": np.asarray(gradient)}
 
 
-def _theirs(
-    release: DataFree,
-    kind: str,
-    temperature: float,
-    strategy: str,
-    granularity: str,
-    lam: float,
-    teacher: np.ndarray,
-    student: np.ndarray,
-) -> dict[str, np.ndarray]:
+def _theirs(release: DataFree, given: _Objective) -> dict[str, np.ndarray]:
     """As `train` has it; per sample, with its criterion before the mean over the batch (Eq. 6)."""
-    logits, target = torch.from_numpy(student.copy()).requires_grad_(), torch.from_numpy(teacher)
-    if granularity == "batch":
-        criterion = torch.nn.L1Loss() if kind == "l1" else release.criterions.KLDiv(T=temperature)
+    logits, target = torch.from_numpy(given.student.copy()).requires_grad_(), torch.from_numpy(given.teacher)
+    if given.granularity == "batch":
+        criterion = torch.nn.L1Loss() if given.kind == "l1" else release.criterions.KLDiv(T=given.temperature)
         each = criterion(logits, target)
-    elif kind == "l1":
+    elif given.kind == "l1":
         each = (logits - target).abs().mean(1)
     else:
-        each = release.criterions.kldiv(logits, target, T=temperature, reduction="none").sum(1)
+        each = release.criterions.kldiv(logits, target, T=given.temperature, reduction="none").sum(1)
     weight = torch.ones_like(each)
-    if strategy != "none":
+    if given.strategy != "none":
         with torch.no_grad():
-            weight = release.curriculum.curr_v(l=each, lamda=lam, spl_type=strategy)[1].to(each.dtype)
-    total = (weight * each).sum() if granularity == "batch" else (weight * each).mean()
+            weight = release.curriculum.curr_v(l=each, lamda=given.lam, spl_type=given.strategy)[1].to(each.dtype)
+    total = (weight * each).sum() if given.granularity == "batch" else (weight * each).mean()
     total.backward()
     assert logits.grad is not None
     found = {"loss": total, "mean v*": weight.mean(), "gradient": logits.grad}
