@@ -170,15 +170,35 @@ def _input_gradient(
 def _kernel_gradient(x: Array, gradient: Array, shape: tuple[int, ...], strides: Pair, padding: Padding) -> Array:
     """The gradient by the kernel, in the form that is fastest for its shape (docs/performance.md)."""
     height, width, channels, features = shape
-    if height == width == 1 or channels * features >= _WIDE:
+    if height in (1, 2) or channels * features >= _WIDE:
         return _kernel_gradient_by_products(x, gradient, shape, strides, padding)
     if features <= _NARROW and strides == (1, 1):
         return _kernel_gradient_reversed(x, gradient, shape, padding)
+    return _kernel_gradient_by_images(x, gradient, shape, strides, padding)
 
-    def convolve(kernel: Array) -> Array:
-        return lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=_LAYOUT)
 
-    return jax.linear_transpose(convolve, jax.ShapeDtypeStruct(shape, x.dtype))(gradient)[0]
+def _kernel_gradient_by_images(
+    x: Array, gradient: Array, shape: tuple[int, ...], strides: Pair, padding: Padding
+) -> Array:
+    """JAX's form: the gradient slides over the maps of each channel, and the images are what is summed over.
+
+    XLA brings such a convolution into a layout that oneDNN computes fast, but in a program's entry computation
+    alone; inside a loop it would take oneDNN's reference code. Operands transposed beforehand are fast in both.
+    """
+    extent = [(length - 1) * stride + 1 for length, stride in zip(gradient.shape[1:3], strides, strict=True)]
+    around = [
+        (low, size - 1 + taken - length - low)
+        for size, taken, length, (low, _) in zip(shape[:2], extent, x.shape[1:3], padding, strict=True)
+    ]
+    taps = lax.conv_general_dilated(
+        lax.optimization_barrier(x.transpose(3, 1, 2, 0)),
+        lax.optimization_barrier(gradient.transpose(1, 2, 0, 3)),
+        (1, 1),
+        around,
+        rhs_dilation=strides,
+        dimension_numbers=_LAYOUT,
+    )
+    return taps.transpose(1, 2, 0, 3)
 
 
 def _kernel_gradient_by_products(
@@ -205,6 +225,6 @@ def _kernel_gradient_reversed(x: Array, gradient: Array, shape: tuple[int, ...],
 
     JAX's slides the gradient over C images, the channels of the input; this one slides the input over F images.
     """
-    around = [(size - 1 - low, size - 1 - high) for size, (low, high) in zip(shape[:2], padding, strict=True)]
-    swapped = lax.conv_general_dilated(gradient, x, (1, 1), around, dimension_numbers=("CHWN", "IHWO", "HWNC"))
-    return jnp.flip(swapped, (0, 1)).swapaxes(2, 3)
+    around = tuple((size - 1 - low, size - 1 - high) for size, (low, high) in zip(shape[:2], padding, strict=True))
+    exchanged = (*shape[:2], *shape[:1:-1])
+    return jnp.flip(_kernel_gradient_by_images(gradient, x, exchanged, (1, 1), around), (0, 1)).swapaxes(2, 3)
