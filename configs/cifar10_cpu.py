@@ -3,16 +3,16 @@
     python -m cudfkd_jax.main --config=configs/cifar10_cpu.py --config.data.dir=data/cifar10_jpeg
     python scripts/reproduce.py table2 --scale=cifar10_cpu --config.data.dir=data/cifar10_jpeg
 
-Settings are those of `configs/cifar10.py` for WRN teachers, a run being 60 epochs of 100 student steps at batch 64
-in the place of 250 of 400 at 1,024. Schedules are compressed with the run and pass through the same values: λ(t)
-and α_adv(t) get steeper slopes, which follow `distill.epochs`; cosines and the ramp's ends follow anyway. Steps are
-computed in bfloat16: 2 cores with AMX take 17 minutes for a generator's run, elsewhere `--config.compute_dtype=float32`
-is faster. Images are read from folders (train/<class>/*, test/<class>/*).
+Settings are those of `configs/cifar10.py` for WRN teachers, a run being 60 epochs of 100 student steps at batch
+64 in the place of 250 of 400 at 1,024. Schedules are compressed with the run and pass through the same values:
+λ(t) and α_adv(t) get steeper slopes, which follow `distill.epochs`; cosines and the ramp's ends follow anyway.
+Steps are computed in bfloat16: 2 cores with AMX take 17 minutes for a generator's run, elsewhere
+`--config.compute_dtype=float32` is faster. Images are read from folders (train/<class>/*, test/<class>/*).
 
-The teacher: 30 epochs at batch 64, Nesterov SGD, a warm-up of one epoch to 0.05 and a cosine to 0, crops and flips;
-65 to 80 minutes. `noisy` is another one, of at most 15 epochs, whose training ends at the first one with 88 % on the
-test images. After the colon may also stand `teacher=`, `student=`, `method=`, `released` and `runlocal` (one epoch of
-teacher, three of distillation).
+The teacher: 30 epochs at batch 64, Nesterov SGD, a warm-up of one epoch to 0.05 and a cosine to 0, crops and
+flips; 65 to 80 minutes. `noisy` is another one, of at most 15 epochs, whose training ends at the first one with
+88 % on the test images. After the colon may also stand `teacher=`, `student=`, `method=`, `released` and
+`runlocal` (one epoch of teacher, three of distillation).
 """
 
 import runpy
