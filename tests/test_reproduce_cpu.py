@@ -183,7 +183,7 @@ def test_changes_stand_beside_the_first_row_by_seed(tmp_path):
         summary = json.loads(path.read_text())
         summary["student"]["acc1_last"] = 50.0 + 10 * (place % 2) + (place >= 2)  # seed 1 is 10 better
         path.write_text(json.dumps(summary))
-    reproduce.reproduce(["short"], _SCALE, tmp_path, _CONFIGS, say=lambda text: None)
-    text = (tmp_path / "short/short.md").read_text(encoding="utf-8")
+    reproduce.reproduce(["short"], _SCALE, tmp_path / "empty", _CONFIGS, recorded=tmp_path, say=lambda text: None)
+    text = (tmp_path / "empty/short/short.md").read_text(encoding="utf-8")
     assert "| λ0 4 | `curriculum.lambda_0=4.0` | 2/2 | 56.00 ± 7.07 |" in text
     assert text.count("| 1.00 ± 0.00 |") == len(lines) - 1
