@@ -35,12 +35,14 @@ class Cell(NamedTuple):
         folder: its workdir; its output goes to a file beside it, `<folder>.log`.
         arguments: of the command line, without `--workdir`.
         part: the folder in the workdir in which its stage leaves what it came to; "" for a distilled student.
+        recorded: the folder keeps what an earlier run came to and nothing else, and is not written to.
     """
 
     name: str
     folder: Path
     arguments: tuple[str, ...]
     part: str = ""
+    recorded: bool = False
 
 
 class Outcome(NamedTuple):
@@ -84,7 +86,7 @@ def run_cells(cells: Sequence[Cell], *, jobs: int = 1, say: Callable[[str], None
             held.close()  # stops them; the pool waits until they are gone
             raise
     for cell in cells:
-        if cell not in waiting and not cell.part:
+        if cell not in waiting and not cell.part and not cell.recorded:
             _complete(cell, say)
     return [outcomes.get(cell) or Outcome(cell, read_summary(cell)) for cell in cells]
 

@@ -74,6 +74,37 @@ def accuracy(runs: Sequence[Run]) -> Picture | None:
     return _together(runs, "accuracy", "Accuracy", _ACCURACY, "% of the images", "The student after each epoch.")
 
 
+def accuracy_by_cost(runs: Sequence[Run]) -> Picture | None:
+    """Accuracy over the student's steps and over minutes, in which methods differ; None where there is none."""
+    points = {run.name: _costs(run) for run in runs}
+    if not any(points.values()):
+        return None
+    teacher = _teacher_accuracy(runs)
+
+    def draw(figure: Figure) -> None:
+        panels = figure.subplots(2, 1, sharey=True)
+        for place, (axes, label) in enumerate(zip(panels, ("student steps", "minutes"), strict=True)):
+            lines = [Line(name, [p[place] for p in of], [p[-1] for p in of]) for name, of in points.items() if of]
+            plot.curves(axes, lines)
+            if teacher is not None:
+                _teacher_line(axes, teacher)
+            axes.set(xlabel=label, ylabel="acc@1, %")
+        plot.legend_above(figure, panels[0])
+
+    caption = "The student as it is trained. Minutes hold synthesis and the measuring on the test images too."
+    return plot.picture("accuracy", "Accuracy by steps and by minutes", caption, draw, height=5.2)
+
+
+def _costs(run: Run) -> list[tuple[float, float, float]]:
+    """Steps, minutes and accuracy, at each epoch that was measured."""
+    points, seconds = [], 0.0
+    for record in run.records:
+        seconds += sum(record[key] for key in ("seconds", "evaluation_seconds") if is_finite(record.get(key)))
+        if is_finite(record.get("acc1")) and is_finite(record.get("step")):
+            points.append((record["step"], seconds / 60, record["acc1"]))
+    return points
+
+
 def loyalty(runs: Sequence[Run]) -> Picture | None:
     """Loyalty over the test images, of several runs over each other (Fig. 2)."""
     found: dict[str, list[Line]] = {}

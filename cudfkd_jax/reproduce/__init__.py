@@ -28,6 +28,8 @@ def reproduce(
     overrides: Sequence[str] = (),
     *,
     jobs: int = 1,
+    recorded: Path | None = None,
+    dry_run: bool = False,
     say: Callable[[str], None] = print,
 ) -> list[Result]:
     """Runs what some tables and figures need and writes them; finished runs are kept.
@@ -39,10 +41,12 @@ def reproduce(
         configs: the folder of the configuration files.
         overrides: `--config.key=value` for every run.
         jobs: runs at a time.
+        recorded: outcomes of earlier runs; see `work.prepare`.
+        dry_run: shows the runs and the estimate, and begins and writes nothing.
         say: told what a user should read.
 
     Returns:
-        What each run of each entry came to.
+        What each run of each entry came to; nothing of a dry run.
 
     Raises:
         UserError: before anything is begun or written.
@@ -50,7 +54,7 @@ def reproduce(
     entries = catalogue.select(names, scale)
     check_writable(folder)
     _check_scale(folder, scale)
-    todo = work.prepare(entries, scale, folder, configs, overrides)
+    todo = work.prepare(entries, scale, folder, configs, overrides, recorded)
     for job in todo:
         say(_described(job, overrides))
     if overrides:
@@ -58,6 +62,8 @@ def reproduce(
     runs = work.all_runs(todo)
     plan.check_surroundings(runs)
     _say_estimate(todo, estimate.estimate(estimate.parts(runs), say), say)
+    if dry_run:
+        return []
     write_json(folder / _STATE, {"scale": scale})
     outcomes: list[tuple[Job, list[Result]]] = []
     lost: dict[Path, str] = {}

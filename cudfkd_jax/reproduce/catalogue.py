@@ -7,9 +7,10 @@ from cudfkd_jax.errors import UserError
 from cudfkd_jax.reproduce.ablations import ABLATIONS
 from cudfkd_jax.reproduce.entry import SCALES, Entry
 from cudfkd_jax.reproduce.figures import FIGURES
+from cudfkd_jax.reproduce.short import SHORT
 from cudfkd_jax.reproduce.tables import TABLES
 
-ENTRIES = {entry.name: entry for entry in (*TABLES, *FIGURES, *ABLATIONS)}
+ENTRIES = {entry.name: entry for entry in (*TABLES, *FIGURES, *ABLATIONS, *SHORT)}
 ALL = "all"
 
 

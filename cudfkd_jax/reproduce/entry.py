@@ -6,7 +6,7 @@ from typing import Any
 
 from cudfkd_jax.paper import Pair
 
-SCALES = ("digits", "cifar10", "cifar100", "tiny_imagenet")
+SCALES = ("digits", "cifar10_cpu", "cifar10", "cifar100", "tiny_imagenet")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +48,7 @@ class Setting:
         too_small: why the effect cannot be expected here; "" where it can.
         beside: by block, the pair whose numbers in the paper stand beside ours.
         epochs: early and late, of what is shown at two times.
+        form: how the outcome is drawn in the place of the entry's form; "" for that.
     """
 
     runs: Sequence[Run]
@@ -55,6 +56,7 @@ class Setting:
     too_small: str = ""
     beside: Mapping[str, Pair] = dataclasses.field(default_factory=dict)
     epochs: tuple[int, int] = (0, 0)
+    form: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

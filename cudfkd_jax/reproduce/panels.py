@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cudfkd_jax.outcomes import Column, markdown, row, summaries, values
+from cudfkd_jax.outcomes import Column, markdown, mean_and_deviation, row, summaries, values
 from cudfkd_jax.report import charts
 from cudfkd_jax.reproduce.entry import LABELS, Entry, Setting
 from cudfkd_jax.reproduce.rendered import (
@@ -56,6 +56,29 @@ def bars(entry: Entry, setting: Setting, results: Sequence[Result]) -> Rendered:
         {title: teachers_of(results) + markdown(heading, lines)},
         picture if summaries(outcomes_of(results)) else None,
     )
+
+
+def changes(entry: Entry, setting: Setting, results: Sequence[Result]) -> Rendered:
+    """A line per change to the settings of the first row, with its gain in accuracy over that row by seed."""
+    groups = grouped(results, "row")
+    base = {result.run.seed: result for result in next(iter(groups.values()))}
+    lines = []
+    for name, found in groups.items():
+        differences = [
+            now - before
+            for result in found
+            for now, before in zip(_acc1(result), _acc1(base[result.run.seed]), strict=False)
+        ]
+        gain = mean_and_deviation(differences, ACC1.digits) if base[found[0].run.seed] is not found[0] else ""
+        own = {key: value for key, value in found[0].run.changes.items() if key in entry.varies}
+        settings = ", ".join(f"`{key}={value}`" for key, value in own.items())
+        lines.append([name, settings, *row(ALL, outcomes_of(found)), gain])
+    heading = [*entry.axes, "runs", *(column.heading for column in ALL), "gain in acc@1 last"]
+    return Rendered({"": teachers_of(results) + markdown(heading, lines)})
+
+
+def _acc1(result: Result) -> list[float]:
+    return values(ACC1, [result.outcome])
 
 
 def heat_maps(entry: Entry, setting: Setting, results: Sequence[Result]) -> Rendered:

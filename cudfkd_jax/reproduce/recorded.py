@@ -20,6 +20,11 @@ def curves(entry: Entry, setting: Setting, results: Sequence[Result]) -> Rendere
     return _of_files(results, figures.accuracy)
 
 
+def progress(entry: Entry, setting: Setting, results: Sequence[Result]) -> Rendered:
+    """Accuracy over the student's steps and over minutes."""
+    return _of_files(results, figures.accuracy_by_cost)
+
+
 def loyalties(entry: Entry, setting: Setting, results: Sequence[Result]) -> Rendered:
     """Loyalty over the test images."""
     return _of_files(results, figures.loyalty)

@@ -13,11 +13,14 @@ _CSV = (*COLUMNS, *BEST[1:])
 
 FORMS: dict[str, Callable[[Entry, Setting, Sequence[Result]], Rendered]] = {
     "scores": scores.scores,
+    "comparison": scores.comparison,
     "stability": scores.stability,
     "bars": panels.bars,
+    "changes": panels.changes,
     "heat": panels.heat_maps,
     "convergence": recorded.convergence,
     "curves": recorded.curves,
+    "progress": recorded.progress,
     "loyalty": recorded.loyalties,
     "difficulty": recorded.difficulty,
 }
@@ -25,7 +28,7 @@ FORMS: dict[str, Callable[[Entry, Setting, Sequence[Result]], Rendered]] = {
 
 def render(entry: Entry, setting: Setting, results: Sequence[Result]) -> Rendered:
     """Draws what there is; runs that are missing leave gaps."""
-    return FORMS[entry.form](entry, setting, results)
+    return FORMS[setting.form or entry.form](entry, setting, results)
 
 
 def csv_of(entry: Entry, results: Sequence[Result]) -> str:

@@ -3,23 +3,35 @@
 from collections.abc import Sequence
 
 from cudfkd_jax import paper
-from cudfkd_jax.outcomes import COLUMNS, markdown, mean_and_deviation, row
+from cudfkd_jax.outcomes import COLUMNS, Column, known, markdown, mean_and_deviation, row
 from cudfkd_jax.reproduce.entry import LABELS, Entry, Setting
 from cudfkd_jax.reproduce.rendered import ACC1, BEST, Rendered, distilled, grouped, outcomes_of
 from cudfkd_jax.reproduce.work import Result
 
 _SCORES = (ACC1, *BEST)
+_SHOWN = {column.heading for column in _SCORES}
 
 
 def scores(entry: Entry, setting: Setting, results: Sequence[Result]) -> Rendered:
     """Tables II to IV: accuracy, agreement and loyalty by method."""
+    return _by_method(setting, results, _SCORES)
+
+
+def comparison(entry: Entry, setting: Setting, results: Sequence[Result]) -> Rendered:
+    """Tables II to IV with what Table V and Eq. 16 measure beside them: loyalty, stability, time and memory."""
+    measured = [column for column in COLUMNS if column.heading not in _SHOWN]
+    return _by_method(setting, results, [*_SCORES, *known(measured, outcomes_of(results))])
+
+
+def _by_method(setting: Setting, results: Sequence[Result], columns: Sequence[Column]) -> Rendered:
     tables = {}
     for block, found in grouped(results, "block").items():
         pair = setting.beside.get(block)
-        lines = [["teacher", "", *_teacher(found), *_papers(pair, "teacher")]]
+        teacher = [*_teacher(found), *[""] * (len(columns) - len(_SCORES))]
+        lines = [["teacher", "", *teacher, *_papers(pair, "teacher")]]
         for name, of_row in grouped(found, "row").items():
-            lines.append([LABELS[name], *row(_SCORES, outcomes_of(of_row)), *_papers(pair, name)])
-        heading = ["", "runs", *(column.heading for column in _SCORES)]
+            lines.append([LABELS[name], *row(columns, outcomes_of(of_row)), *_papers(pair, name)])
+        heading = ["", "runs", *(column.heading for column in columns)]
         heading += [f"paper's {each}" for each in ("acc@1 %", "agree@1 %", "loyalty")] if pair else []
         tables[_title(block, pair)] = markdown(heading, lines)
     return Rendered(tables)

@@ -7,6 +7,7 @@ from cudfkd_jax.reproduce.entry import Entry, Run, Setting, methods, pair_name
 # On the digits: the demo's pair, and one with a smaller student.
 DIGITS, DIGITS_SMALL = ("wrn16_2", "wrn16_1"), ("wrn16_2", "wrn10_1")
 DIGITS_EPOCHS, CIFAR10_EPOCHS = 15, 250
+CPU, CPU_EPOCHS, CPU_SEEDS = ("wrn16_2", "wrn16_1"), 60, (0, 1)
 CIFAR100_EPOCHS = {"resnet34": 400, "vgg11": 400, "wrn40_2": 500}
 TINY_EPOCHS = 400
 DIGITS_SEEDS = (0, 1, 2)
@@ -24,6 +25,20 @@ _OTHER_PAIRS = (
 _NO_ATTENTION = "ZSKT goes without attention transfer from VGG-11, whose stages have other sizes than a ResNet's."
 _TABLE_METHODS = ("scratch", "dafl", "zskt", "adi", "dfq", "cmi", "cudfkd")
 DIGITS_SHARED = "wrn16_2 → wrn16_1, 15 epochs of 100 student steps; seeds 0, 1 and 2."
+# The cheap ones first, so that a run that is cut off has left most of them.
+CPU_METHODS = ("cudfkd", "dfq", "dafl", "zskt", "dfad", "mb_dfkd", "pre_dfkd", "cmi", "adi")
+CPU_IMAGES = (
+    "The images are CIFAR-10's, re-encoded as JPEG at a quality of about 75: the mark to compare a student with "
+    "is its teacher on the same images, not the paper's teacher."
+)
+CPU_LENGTH = (
+    "wrn16_2 → wrn16_1, 60 epochs of 100 student steps at batch 64, in bfloat16; the schedules of the releases "
+    "are compressed with the run (`configs/cifar10_cpu.py`)."
+)
+CPU_SHORT = (
+    "A student sees 384,000 synthetic images, one for 267 of the released script, and its teacher has a third of "
+    "WRN-40-2's parameters: methods can be compared with each other, their numbers not with the paper's."
+)
 
 
 def _pairs(scale: str, epochs: dict[str, int]) -> list[Run]:
@@ -49,6 +64,15 @@ def _stability(scale: str, epochs: int) -> list[Run]:
     memory = batch | {"memory.capacity": 320}
     runs = methods(scale, R34_R18, names, epochs=epochs, seeds=seeds, changes=batch)
     return runs[:4] + methods(scale, R34_R18, ["mb_dfkd"], epochs=epochs, changes=memory) + runs[4:]
+
+
+def on_cpu(names: tuple[str, ...], seeds: tuple[int, ...] = (0,)) -> list[Run]:
+    """These methods within CPU hours; all of them with one seed before the next seed."""
+    return [
+        run
+        for seed in seeds
+        for run in methods("cifar10_cpu", CPU, names, epochs=CPU_EPOCHS, seeds=dict.fromkeys(names, (seed,)))
+    ]
 
 
 def on_digits(names: tuple[str, ...]) -> list[Run]:
@@ -81,6 +105,20 @@ TABLES = (
                 too_small="The teacher's 99.7 % leave little room: a test image is 0.28 %, and methods that come "
                 "close to the teacher cannot be told apart; that some fall far behind can be seen.",
                 beside={pair_name(*DIGITS): Pair("cifar10", *R34_R18)},
+            ),
+            "cifar10_cpu": Setting(
+                on_cpu(CPU_METHODS, CPU_SEEDS) + methods("cifar10_cpu", CPU, ("scratch",), epochs=CPU_EPOCHS),
+                choices=(
+                    f"All nine methods: {CPU_LENGTH} Seeds 0 and 1.",
+                    CPU_IMAGES,
+                    "ADI synthesises 60 batches of 128 images in 400 steps each, CMI in 160: two hours allow no "
+                    "more. In the benchmark 200 batches of 256 have 1,000 and 200 steps.",
+                    "The paper's numbers are those of the pair with the nearest student.",
+                    BEST,
+                ),
+                too_small=CPU_SHORT,
+                beside={pair_name(*CPU): Pair("cifar10", *W40_W16)},
+                form="comparison",
             ),
             "cifar10": Setting(
                 _pairs("cifar10", dict.fromkeys(("resnet34", "vgg11", "wrn40_2"), CIFAR10_EPOCHS)),
@@ -174,6 +212,17 @@ TABLES = (
                 too_small="Ten epochs are few for a variance, and a learning rate that falls within 15 epochs "
                 "damps what swings there are.",
                 beside={pair_name(*DIGITS): Pair("cifar10", *R34_R18)},
+            ),
+            "cifar10_cpu": Setting(
+                on_cpu(CPU_METHODS, CPU_SEEDS),
+                choices=(
+                    f"The runs of table2: {CPU_LENGTH} Seeds 0 and 1.",
+                    CPU_IMAGES,
+                    "Mean and variance from epoch 20 of 60 on, as 80 of 250 there; students are measured after "
+                    "every second epoch.",
+                ),
+                too_small=CPU_SHORT,
+                beside={pair_name(*CPU): Pair("cifar10", *R34_R18)},
             ),
             "cifar10": Setting(
                 _stability("cifar10", CIFAR10_EPOCHS),

@@ -9,6 +9,7 @@ from cudfkd_jax.cells import Outcome, finished
 from cudfkd_jax.errors import UserError
 from cudfkd_jax.plan import Planned, Wanted
 from cudfkd_jax.reproduce.entry import Entry, Run, Setting
+from cudfkd_jax.train import NET
 
 _OWN = ("seed", "method", "teacher.arch", "student.arch")  # of every entry
 
@@ -29,7 +30,12 @@ class Result(NamedTuple):
 
 
 def prepare(
-    entries: Sequence[Entry], scale: str, folder: Path, configs: Path, overrides: Sequence[str]
+    entries: Sequence[Entry],
+    scale: str,
+    folder: Path,
+    configs: Path,
+    overrides: Sequence[str],
+    recorded: Path | None = None,
 ) -> list[Job]:
     """Checks every run of these entries and gives it a folder.
 
@@ -39,6 +45,7 @@ def prepare(
         folder: the workdir; equal runs of several entries get the same place in it.
         configs: the folder of configuration files.
         overrides: `--config.key=value` for every run.
+        recorded: holds `cells/` and `teachers/` of earlier runs, which are taken where the workdir has none.
 
     Raises:
         UserError: an override is wrong, or of a setting that an entry decides.
@@ -48,8 +55,21 @@ def prepare(
         setting = entry.scales[scale]
         _check_overrides(entry, setting, configs, overrides)
         wanted = [_wanted(run, configs, overrides) for run in setting.runs]
-        jobs.append(Job(entry, setting, plan.plan(wanted, folder)))
+        planned = plan.plan(wanted, folder)
+        jobs.append(Job(entry, setting, [_recorded(each, recorded) for each in planned] if recorded else planned))
     return jobs
+
+
+def _recorded(planned: Planned, folder: Path) -> Planned:
+    """The run with its own outcome or its teacher's in the folder of earlier ones, where they are there alone."""
+    cell, teacher = planned.cell, planned.teacher
+    if teacher and not finished(teacher):
+        kept = teacher._replace(folder=folder / "teachers" / teacher.folder.name, recorded=True)
+        if finished(kept) and (kept.folder / kept.part / NET).exists():
+            given = [text.replace(str(teacher.folder), str(kept.folder)) for text in cell.arguments]
+            cell, teacher = cell._replace(arguments=tuple(given)), kept
+    kept = cell._replace(folder=folder / "cells" / cell.folder.name, recorded=True)
+    return planned._replace(cell=kept if finished(kept) and not finished(cell) else cell, teacher=teacher)
 
 
 def all_runs(jobs: Sequence[Job]) -> list[Planned]:

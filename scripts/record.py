@@ -1,0 +1,83 @@
+"""Copies what finished runs of a workdir came to, without checkpoints and paths of this machine.
+
+    python scripts/record.py runs/reproduce-cifar10_cpu results/cifar10_compare
+
+The first folder is a workdir of scripts/reproduce.py, the second one receives of each finished run its summary,
+metrics, settings and last observation, of each teacher its network too, and of each table and figure its pages
+and pictures; table2 as table.md. Runs that are there already stay as they are. From results/cifar10_compare the
+runs of `--scale=cifar10_cpu` are taken as finished.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from cudfkd_jax import cli, observe, trainer, workdir
+from cudfkd_jax.errors import UserError
+from cudfkd_jax.files import write_bytes, write_json
+from cudfkd_jax.reproduce import catalogue
+from cudfkd_jax.summary import SUMMARY
+from cudfkd_jax.train import NET
+
+_PAGES = (".md", ".csv", ".png")
+_AT_THE_TOP = {"table2": "table"}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Does what the arguments say and returns the exit status."""
+    return cli.guard(_run, arguments, __doc__ or "")
+
+
+def record(source: Path, target: Path) -> list[Path]:
+    """Copies the outcomes that `target` lacks, and all pages; returns the new runs, relative to it.
+
+    Raises:
+        UserError: `source` holds no runs.
+    """
+    stages = sorted(_finished(source))
+    if not stages:
+        raise UserError(f"{source} holds no finished run; name a workdir of scripts/reproduce.py")
+    new = [stage for stage in stages if not (target / stage / SUMMARY).exists()]
+    for stage in new:
+        _copy_run(source / stage, target / stage)
+    for entry in catalogue.ENTRIES:
+        name = _AT_THE_TOP.get(entry, entry)
+        for path in (source / entry).glob("*"):
+            if path.suffix in _PAGES:
+                place = target / (name if name == entry else "") / path.name.replace(entry, name, 1)
+                write_bytes(place, path.read_bytes())
+    return new
+
+
+def _finished(source: Path) -> Iterator[Path]:
+    for pattern in ("cells/*", "cells/*/*", "teachers/*/*"):
+        for path in source.glob(f"{pattern}/{SUMMARY}"):
+            yield path.parent.relative_to(source)
+
+
+def _copy_run(source: Path, target: Path) -> None:
+    write_bytes(target / trainer.METRICS, (source / trainer.METRICS).read_bytes())
+    held = json.loads((source / workdir.CONFIG).read_text(encoding="utf-8"))
+    teacher = Path(held["config"]["teacher.checkpoint"])
+    own = {"data.dir": "", "teacher.checkpoint": f"teachers/{teacher.name}" if teacher.name else ""}
+    write_json(target / workdir.CONFIG, {**held, "config": {**held["config"], **own}})
+    for path in sorted((source / observe.FOLDER).glob("epoch_*.json"))[-1:]:
+        write_bytes(target / observe.FOLDER / path.name, path.read_bytes())
+    if source.parent.parent.name == "teachers":
+        shutil.copytree(source / NET, target / NET, dirs_exist_ok=True)
+    write_bytes(target / SUMMARY, (source / SUMMARY).read_bytes())  # last: it makes the run count as finished
+
+
+def _run(arguments: Sequence[str]) -> None:
+    parser = cli.Parser()
+    parser.add_argument("source", type=Path)
+    parser.add_argument("target", type=Path)
+    options = parser.parse_args(arguments)
+    workdir.check_writable(options.target)
+    for stage in record(options.source, options.target):
+        cli.say(f"recorded: {stage}")
+
+
+if __name__ == "__main__":
+    cli.leave(main)
