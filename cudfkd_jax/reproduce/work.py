@@ -64,7 +64,7 @@ def _recorded(planned: Planned, folder: Path) -> Planned:
     """The run with its own outcome or its teacher's in the folder of earlier ones, where they are there alone."""
     cell, teacher = planned.cell, planned.teacher
     if teacher and not finished(teacher):
-        kept = teacher._replace(folder=folder / "teachers" / teacher.folder.name, recorded=True)
+        kept = teacher._replace(folder=_from_here(folder) / "teachers" / teacher.folder.name, recorded=True)
         if finished(kept) and (kept.folder / kept.part / NET).exists():
             given = [text.replace(str(teacher.folder), str(kept.folder)) for text in cell.arguments]
             cell, teacher = cell._replace(arguments=tuple(given)), kept
@@ -100,8 +100,12 @@ def _wanted(run: Run, configs: Path, overrides: Sequence[str]) -> Wanted:
 
 def _file(config: str, configs: Path) -> str:
     name, _, arguments = config.partition(":")
-    shown = configs.relative_to(Path.cwd()) if configs.is_relative_to(Path.cwd()) else configs
-    return f"{shown / name}.py:{arguments}"
+    return f"{_from_here(configs) / name}.py:{arguments}"
+
+
+def _from_here(folder: Path) -> Path:
+    """The folder as the commands that are shown name it, on any machine where it lies below the current one."""
+    return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
 
 
 def _check_overrides(entry: Entry, setting: Setting, configs: Path, overrides: Sequence[str]) -> None:
