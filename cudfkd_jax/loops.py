@@ -1,8 +1,10 @@
 """How step functions are repeated: from Python, or one compiled call an epoch.
 
 Both loops take a state at any step, also inside a round, to the end of its epoch and agree on the result; they
-differ in what they cost. On a GPU one call an epoch saves a dispatch a step. XLA's CPU backend runs convolutions
-inside a compiled loop tens of times slower (jax-ml/jax#12868), so there the loop is Python's.
+differ in what they cost. On a GPU one call an epoch saves a dispatch a step. XLA's CPU backend runs float32
+convolutions inside a compiled loop tens of times slower (jax-ml/jax#12868). The bfloat16 ones of
+`models/convolution.py` it does not, but one call gains nothing either and answers no signal before its end, so on
+CPUs the loop is Python's.
 """
 
 import dataclasses

@@ -2,6 +2,7 @@
 
 import functools
 import platform
+import re
 from pathlib import Path
 
 import flax.linen as nn
@@ -56,7 +57,7 @@ def check_gradients(ours, exact, x: np.ndarray, kernel: np.ndarray) -> None:
     width=st.integers(7, 11),
     # Of the first kind JAX's form, of the second exchanged operands, of the third products.
     channels=st.sampled_from([(1, 5), (8, 3), (8, 12)]),
-    size=st.sampled_from([1, 3, 7]),
+    size=st.sampled_from([1, 2, 3, 7]),
     stride=st.sampled_from([1, 2]),
     padding=st.sampled_from(["SAME", "VALID", "torch", ((2, 0), (0, 1))]),
 )
@@ -175,6 +176,35 @@ def test_convolution_and_both_gradients_are_calls_of_onednn(stride):
 
     assert calls(bfloat16=True) == 2  # the result itself is not used
     assert calls(bfloat16=False) == 0
+
+
+@pytest.mark.skipif(not _rewrites(), reason="this jaxlib does not call oneDNN here")
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_loop_calls_onednn_with_the_same_layouts(stride):
+    """Those that XLA chooses in a loop are computed by oneDNN's reference code, fifty times as slow."""
+    x, kernel = jnp.zeros((4, 8, 8, 16), jnp.bfloat16), jnp.zeros((3, 3, 16, 16), jnp.bfloat16)
+    convolve = functools.partial(
+        conv_general_dilated,
+        window_strides=(stride, stride),
+        padding=[(1, 1), (1, 1)],
+        dimension_numbers=LAYOUT,
+    )
+
+    def once(x, kernel, axis):
+        del axis
+        y, pull = jax.vjp(convolve, x, kernel)
+        return pull(y)
+
+    def looped(x, kernel, axis):
+        return lax.scan(lambda both, _: (once(*both, axis), None), (x, kernel), None, length=3)[0]
+
+    def results(step):
+        compile = local_devices(1, bfloat16=True).compile
+        text = compile(step, donate_state=False).lower(x, kernel).compile().as_text()
+        return sorted(re.findall(rf"\((\w+\[[\d,]+\]).*? custom-call\(.*{re.escape(onednn.CONVOLUTION)}", text))
+
+    assert len(results(once)) == 3
+    assert results(looped) == results(once)
 
 
 @pytest.mark.parametrize("kind", ["synthesis", "student"])

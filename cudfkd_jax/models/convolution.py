@@ -19,7 +19,8 @@ from cudfkd_jax import onednn
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 # Which form a kernel gradient takes: a rule, not a measurement when the program runs, which could change the bits
 # of a resumed run.
-_WIDE = 2**15  # channels times features from which products are faster
+_SMALL = 2  # size of a kernel up to which products are faster
+_WIDE = 2**15  # channels times features from which they are
 _NARROW = 4  # features up to which the operands are exchanged
 
 Pair = tuple[int, int]
@@ -170,7 +171,7 @@ def _input_gradient(
 def _kernel_gradient(x: Array, gradient: Array, shape: tuple[int, ...], strides: Pair, padding: Padding) -> Array:
     """The gradient by the kernel, in the form that is fastest for its shape (docs/performance.md)."""
     height, width, channels, features = shape
-    if height in (1, 2) or channels * features >= _WIDE:
+    if max(height, width) <= _SMALL or channels * features >= _WIDE:
         return _kernel_gradient_by_products(x, gradient, shape, strides, padding)
     if features <= _NARROW and strides == (1, 1):
         return _kernel_gradient_reversed(x, gradient, shape, padding)
@@ -225,6 +226,7 @@ def _kernel_gradient_reversed(x: Array, gradient: Array, shape: tuple[int, ...],
 
     JAX's slides the gradient over C images, the channels of the input; this one slides the input over F images.
     """
+    height, width, channels, features = shape
     around = tuple((size - 1 - low, size - 1 - high) for size, (low, high) in zip(shape[:2], padding, strict=True))
-    exchanged = (*shape[:2], *shape[:1:-1])
-    return jnp.flip(_kernel_gradient_by_images(gradient, x, exchanged, (1, 1), around), (0, 1)).swapaxes(2, 3)
+    taps = _kernel_gradient_by_images(gradient, x, (height, width, features, channels), (1, 1), around)
+    return jnp.flip(taps, (0, 1)).swapaxes(2, 3)
