@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from cudfkd_jax.parallel import Devices
 from cudfkd_jax.records import Record
 from cudfkd_jax.steps import PREVIEW, Problem, RunState, purpose_key
 from cudfkd_jax.summary import SUMMARY, TEST_METRICS, distill_summary
+from cudfkd_jax.trainer import Callback
 from cudfkd_jax.weights import Net, save_net
 
 STUDENT, STUDENT_BEST, SAMPLES = "student", "student_best", "samples"
@@ -97,26 +98,16 @@ def distill(config: ConfigDict, workdir: Path, pair: Pair, test: Split | None) -
     if processes.is_first():
         observe.save_teacher(workdir, teacher)
     convergence = _convergence(config, problem, frozen, devices)
-    preview = jax.jit(problem.method.preview, static_argnums=2)
-    best = _BestStudent(workdir / STUDENT_BEST)
 
     def evaluate(state: RunState) -> Callable[[], dict[str, float]]:
         metrics = measure(state)
         found = convergence(state) if convergence else {}
         return lambda: metrics() | found
 
-    def after_epoch(state: RunState, history: list[Record]) -> list[str]:
-        best.offer(net, state, history)
-        synthetic = _save_samples(config, workdir, preview, measure, state, len(history))
-        if synthetic is None:
-            return []
-        return [*health.of_images(synthetic), *health.of_student(history, config.data.num_classes)]
-
     stage = trainer.Stage(
         name="distill",
         folder=workdir,
         epochs=config.distill.epochs,
-        done=lambda record: False,
         steps_per_epoch=epoch.steps,
         images_per_step=config.distill.batch_size,
         init=functools.partial(
@@ -129,12 +120,9 @@ def distill(config: ConfigDict, workdir: Path, pair: Pair, test: Split | None) -
         run_epoch=build.distill_epochs(config, problem, pair.teacher_variables, devices),
         frozen=(frozen,),
         evaluate=evaluate,
-        after_epoch=after_epoch,
-        inspects=lambda epoch: test is None or convergence is not None or _saves_samples(config, epoch),
-        before_checkpoint=best.write,
-        after_checkpoint=best.publish,
-        after_restore=best.restore,
         devices=devices,
+        callbacks=(_BestStudent(workdir / STUDENT_BEST, net), _Pictures(config, workdir, problem, measure)),
+        waits=test is None or convergence is not None,
     )
     state, history = trainer.run(stage, build.upkeep(config))
     summary = distill_summary(
@@ -168,69 +156,71 @@ def _convergence(
     )
 
 
-class _BestStudent:
+class _BestStudent(Callback):
     """Keeps the best student back until its epoch is in a checkpoint.
 
     Published before, it could be of an epoch that a crash makes the run repeat, elsewhere with other bits; not
     written before, it would be lost by a crash after the checkpoint.
     """
 
-    def __init__(self, folder: Path):
-        self._folder = folder
+    def __init__(self, folder: Path, net: Net):
+        self._folder, self._net = folder, net
         self._waiting: tuple[Net, Any] | None = None
 
-    def offer(self, net: Net, state: RunState, history: list[Record]) -> None:
+    def on_epoch_end(self, state: RunState, history: list[Record]) -> Sequence[str]:
         """Takes the student of the newest epoch if it is the best so far."""
         epoch = len(history)
         best = records.best(history, "acc1")
         if best and best.epoch == epoch:
-            chosen = _with_metrics(net, history[-1], epoch=epoch, chosen_on="test images")
+            chosen = _with_metrics(self._net, history[-1], epoch=epoch, chosen_on="test images")
             self._waiting = chosen, jax.device_get(state.student.variables)
+        return ()
 
-    def write(self) -> None:
+    def before_checkpoint(self) -> None:
         """Writes what is waiting, and does not publish it yet."""
         if self._waiting:
             weights.stage_net(self._folder, *self._waiting)
             self._waiting = None
 
-    def publish(self) -> None:
+    def after_checkpoint(self) -> None:
         """Publishes what is written."""
         weights.commit_net(self._folder)
 
-    def restore(self, epochs: int) -> None:
+    def after_restore(self, epochs: int) -> None:
         """Publishes what a crash kept from it, and drops what is of epochs after the first `epochs`."""
         self._waiting = None
         if processes.is_first():
             weights.settle_net(self._folder, lambda metrics: metrics.get("epoch") in range(1, epochs + 1))
 
 
-def _saves_samples(config: ConfigDict, epoch: int) -> bool:
-    every = config.log.samples_every_epochs
-    return bool(every) and (epoch % every == 0 or epoch == config.distill.epochs)
+class _Pictures(Callback):
+    """Draws synthetic images and observes their difficulty where it is time, and warns of what is found."""
 
+    def __init__(self, config: ConfigDict, workdir: Path, problem: Problem, measure: Measure):
+        self._config, self._workdir, self._measure = config, workdir, measure
+        self._preview = jax.jit(problem.method.preview, static_argnums=2)
 
-def _save_samples(
-    config: ConfigDict,
-    workdir: Path,
-    preview: Callable[..., jax.Array],
-    measure: Measure,
-    state: RunState,
-    epoch: int,
-) -> dict[str, Any] | None:
-    """Where it is time, writes pictures and an observation, and returns what was found of the images."""
-    if not _saves_samples(config, epoch):
-        return None
-    if processes.is_first():
-        images = preview(state.aux, purpose_key(state.key, PREVIEW), _PREVIEWED)
-        samples.save_grid(workdir / SAMPLES / f"epoch_{epoch:04d}.png", np.asarray(images))
-    return measure.observe(
-        state,
-        epoch,
-        sample_loss=sample_loss(config),
-        loss=config.distill.loss,
-        workdir=workdir,
-        picture=workdir / SAMPLES / f"classes_{epoch:04d}.png",
-    )
+    def inspects(self, epoch: int) -> bool:
+        every = self._config.log.samples_every_epochs
+        return bool(every) and (epoch % every == 0 or epoch == self._config.distill.epochs)
+
+    def on_epoch_end(self, state: RunState, history: list[Record]) -> Sequence[str]:
+        epoch = len(history)
+        if not self.inspects(epoch):
+            return ()
+        folder = self._workdir / SAMPLES
+        if processes.is_first():
+            images = self._preview(state.aux, purpose_key(state.key, PREVIEW), _PREVIEWED)
+            samples.save_grid(folder / f"epoch_{epoch:04d}.png", np.asarray(images))
+        synthetic = self._measure.observe(
+            state,
+            epoch,
+            sample_loss=sample_loss(self._config),
+            loss=self._config.distill.loss,
+            workdir=self._workdir,
+            picture=folder / f"classes_{epoch:04d}.png",
+        )
+        return [*health.of_images(synthetic), *health.of_student(history, self._config.data.num_classes)]
 
 
 def _parameters(variables: Any) -> dict[str, int]:

@@ -67,7 +67,6 @@ def train(
         name=section,
         folder=folder,
         epochs=config[section].epochs,
-        done=functools.partial(_is_noisy_enough, stop_accuracy),
         steps_per_epoch=epoch.steps,
         images_per_step=config[section].batch_size,
         init=lambda: supervised.init_state(
@@ -78,12 +77,8 @@ def train(
         ),
         frozen=devices.replicate((images, labels, *used)),
         evaluate=make_evaluate(problem.network, devices, batch_size, test, teacher_logits),
-        after_epoch=lambda state, history: (),
-        inspects=lambda epoch: bool(stop_accuracy),
-        before_checkpoint=lambda: None,
-        after_checkpoint=lambda: None,
-        after_restore=lambda epochs: None,
         devices=devices,
+        done=functools.partial(_is_noisy_enough, stop_accuracy) if stop_accuracy else None,
     )
     state, history = trainer.run(stage, build.upkeep(config))
     metrics = {name: history[-1][name] for name in TEST_METRICS if name in history[-1]}
@@ -113,7 +108,7 @@ def _used_by(problem: SupervisedProblem, teacher: Trained | None) -> tuple[Any, 
 
 def _is_noisy_enough(stop_accuracy: float, record: Record) -> bool:
     """Whether a teacher that is to stay noisy (Figure 4) has been trained for long enough."""
-    return bool(stop_accuracy) and record.get("acc1", 0.0) >= stop_accuracy
+    return record.get("acc1", 0.0) >= stop_accuracy
 
 
 def _role(section: str) -> str:

@@ -28,6 +28,41 @@ ON_NAN = ("stop", "rollback")
 _ROLLBACKS = 3  # of a run, at most
 
 
+class Callback:
+    """What happens beside the training of a stage; a hook that is not overridden does nothing.
+
+    After a crash or a rollback hooks are called again for the same epoch and overwrite what they wrote before.
+    """
+
+    def inspects(self, epoch: int) -> bool:
+        """Whether `on_epoch_end` reads `aux` after an epoch (counted from 1), so that the next one must wait."""
+        del epoch
+        return False
+
+    def on_epoch_end(self, state: RunState, history: list[Record]) -> Sequence[str]:
+        """Called before the epoch's checkpoint is written.
+
+        Args:
+            state: one copy; its `aux` is None where no callback inspects the epoch.
+            history: all records so far, that of the epoch last.
+
+        Returns:
+            Warnings for the user.
+        """
+        del state, history
+        return ()
+
+    def before_checkpoint(self) -> None:
+        """Called in the process that writes, before a checkpoint; a crash may follow."""
+
+    def after_checkpoint(self) -> None:
+        """Called in the process that writes, once all epochs so far are safe."""
+
+    def after_restore(self, epochs: int) -> None:
+        """Called at the start and after a rollback, with the number of epochs that are safe."""
+        del epochs
+
+
 @dataclasses.dataclass(frozen=True)
 class Stage:
     """One training of one network.
@@ -36,40 +71,39 @@ class Stage:
         name: shown to the user.
         folder: of its files: `checkpoints/`, `metrics.jsonl`, `tensorboard/`.
         epochs, steps_per_epoch: its length.
-        done: whether it ends with the epoch of this record, before `epochs`.
         images_per_step: that the trained network sees, over all devices.
         init: makes the state before the first step; jit-compiled, and traced for the shapes of a checkpoint.
         run_epoch: see `loops.make_epoch_function`.
         frozen: replicated arguments of `run_epoch` after the state.
-        evaluate: begins to measure a state (one copy of it) and returns what waits for its test metrics, `{}`
-            where there is nothing to measure.
-        after_epoch: `(state, records)`, called with one copy of the state and all records so far, before the
-            checkpoint of the epoch is written; it must overwrite what it wrote for the same epoch before, and
-            returns what the user should be warned of.
-        inspects: whether an epoch (counted from 1) must be measured and recorded before the next one may begin,
-            since `evaluate` or `after_epoch` looks at `aux`, else perhaps None, or since it may be the last.
-        before_checkpoint, after_checkpoint: called in the process that writes, the second when all epochs so far
-            are safe; a crash may come between.
-        after_restore: called with the epochs that are safe, at the start and where those after them are undone.
+        evaluate: begins to measure a state (one copy of it) and returns a callable that blocks until the test
+            metrics are ready; `{}` where there is nothing to measure.
         devices: what everything above is compiled for.
+        callbacks: called in this order.
+        done: whether training ends with the epoch of this record, before `epochs`; None: never.
+        waits: whether each epoch is measured before the next one begins, because `evaluate` reads `aux`.
     """
 
     name: str
     folder: Path
     epochs: int
-    done: Callable[[Record], bool]
     steps_per_epoch: int
     images_per_step: int
     init: Callable[[], RunState]
     run_epoch: EpochFunction
     frozen: tuple[Any, ...]
     evaluate: Callable[[RunState], Callable[[], dict[str, float]]]
-    after_epoch: Callable[[RunState, list[Record]], Sequence[str]]
-    inspects: Callable[[int], bool]
-    before_checkpoint: Callable[[], None]
-    after_checkpoint: Callable[[], None]
-    after_restore: Callable[[int], None]
     devices: Devices
+    callbacks: Sequence[Callback] = ()
+    done: Callable[[Record], bool] | None = None
+    waits: bool = False
+
+    def is_over(self, history: list[Record]) -> bool:
+        """Whether no epoch is left."""
+        return len(history) == self.epochs or bool(history and self.done and self.done(history[-1]))
+
+    def inspects(self, epoch: int) -> bool:
+        """Whether an epoch must be measured and recorded before the next one may begin."""
+        return self.waits or self.done is not None or any(c.inspects(epoch) for c in self.callbacks)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,9 +150,9 @@ def run(stage: Stage, upkeep: Upkeep) -> tuple[RunState, list[Record]]:
         UserError: the checkpoints or the records cannot be used.
     """
     state, history, damaged = _start(stage)
-    stage.after_restore(len(history))
+    _restored(stage, history)
     first_step = int(state.step)
-    if _is_over(stage, history):
+    if stage.is_over(history):
         return state, history
     progress = Progress(
         stage.name,
@@ -137,7 +171,7 @@ def run(stage: Stage, upkeep: Upkeep) -> tuple[RunState, list[Record]]:
     with Signals() as signals, progress:
         watch = Watch(signals, saver.due)
         begun: float | None = None
-        while not _is_over(stage, history):
+        while not stage.is_over(history):
             try:
                 one, record, state, begun = _run_epoch(
                     stage, upkeep, state, begun, len(history) + 1, saver, watch, progress
@@ -150,9 +184,10 @@ def run(stage: Stage, upkeep: Upkeep) -> tuple[RunState, list[Record]]:
             if processes.is_first():
                 records.append(stage.folder / METRICS, record)
             progress.epoch(record)
-            for warning in stage.after_epoch(one, history):
-                progress.say(f"{stage.name}: epoch {len(history)}: warning: {warning}")
-            if begun is None and (watch.interrupts(at_epoch_end=True) or _is_over(stage, history)):
+            for callback in stage.callbacks:
+                for warning in callback.on_epoch_end(one, history):
+                    progress.say(f"{stage.name}: epoch {len(history)}: warning: {warning}")
+            if begun is None and (watch.interrupts(at_epoch_end=True) or stage.is_over(history)):
                 saver.save(stage.devices.unreplicate(state))
                 watch.stop_if_told()
     return stage.devices.unreplicate(state), history
@@ -196,14 +231,15 @@ def _roll_back(
             f"{what}, after {times} rollbacks; start again with a lower learning rate in another --workdir"
         )
     state, history, _ = _start(stage)
-    stage.after_restore(len(history))
+    _restored(stage, history)
     progress.say(f"{what}; back to step {int(state.step)} with another random key, {times + 1} of {_ROLLBACKS}")
     key = purpose_key(state.key, ROLLBACK, times)
     return state.replace(key=key, rollbacks=jnp.int32(times + 1)), history
 
 
-def _is_over(stage: Stage, history: list[Record]) -> bool:
-    return len(history) == stage.epochs or bool(history and stage.done(history[-1]))
+def _restored(stage: Stage, history: list[Record]) -> None:
+    for callback in stage.callbacks:
+        callback.after_restore(len(history))
 
 
 class _Saver:
@@ -218,12 +254,14 @@ class _Saver:
         return (every > 0 or at_epoch_end) and time.monotonic() - self._saved_at >= every
 
     def save(self, state: RunState) -> None:
-        """Writes one copy of a state, then what the stage publishes with it; one process alone does."""
+        """Writes one copy of a state between the callbacks' two hooks; one process alone does."""
         if processes.is_first():
             folder = self._stage.folder / CHECKPOINTS
-            self._stage.before_checkpoint()
+            for callback in self._stage.callbacks:
+                callback.before_checkpoint()
             checkpoint.save(folder, int(state.step + state.synthesis_step), state, keep=self._upkeep.keep)
-            self._stage.after_checkpoint()
+            for callback in self._stage.callbacks:
+                callback.after_checkpoint()
         self._saved_at = time.monotonic()
 
 

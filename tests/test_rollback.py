@@ -12,7 +12,7 @@ from cudfkd_jax.errors import RunFailedError, UserError
 from cudfkd_jax.loops import EpochFunction
 from cudfkd_jax.parallel import local_devices
 from cudfkd_jax.steps import RunState, Tally
-from cudfkd_jax.trainer import Stage, Upkeep
+from cudfkd_jax.trainer import Callback, Stage, Upkeep
 
 _STEPS, _EPOCHS = 4, 4
 
@@ -28,7 +28,7 @@ def _init():
     )
 
 
-class _Run:
+class _Run(Callback):
     """Steps that add up random numbers; step `bad` fails until the run has gone back `times` times."""
 
     whole_epochs = False
@@ -50,7 +50,11 @@ class _Run:
             )
         return state
 
-    def restore(self, epochs):
+    def on_epoch_end(self, state, history):
+        self.epochs.append(len(history))
+        return ()
+
+    def after_restore(self, epochs):
         self.restored.append(epochs)
 
     def __call__(self, folder, on_nan, **changes):
@@ -59,19 +63,14 @@ class _Run:
             name="test",
             folder=folder,
             epochs=_EPOCHS,
-            done=lambda record: False,
             steps_per_epoch=_STEPS,
             images_per_step=1,
             init=_init,
             run_epoch=EpochFunction(self.run_epoch, self.run_epoch if self.whole_epochs else None),
             frozen=(),
             evaluate=lambda state: dict,
-            after_epoch=lambda state, history: self.epochs.append(len(history)) or (),
-            inspects=lambda epoch: False,
-            before_checkpoint=lambda: None,
-            after_checkpoint=lambda: None,
-            after_restore=self.restore,
             devices=local_devices(1),
+            callbacks=(self,),
         )
         upkeep = {"evaluate_every": 1, "checkpoint_seconds": 0.0, "keep": 2, "tensorboard": False} | changes
         return trainer.run(stage, Upkeep(on_nan=on_nan, **upkeep))

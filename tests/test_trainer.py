@@ -13,7 +13,7 @@ from cudfkd_jax.errors import StoppedError
 from cudfkd_jax.loops import EpochFunction
 from cudfkd_jax.parallel import local_devices
 from cudfkd_jax.steps import RunState, Tally
-from cudfkd_jax.trainer import Stage, Upkeep
+from cudfkd_jax.trainer import Callback, Stage, Upkeep
 
 _STEPS, _EPOCHS = 2, 4
 
@@ -58,30 +58,34 @@ class _Events(list):
 
             return measured
 
-        def after_epoch(state, history):
-            epoch = len(history)
-            self.append(f"after {epoch}")
-            assert state.aux is not None or (whole and epoch not in inspected)
-            assert float(state.student["sum"]) == history[-1]["total"]
-            return ()
+        events = self
+
+        class Observer(Callback):
+            def inspects(self, epoch):
+                return epoch in inspected
+
+            def on_epoch_end(self, state, history):
+                epoch = len(history)
+                events.append(f"after {epoch}")
+                assert state.aux is not None or (whole and epoch not in inspected)
+                assert float(state.student["sum"]) == history[-1]["total"]
+                return ()
+
+            def after_checkpoint(self):
+                events.append("save")
 
         stage = Stage(
             name="test",
             folder=folder,
             epochs=_EPOCHS,
-            done=lambda record: False,
             steps_per_epoch=_STEPS,
             images_per_step=1,
             init=_init,
             run_epoch=EpochFunction(begin, begin if whole else None),
             frozen=(),
             evaluate=evaluate,
-            after_epoch=after_epoch,
-            inspects=lambda epoch: epoch in inspected,
-            after_checkpoint=lambda: self.append("save"),
-            before_checkpoint=lambda: None,
-            after_restore=lambda epochs: None,
             devices=local_devices(1),
+            callbacks=(Observer(),),
         )
         settings = {"evaluate_every": 1, "checkpoint_seconds": 1e6, "keep": 2, "tensorboard": False} | upkeep
         return trainer.run(stage, Upkeep(on_nan="stop", **settings))
