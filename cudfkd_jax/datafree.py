@@ -220,6 +220,8 @@ class _Pictures(Callback):
             workdir=self._workdir,
             picture=folder / f"classes_{epoch:04d}.png",
         )
+        if synthetic is None:  # another process writes and warns
+            return ()
         return [*health.of_images(synthetic), *health.of_student(history, self._config.data.num_classes)]
 
 

@@ -227,6 +227,7 @@ def _kernel_gradient_reversed(x: Array, gradient: Array, shape: tuple[int, ...],
     JAX's slides the gradient over C images, the channels of the input; this one slides the input over F images.
     """
     height, width, channels, features = shape
-    around = tuple((size - 1 - low, size - 1 - high) for size, (low, high) in zip(shape[:2], padding, strict=True))
+    (top, bottom), (left, right) = padding
+    around = ((height - 1 - top, height - 1 - bottom), (width - 1 - left, width - 1 - right))
     taps = _kernel_gradient_by_images(gradient, x, (height, width, features, channels), (1, 1), around)
     return jnp.flip(taps, (0, 1)).swapaxes(2, 3)
