@@ -34,9 +34,10 @@ demo: $(VENV)/.installed-runtime ## a teacher, a student without data, the table
 test: $(VENV)/.installed ## all tests
 	$(BIN)/python -m pytest -n $(WORKERS) --dist=worksteal
 
-lint: $(VENV)/.installed ## style, format and types
+lint: $(VENV)/.installed ## style, format, layers and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/lint-imports
 	$(BIN)/mypy
 
 bench: $(VENV)/.installed-runtime ## speed of the steps, beside the ceilings of this machine
@@ -99,7 +100,7 @@ gpu-dry-run: $(CARRIED)/site ## on a CPU: the whole program in small, stopped in
 .DELETE_ON_ERROR:
 
 clean: ## remove the environment and the caches of the tools; runs stay
-	rm -rf $(VENV) $(VENV)-* build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-* build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find cudfkd_jax configs scripts tests -name __pycache__ -prune -exec rm -rf {} +
 
 # Installed again whenever pyproject.toml changes; pip itself is the last thing that a new environment gets.

@@ -3,16 +3,26 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cudfkd_jax.api import Result, distill
-    from cudfkd_jax.settings import load as load_config
+    from cudfkd_jax.config import presets as defaults
+    from cudfkd_jax.config.loading import load as load_config
+    from cudfkd_jax.runs.api import Result, distill
 
-__all__ = ["Result", "distill", "load_config"]
+__all__ = ["Result", "defaults", "distill", "load_config"]
 
 
 def __getattr__(name: str) -> Any:
-    """The functions for programs, imported when asked for: the command line needs less and starts sooner."""
-    if name in __all__:
-        from cudfkd_jax import api, settings
+    """What programs and configuration files use, imported when asked for: the command line needs less of it."""
+    match name:
+        case "Result" | "distill":
+            from cudfkd_jax.runs import api
 
-        return settings.load if name == "load_config" else getattr(api, name)
+            return getattr(api, name)
+        case "defaults":  # of configuration files, also those that earlier versions wrote into a run's folder
+            from cudfkd_jax.config import presets
+
+            return presets
+        case "load_config":
+            from cudfkd_jax.config import loading
+
+            return loading.load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -5,10 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from cudfkd_jax import allocator, cli, configuration, export, report, saved, settings, stages
-from cudfkd_jax.errors import UserError
-from cudfkd_jax.formats import FORMATS
-from cudfkd_jax.workdir import CONFIG, check_writable
+from cudfkd_jax import report
+from cudfkd_jax.config import loading
+from cudfkd_jax.runs import evaluate, export, stages
+from cudfkd_jax.runtime import allocator, cli
+from cudfkd_jax.runtime.errors import UserError, choose
+from cudfkd_jax.storage.formats import FORMATS
+from cudfkd_jax.storage.workdir import CONFIG, check_writable
 
 _HELP = """\
 usage: python -m cudfkd_jax.main --config=FILE[:ARGUMENTS] [--stage=STAGE] [--workdir=FOLDER] [--config.KEY=VALUE]
@@ -19,7 +22,7 @@ Distils a trained image classifier into a smaller one without its training data 
                       arguments after a colon, e.g. configs/cifar10.py:method=cmi,teacher=wrn40_2
                       (each file's first lines list its arguments)
   --config.KEY=VALUE  changes one setting, e.g. --config.distill.epochs=300; all of them with their meaning
-                      are in cudfkd_jax/defaults.py
+                      are in cudfkd_jax/config/defaults.py
   --stage=STAGE       all        train the teacher unless there is one, distil, evaluate (the default)
                       teacher    train the teacher on the data
                       scratch    train the student on the data, for comparison
@@ -48,7 +51,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _run(arguments: Sequence[str]) -> None:
     options, rest = _options(arguments)
-    configuration.choose("--stage", options.stage, stages.STAGES)
+    choose("--stage", options.stage, stages.STAGES)
     _check_format(options.stage, options.format)
     if options.compare is not None and options.stage != "report":
         raise UserError(f"--compare={options.compare} is for --stage=report; leave it out, or report")
@@ -56,9 +59,9 @@ def _run(arguments: Sequence[str]) -> None:
     allocator.keep_freed_memory()
     workdir = options.workdir
     if options.config or options.stage not in ("evaluate", "export", "report"):
-        config = settings.load(options.config)
-        changes = settings.override(config, rest)
-        workdir = workdir or f"runs/{settings.run_name(options.config, changes)}"
+        config = loading.load(options.config)
+        changes = loading.override(config, rest)
+        workdir = workdir or f"runs/{loading.run_name(options.config, changes)}"
     if options.stage == "report":
         if rest and not options.config:
             raise UserError(f"unexpected argument {rest[0]!r}; --stage=report takes --workdir and --compare")
@@ -72,9 +75,9 @@ def _run(arguments: Sequence[str]) -> None:
             raise UserError(f"unexpected argument {rest[0]!r}; --stage=export takes --workdir and --format")
         export.export(folder, options.format)
     elif options.stage == "evaluate":
-        config = saved.read_config(folder)
-        settings.override(config, rest)
-        saved.evaluate_run(config, folder)
+        config = loading.read_config(folder)
+        loading.override(config, rest)
+        evaluate.evaluate_run(config, folder)
     else:
         stages.run(config, options.stage, folder)
 
@@ -107,7 +110,7 @@ def _check_format(stage: str, format_: str | None) -> None:
     if stage == "export":
         if not format_:
             raise UserError(f"--stage=export needs a --format; valid: {', '.join(FORMATS)}")
-        configuration.choose("--format", format_, tuple(FORMATS))
+        choose("--format", format_, tuple(FORMATS))
     elif format_:
         raise UserError(f"--format={format_} is for --stage=export; leave it out, or export")
 

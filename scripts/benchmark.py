@@ -50,8 +50,9 @@ import json
 from benchmarking import peers
 from benchmarking.measure import measure_all
 from benchmarking.table import scaling, table
-from cudfkd_jax import allocator, cli, configuration, settings, validate
-from cudfkd_jax.errors import UserError
+from cudfkd_jax.config import loading, validate
+from cudfkd_jax.runtime import allocator, cli
+from cudfkd_jax.runtime.errors import UserError, choose
 
 _IMPORTS_S = time.perf_counter() - _START
 
@@ -68,11 +69,11 @@ def _run(arguments: Sequence[str]) -> None:
         parser.add_argument(f"--{option}", default=default)
     parser.add_argument("--json", action="store_true")
     options, overrides = parser.parse_known_args(arguments)
-    config = settings.load(options.config)
-    settings.override(config, overrides)
+    config = loading.load(options.config)
+    loading.override(config, overrides)
     repeats = _count("--rounds", options.rounds)
     if options.peer:
-        configuration.choose("--peer", options.peer, peers.PEERS)
+        choose("--peer", options.peer, peers.PEERS)
     counts = [_count("--devices", n) for n in options.devices.split(",")] if options.devices else [config.devices]
     configs = []
     for count in dict.fromkeys(counts):

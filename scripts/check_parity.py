@@ -30,7 +30,7 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_p
 import jax
 import torch
 
-from cudfkd_jax.errors import UserError
+from cudfkd_jax.runtime.errors import UserError
 from parity import cases, released, rows
 from parity.cases import Checkouts
 

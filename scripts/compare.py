@@ -11,7 +11,8 @@ WORKDIR/table.md and, unrounded, table.csv; the output of each run beside its fo
 from collections.abc import Sequence
 from pathlib import Path
 
-from cudfkd_jax import cells, cli, compare
+from cudfkd_jax.experiments import compare, launcher
+from cudfkd_jax.runtime import cli
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -36,7 +37,7 @@ def _run(arguments: Sequence[str]) -> None:
         say=cli.say,
     )
     print((folder / f"{compare.TABLE}.md").read_text(encoding="utf-8"))
-    cells.check_finished(outcomes)
+    launcher.check_finished(outcomes)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ Then come signals: SIGTERM, SIGINT and two SIGINT at once, in turns, while steps
 within 10 s with status 143 or 130, and to come to the same end.
 
 `--kills=` in all (50), `--signals=` (6), `--targets=` all or names separated by commas, `--seed=` of the moments
-(0), `--config=` (tests/tiny.py). Exit status 1 where something differs or a command fails.
+(0), `--config=` (tests/support/tiny.py). Exit status 1 where something differs or a command fails.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from pathlib import Path
 from crashing.campaign import Campaign, say
 from crashing.runs import TARGETS
 
-_TINY = Path(__file__).resolve().parents[1] / "tests/tiny.py"
+_TINY = Path(__file__).resolve().parents[1] / "tests/support/tiny.py"
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -19,8 +19,12 @@ from typing import NamedTuple
 
 import jax
 
-from cudfkd_jax import checkpoint, cli, defaults, records, settings, stages, trainer
-from cudfkd_jax.errors import RunFailedError, UserError
+from cudfkd_jax.config import loading, presets
+from cudfkd_jax.runs import stages
+from cudfkd_jax.runtime import cli
+from cudfkd_jax.runtime.errors import RunFailedError, UserError
+from cudfkd_jax.storage import checkpoint, records
+from cudfkd_jax.training import trainer
 
 _TENTHS = 10
 
@@ -88,12 +92,12 @@ def _run(arguments: Sequence[str]) -> None:
     options, overrides = parser.parse_known_args(arguments)
     if options.epochs < 2 * _TENTHS or options.rounds < options.epochs:
         raise UserError(f"--epochs={options.epochs}: give at least {2 * _TENTHS}, and as many --rounds or more")
-    config = settings.load(options.config)
-    defaults.train_for(config, epochs=2)
+    config = loading.load(options.config)
+    presets.train_for(config, epochs=2)
     config.distill.update(epochs=options.epochs, rounds_per_epoch=options.rounds // options.epochs)
     config.distill.update(student_steps=5, batch_size=32)
     config.checkpoint.every_seconds = 0.0  # at the end of every epoch
-    settings.override(config, overrides)
+    loading.override(config, overrides)
     noted: list[Noted] = []
     with tempfile.TemporaryDirectory(prefix="cudfkd_long_") as temporary, _observed(noted):
         stages.run(config, "all", Path(options.workdir or temporary), say=cli.say)

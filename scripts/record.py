@@ -13,12 +13,15 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from cudfkd_jax import cli, observe, trainer, workdir
-from cudfkd_jax.errors import UserError
-from cudfkd_jax.files import write_bytes, write_json
-from cudfkd_jax.reproduce import catalogue
-from cudfkd_jax.summary import SUMMARY
-from cudfkd_jax.train import NET
+from cudfkd_jax.evaluation import observations
+from cudfkd_jax.evaluation.summary import SUMMARY
+from cudfkd_jax.experiments.reproduce import catalogue
+from cudfkd_jax.runs.supervised import NET
+from cudfkd_jax.runtime import cli
+from cudfkd_jax.runtime.errors import UserError
+from cudfkd_jax.storage import workdir
+from cudfkd_jax.storage.files import write_bytes, write_json
+from cudfkd_jax.training import trainer
 
 _PAGES = (".md", ".csv", ".png")
 _AT_THE_TOP = {"table2": "table"}
@@ -62,8 +65,8 @@ def _copy_run(source: Path, target: Path) -> None:
     teacher = Path(held["config"]["teacher.checkpoint"])
     own = {"data.dir": "", "teacher.checkpoint": f"teachers/{teacher.name}" if teacher.name else ""}
     write_json(target / workdir.CONFIG, {**held, "config": {**held["config"], **own}})
-    for path in sorted((source / observe.FOLDER).glob("epoch_*.json"))[-1:]:
-        write_bytes(target / observe.FOLDER / path.name, path.read_bytes())
+    for path in sorted((source / observations.FOLDER).glob("epoch_*.json"))[-1:]:
+        write_bytes(target / observations.FOLDER / path.name, path.read_bytes())
     if source.parent.parent.name == "teachers":
         shutil.copytree(source / NET, target / NET, dirs_exist_ok=True)
     write_bytes(target / SUMMARY, (source / SUMMARY).read_bytes())  # last: it makes the run count as finished

@@ -15,9 +15,9 @@ entry is written to WORKDIR/<entry>/. docs/reproducing.md says what they hold an
 from collections.abc import Sequence
 from pathlib import Path
 
-from cudfkd_jax import cli
-from cudfkd_jax.errors import RunFailedError, UserError
-from cudfkd_jax.reproduce import catalogue, reproduce
+from cudfkd_jax.experiments.reproduce import catalogue, reproduce
+from cudfkd_jax.runtime import cli
+from cudfkd_jax.runtime.errors import RunFailedError, UserError
 
 _ROOT = Path(__file__).resolve().parents[1]
 _CONFIGS = _ROOT / "configs"

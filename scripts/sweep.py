@@ -12,8 +12,9 @@ settings, sweep.png and sweep.svg.
 from collections.abc import Sequence
 from pathlib import Path
 
-from cudfkd_jax import cells, cli, sweep
-from cudfkd_jax.errors import UserError
+from cudfkd_jax.experiments import launcher, sweep
+from cudfkd_jax.runtime import cli
+from cudfkd_jax.runtime.errors import UserError
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -36,7 +37,7 @@ def _run(arguments: Sequence[str]) -> None:
     folder = Path(options.workdir or sweep.default_workdir(options.config, axes, overrides)).expanduser()
     outcomes = sweep.sweep(options.config, axes, seeds, folder, overrides, jobs=jobs, say=cli.say)
     print((folder / f"{sweep.NAME}.md").read_text(encoding="utf-8") + f"written: {folder}/{sweep.NAME}.md, .csv")
-    cells.check_finished(outcomes)
+    launcher.check_finished(outcomes)
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cudfkd_jax import cli, configuration
-from cudfkd_jax.errors import UserError
+from cudfkd_jax.runtime import cli
+from cudfkd_jax.runtime.errors import UserError, choose
 
 _FLAGS = {
     "gpu": (
@@ -52,7 +52,7 @@ def _run(arguments: Sequence[str]) -> None:
     for option, default in (("platform", "gpu"), ("flags", ""), ("repeats", "3"), ("rounds", "5")):
         parser.add_argument(f"--{option}", default=default)
     options, benchmark = parser.parse_known_args(arguments)
-    configuration.choose("--platform", options.platform, tuple(_FLAGS))
+    choose("--platform", options.platform, tuple(_FLAGS))
     if not options.repeats.isdecimal() or not int(options.repeats):
         raise UserError(f"--repeats: {options.repeats!r} must be a whole number above 0")
     flags = options.flags.split(";") if options.flags else _FLAGS[options.platform]

@@ -4,6 +4,11 @@ import os
 import shutil
 from pathlib import Path
 
+# Programs that tests start find the helpers, too.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [str(Path(__file__).parent / "support"), *filter(None, [os.environ.get("PYTHONPATH")])]
+)
+
 # Compiled programs are kept between tests, their subprocesses and calls of pytest; JAX reads this when imported.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "xla"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
@@ -11,7 +16,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 import pytest
 import tiny
 
-from cudfkd_jax import stages
+from cudfkd_jax.runs import stages
 
 
 @pytest.fixture

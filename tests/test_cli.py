@@ -13,10 +13,13 @@ import pytest
 from helpers import snapshot
 from PIL import Image
 
-from cudfkd_jax import defaults, main, records, stages
-from cudfkd_jax.errors import RunFailedError, StoppedError
+from cudfkd_jax import main
+from cudfkd_jax.config import access, defaults
+from cudfkd_jax.runs import stages
+from cudfkd_jax.runtime.errors import RunFailedError, StoppedError
+from cudfkd_jax.storage import records
 
-TINY = str(Path(__file__).with_name("tiny.py"))
+TINY = str(Path(__file__).parent / "support" / "tiny.py")
 RETURN = "from ml_collections import ConfigDict\ndef get_config():\n  return ConfigDict({})"
 DIGITS = str(Path(__file__).parents[1] / "configs" / "digits.py")
 
@@ -41,7 +44,7 @@ def refused(place, monkeypatch, capsys):
     def run(*arguments: str) -> str:
         before = snapshot(place.parent)
         with monkeypatch.context() as patch:
-            patch.setattr("cudfkd_jax.parallel.Devices.compile", compile_)
+            patch.setattr("cudfkd_jax.runtime.devices.Devices.compile", compile_)
             status = main.main(arguments)
         out, err = capsys.readouterr()
         assert status == 2, err
@@ -270,7 +273,7 @@ def test_a_workdir_that_cannot_be_written(place, refused, monkeypatch):
 _HOLD = """
 import os, sys
 from pathlib import Path
-from cudfkd_jax import workdir
+from cudfkd_jax.storage import workdir
 with workdir.lock(Path(sys.argv[1])):
     print("held", flush=True)
     input()
@@ -399,9 +402,9 @@ def test_settings_reach_the_run(monkeypatch):
 def test_every_default_can_be_given_again(monkeypatch):
     called = []
     monkeypatch.setattr(stages, "run", lambda config, *args: called.append(config))
-    known = main.configuration.flatten(defaults.get_config())
+    known = access.flatten(defaults.get_config())
     assert main.main([f"--config={TINY}", *(f"--config.{key}={value}" for key, value in known.items())]) == 0
-    assert main.configuration.flatten(called[0]) == known
+    assert access.flatten(called[0]) == known
 
 
 def test_the_default_workdir_follows_from_the_command(monkeypatch):
@@ -443,7 +446,8 @@ import signal
 import time
 
 import jax
-from cudfkd_jax import main, stages
+from cudfkd_jax import main
+from cudfkd_jax.runs import stages
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell began the tests in the background
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from cudfkd_jax import configuration, defaults
+from cudfkd_jax.config import access, defaults
 from cudfkd_jax.methods import METHODS
 
 _ROOT = Path(__file__).parents[1]
 _DOCS = sorted((_ROOT / "docs").glob("*.md"))
-_SETTINGS = configuration.flatten(defaults.get_config())
+_SETTINGS = access.flatten(defaults.get_config())
 
 
 def _exists(name: str) -> bool:

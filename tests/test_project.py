@@ -1,4 +1,4 @@
-"""The shape of the project: which module may know which, and what is where."""
+"""The shape of the project: what a module may know beside the layers of `make lint`, and what is where."""
 
 import ast
 import subprocess
@@ -12,41 +12,11 @@ _ROOT = Path(__file__).parents[1]
 _PACKAGE = _ROOT / "cudfkd_jax"
 _NAME = _PACKAGE.name
 
-# From the command line down to the mathematics. A module imports from lower layers only; the modules of one
-# layer do not know each other. A folder is one entry, and what its modules import from each other is its own
-# affair (without cycles).
-_LAYERS = (
-    {"child"},
-    {"main"},
-    {"api", "compare", "sweep", "reproduce"},
-    {"plan", "outcomes"},
-    {"stages", "saved", "export", "settings", "cells"},
-    {"teachers", "budget"},
-    {"datafree", "train", "timing"},
-    {"precision", "convergence", "measure", "report"},
-    {"build", "validate"},
-    {"build_method"},
-    {"networks"},
-    {"configuration"},
-    {"trainer", "batching", "evaluate", "observe", "summary", "formats", "health"},
-    {"loops", "supervised", "checkpoint", "interrupts", "progress", "samples", "torch_io", "workdir"},
-    {"steps", "records", "data", "torch_names", "flax_io", "weights"},
-    {"methods"},
-    {"capture", "curriculum", "metrics", "train_state", "defaults"},
-    {"models"},
-    {"losses", "parallel", "folding", "files", "quiet", "augment", "recipes", "paper", "cli"},
-    {"processes", "exhaustion", "onednn", "allocator"},
-    {"errors"},
-)
-
 # Who may know what, and nobody else.
-_KNOWS_THE_CONFIGURATION = {
-    *("api", "budget", "plan", "timing", "settings", "stages", "saved", "datafree", "train", "defaults"),
-    *("teachers", "build", "build_method", "configuration", "networks", "precision", "summary", "validate"),
-}
-_KNOWS_DEVICES = {"parallel"}
+_KNOWS_DEVICES = {"runtime.devices"}
 _UNPICKLES = {"data.pickles"}
-_KNOWS_TORCH = {"torch_io"}
+_KNOWS_TORCH = {"storage.torch_files"}
+_MATHEMATICS = ("methods", "objectives", "models")
 
 
 def _module_name(path: Path) -> str:
@@ -86,57 +56,16 @@ def _entry(name: str) -> str:
     return name.split(".")[0]
 
 
-def _layer(name: str) -> int:
-    return next((i for i, layer in enumerate(_LAYERS) if _entry(name) in layer), -1)
-
-
-def test_layers_name_each_module_once():
-    named = [entry for layer in _LAYERS for entry in layer]
-    assert sorted(named) == sorted({_entry(name) for name in _FILES}), "say in _LAYERS where a new module belongs"
-
-
-@pytest.mark.parametrize("name", _FILES)
-def test_imports_point_down(name):
-    upward = [
-        f"{name} -> {other}"
-        for other in _imported_modules(name)
-        if _entry(other) != _entry(name) and _layer(other) <= _layer(name)
-    ]
-    assert not upward
-
-
-def test_imports_have_no_cycle():
-    done, open_ = set(), []
-
-    def visit(name):
-        assert name not in open_, f"imports in a circle: {' -> '.join([*open_, name])}"
-        if name not in done:
-            open_.append(name)
-            for other in sorted(_imported_modules(name)):
-                visit(other)
-            done.add(open_.pop())
-
-    for name in _FILES:
-        visit(name)
-
-
-@pytest.mark.parametrize("name", [name for name in _FILES if _entry(name) in ("methods", "models")])
+@pytest.mark.parametrize("name", [name for name in _FILES if _entry(name) in _MATHEMATICS])
 def test_methods_and_models_know_nothing_of_configuration_data_disk_or_devices(name):
     roots = {found.split(".")[0] for found in _imports(name)}
     assert not roots & {"absl", "io", "json", "ml_collections", "orbax", "os", "pathlib", "shutil", "sys"}
-    assert {_entry(other) for other in _imported_modules(name)} <= {
-        *("methods", "models", "augment", "capture", "curriculum", "errors", "losses", "onednn"),
-        *("parallel", "train_state"),
-    }
+    others = {other for other in _imported_modules(name) if _entry(other) not in _MATHEMATICS}
+    assert others <= {"data.augment", "runtime.devices", "runtime.errors", "runtime.onednn"}
     assert "Devices" not in _names(name)
 
 
-def test_only_these_modules_know_the_configuration():
-    assert {name for name in _FILES if "ml_collections" in _imports(name)} == _KNOWS_THE_CONFIGURATION
-    assert all("ConfigDict" not in _names(name) for name in _FILES.keys() - _KNOWS_THE_CONFIGURATION)
-
-
-def test_only_parallel_names_a_mapping_or_a_collective():
+def test_only_one_module_names_a_mapping_or_a_collective():
     words = {"pmap", "shard_map", "pmean", "psum", "all_gather", "axis_index", "Mesh", "NamedSharding"}
     assert {name for name in _FILES if words & _names(name)} == _KNOWS_DEVICES
 
@@ -144,7 +73,8 @@ def test_only_parallel_names_a_mapping_or_a_collective():
 def test_only_these_modules_know_of_several_processes_what_jax_knows():
     words = {"process_index", "process_count", "distributed", "multihost_utils", "local_device_count"}
     users = {name for name in _FILES if words & _names(name)}
-    assert users - {"build", "validate", "defaults"} == {"parallel", "processes"}  # `config.distributed`
+    users -= {"config.build", "config.defaults", "config.validate"}  # `config.distributed`
+    assert users == {"runtime.devices", "runtime.processes"}
 
 
 def test_only_the_restricted_reader_unpickles():
@@ -221,7 +151,7 @@ def test_configurations_are_read_by_the_package_alone():
         tree = ast.parse(path.read_text(encoding="utf-8"))
         assert ast.get_docstring(tree), path
         modules = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-        assert modules <= {_NAME, f"{_NAME}.defaults", "ml_collections"}, path
+        assert modules <= {_NAME, "ml_collections"}, path
 
 
 def _names(name: str) -> set[str]:

@@ -16,27 +16,17 @@ import jax
 import numpy as np
 import pytest
 
-from cudfkd_jax import (
-    build,
-    cli,
-    compare,
-    configuration,
-    defaults,
-    export,
-    formats,
-    main,
-    models,
-    report,
-    saved,
-    stages,
-    summary,
-    sweep,
-    validate,
-    weights,
-)
-from cudfkd_jax.capture import Classifier
+from cudfkd_jax import main, models, report
+from cudfkd_jax.config import access, build, defaults, loading, validate
+from cudfkd_jax.evaluation import summary
+from cudfkd_jax.experiments import compare, sweep
+from cudfkd_jax.experiments.reproduce import catalogue
+from cudfkd_jax.experiments.reproduce.jobs import prepare
 from cudfkd_jax.methods import METHODS
-from cudfkd_jax.reproduce import catalogue, work
+from cudfkd_jax.models.classifier import Classifier
+from cudfkd_jax.runs import evaluate, export, stages
+from cudfkd_jax.runtime import cli
+from cudfkd_jax.storage import formats, weights
 
 _ROOT = Path(__file__).parents[1]
 _TEXT = (_ROOT / "README.md").read_text(encoding="utf-8")
@@ -119,15 +109,15 @@ def _check_reproduce(words):
         assert words == ["--list"] and catalogue.listing()
         return
     entries = catalogue.select(names, options["scale"])
-    jobs = work.prepare(entries, options["scale"], Path("nowhere"), Path("configs"), overrides)
+    jobs = prepare(entries, options["scale"], Path("nowhere"), Path("configs"), overrides)
     assert [job.entry.name for job in jobs] == names
 
 
 def _check_main(arguments, monkeypatch):
     """Has the command line read the arguments and stop where the run would begin."""
     begun = []
-    monkeypatch.setattr(saved, "read_config", lambda folder: defaults.get_config())
-    monkeypatch.setattr(saved, "evaluate_run", lambda config, folder: begun.append(config))
+    monkeypatch.setattr(loading, "read_config", lambda folder: defaults.get_config())
+    monkeypatch.setattr(evaluate, "evaluate_run", lambda config, folder: begun.append(config))
     monkeypatch.setattr(stages, "run", lambda config, stage, folder: begun.append(config))
     monkeypatch.setattr(report, "write_report", lambda folder: begun.append(defaults.get_config()))
     monkeypatch.setattr(report, "write_comparison", lambda runs, folder: begun.append(defaults.get_config()))
@@ -160,7 +150,7 @@ def test_every_data_source_and_method_is_in_a_table():
     known = build.data.SOURCES
     assert set(re.findall(r"^\| `(\w+)` \| ", _TEXT, re.MULTILINE)) == {
         *known,
-        configuration.NO_DATA,
+        access.NO_DATA,
         *stages.STAGES,
         *formats.FORMATS,
         *METHODS,
@@ -179,7 +169,7 @@ def test_named_files_are_there():
 
 def test_named_settings_exist():
     sections = defaults.get_config()
-    known = configuration.flatten(sections)
+    known = access.flatten(sections)
     dotted = (code.removeprefix("--config.").partition("=")[0] for code in _CODE if "." in code)
     keys = {key for key in dotted if key.split(".")[0] in sections and re.fullmatch(r"\w+(\.\w+)?", key)}
     keys |= {code.removeprefix("--config.").partition("=")[0] for code in _CODE if code.startswith("--config.")}
@@ -239,7 +229,7 @@ def test_a_network_of_ones_own_is_trained_and_distilled_from_python(tmp_path, mo
     module, program, _ = _blocks("python")
     (command,) = (command for command in _COMMANDS if "my_nets:Teacher" in command)
     (tmp_path / "configs").mkdir()
-    shutil.copy(_ROOT / "tests/tiny.py", tmp_path / "configs/digits.py")
+    shutil.copy(_ROOT / "tests/support/tiny.py", tmp_path / "configs/digits.py")
     (tmp_path / "my_nets.py").write_text(module)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)

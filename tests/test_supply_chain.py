@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import tiny
 
-from cudfkd_jax import checkpoint, main
+from cudfkd_jax import main
+from cudfkd_jax.storage import checkpoint
 
 _ROOT = Path(__file__).parents[1]
 _SOURCES = [
@@ -22,7 +23,7 @@ _SOURCES = [
 _UNPICKLERS = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "yaml"}
 _MAY_UNPICKLE = {"cudfkd_jax/data/pickles.py"}  # with a restricted reader: test_project.py
 _MAY_PICKLE = {"scripts/fuzzing/readers.py"}  # writes what is to be refused
-_MAY_RUN_FILES = {"cudfkd_jax/settings.py"}  # a configuration is a program of the user's own
+_MAY_RUN_FILES = {"cudfkd_jax/config/loading.py"}  # a configuration is a program of the user's own
 
 
 def _name(path):

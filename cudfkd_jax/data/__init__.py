@@ -6,16 +6,8 @@ A source is one small module with a `load(request)`; `load` below picks it by na
 from collections.abc import Sequence
 
 from cudfkd_jax.data import archive, digits, folder, npz, tfds
-from cudfkd_jax.data.base import (
-    Dataset,
-    Loader,
-    Request,
-    Split,
-    check_image_shape,
-    check_num_classes,
-    one_line,
-)
-from cudfkd_jax.errors import UserError
+from cudfkd_jax.data.base import Dataset, Loader, Request, Split, check_image_shape, check_num_classes, one_line
+from cudfkd_jax.runtime.errors import UserError
 
 __all__ = ["SOURCES", "Dataset", "Split", "load"]
 

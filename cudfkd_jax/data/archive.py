@@ -13,7 +13,7 @@ import numpy as np
 
 from cudfkd_jax.data.base import Dataset, Request, Split, check_num_classes, make_split, one_line
 from cudfkd_jax.data.pickles import load_arrays
-from cudfkd_jax.errors import UserError
+from cudfkd_jax.runtime.errors import UserError
 
 _SHAPE = (32, 32, 3)
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cudfkd_jax.errors import UserError
+from cudfkd_jax.runtime.errors import UserError
 
 
 class Split(NamedTuple):

@@ -11,7 +11,7 @@ import numpy as np
 from cudfkd_jax.data.base import Dataset, Request, Split, check_num_classes, make_split
 from cudfkd_jax.data.cache import cached_images
 from cudfkd_jax.data.images import decode_images
-from cudfkd_jax.errors import UserError
+from cudfkd_jax.runtime.errors import UserError
 
 _SUFFIXES = (".jpg", ".jpeg", ".png")
 _ANNOTATIONS = "val_annotations.txt"  # Tiny ImageNet: file name, class and box of each image of val/images

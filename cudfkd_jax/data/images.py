@@ -9,7 +9,7 @@ from typing import BinaryIO
 import numpy as np
 
 from cudfkd_jax.data.base import one_line
-from cudfkd_jax.errors import UserError
+from cudfkd_jax.runtime.errors import UserError
 
 _FORMATS = ("JPEG", "PNG")
 _BLOCK = 256  # images a task: less makes the threads quarrel over the interpreter's lock

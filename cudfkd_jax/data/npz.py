@@ -8,7 +8,7 @@ from typing import IO
 import numpy as np
 
 from cudfkd_jax.data.base import Dataset, Request, make_split, one_line
-from cudfkd_jax.errors import UserError
+from cudfkd_jax.runtime.errors import UserError
 
 _MAX_DEFLATE_RATIO = 1032  # deflate packs at most 258 bytes into 2 bits
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from cudfkd_jax.data.base import one_line
-from cudfkd_jax.errors import UserError
+from cudfkd_jax.runtime.errors import UserError
 
 _NUMBERS = re.compile("b1|[iuf][1248]")
 

@@ -16,7 +16,7 @@ from cudfkd_jax.data.base import (
     one_line,
 )
 from cudfkd_jax.data.images import decode_images
-from cudfkd_jax.errors import UserError
+from cudfkd_jax.runtime.errors import UserError
 
 _LOCAL = (
     "or read the official archive with --config.data.source=archive --config.data.dir=PATH, "

@@ -5,13 +5,10 @@ from typing import Any, NamedTuple
 
 import jax
 
-from cudfkd_jax.capture import Outputs
-from cudfkd_jax.parallel import Axis
-
-Metrics = dict[str, jax.Array]  # scalars; loss terms under names that contain "loss"
-
-# A frozen network in evaluation mode, called as net(images [B, H, W, C] in [0, 1], capture=...).
-FrozenClassifier = Callable[..., Outputs]
+from cudfkd_jax.models.capture import Outputs
+from cudfkd_jax.models.classifier import FrozenClassifier
+from cudfkd_jax.objectives.terms import Metrics
+from cudfkd_jax.runtime.devices import Axis
 
 # (aux, teacher, key, step, axis) -> aux
 Turn = Callable[[Any, FrozenClassifier, jax.Array, jax.Array, Axis], Any]

@@ -23,10 +23,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from cudfkd_jax import losses
-from cudfkd_jax.methods import student, terms
-from cudfkd_jax.methods.terms import STUDENT, Synthetic, Term
-from cudfkd_jax.parallel import Axis
+from cudfkd_jax.objectives import losses, student, terms
+from cudfkd_jax.objectives.terms import STUDENT, Synthetic, Term
+from cudfkd_jax.runtime.devices import Axis
 
 MASKS = ("agreement", "none")
 

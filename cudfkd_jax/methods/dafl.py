@@ -17,8 +17,8 @@ scale. Here the method has the form in which it is compared with others (the ben
 images after each generator step, a sigmoid at the generator's end, and weights 1, 0.001 and 20.
 """
 
-from cudfkd_jax.methods import terms
-from cudfkd_jax.methods.terms import Term
+from cudfkd_jax.objectives import terms
+from cudfkd_jax.objectives.terms import Term
 
 
 def synthesis_terms(*, class_weight: float, activation_weight: float, balance_weight: float) -> tuple[Term, ...]:

@@ -27,9 +27,8 @@ decay 5e-4 and ten student steps a round (89 %) mended it; the student's learnin
 
 import optax
 
-from cudfkd_jax import losses
-from cudfkd_jax.methods import terms
-from cudfkd_jax.methods.terms import Term
+from cudfkd_jax.objectives import losses, terms
+from cudfkd_jax.objectives.terms import Term
 
 
 def synthesis_terms() -> tuple[Term, ...]:

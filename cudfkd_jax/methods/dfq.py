@@ -26,9 +26,8 @@ import functools
 
 import optax
 
-from cudfkd_jax import losses
-from cudfkd_jax.methods import terms
-from cudfkd_jax.methods.terms import Term
+from cudfkd_jax.objectives import losses, terms
+from cudfkd_jax.objectives.terms import Term
 
 
 def synthesis_terms(

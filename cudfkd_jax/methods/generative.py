@@ -20,12 +20,13 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from cudfkd_jax.capture import apply
-from cudfkd_jax.methods.base import FrozenClassifier, Method, Metrics
-from cudfkd_jax.methods.student import StudentLoss
-from cudfkd_jax.methods.terms import STUDENT, Synthetic, Term
-from cudfkd_jax.parallel import SINGLE, Axis
-from cudfkd_jax.train_state import TrainState, gradient_norm
+from cudfkd_jax.methods.base import Method
+from cudfkd_jax.models.capture import apply
+from cudfkd_jax.models.classifier import FrozenClassifier
+from cudfkd_jax.models.train_state import TrainState, gradient_norm
+from cudfkd_jax.objectives.student import StudentLoss
+from cudfkd_jax.objectives.terms import STUDENT, Metrics, Synthetic, Term
+from cudfkd_jax.runtime.devices import SINGLE, Axis
 
 
 class Averaged(struct.PyTreeNode):

@@ -10,7 +10,7 @@ softmax(z_t), φ the teacher's features before its last layer:
 
 with ε = 1e-8, which keeps an absent class out of log 0; the code has none.
 
-After epochs 0, 5, 10, ... B/8 images go into a ring of 10 slots; see `replay.py`. The settings are those of a
+After epochs 0, 5, 10, ... B/8 images go into a ring of 10 slots; see `memory.replay`. The settings are those of a
 third party's code, and so is the mean over elements, B·C of them, which weakens JS by C. What differs from it and
 from PRE-DFKD's released code, and why:
 
@@ -32,17 +32,17 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from cudfkd_jax import losses
-from cudfkd_jax.capture import apply
-from cudfkd_jax.errors import UserError
-from cudfkd_jax.methods import terms
-from cudfkd_jax.methods.base import FrozenClassifier, Method
+from cudfkd_jax.methods.base import Method
 from cudfkd_jax.methods.generative import generative_method
-from cudfkd_jax.methods.replay import Sample, with_memory
-from cudfkd_jax.methods.student import StudentLoss
-from cudfkd_jax.methods.terms import STUDENT, Synthetic, Term
-from cudfkd_jax.parallel import SINGLE, Axis
-from cudfkd_jax.train_state import TrainState
+from cudfkd_jax.methods.memory.replay import Sample, with_memory
+from cudfkd_jax.models.capture import apply
+from cudfkd_jax.models.classifier import FrozenClassifier
+from cudfkd_jax.models.train_state import TrainState
+from cudfkd_jax.objectives import losses, terms
+from cudfkd_jax.objectives.student import StudentLoss
+from cudfkd_jax.objectives.terms import STUDENT, Synthetic, Term
+from cudfkd_jax.runtime.devices import SINGLE, Axis
+from cudfkd_jax.runtime.errors import UserError
 
 _TEMPERATURE = 3.0  # of JS
 
@@ -62,7 +62,7 @@ def mb_dfkd_method(
     """MB-DFKD, whose state is a generator's `TrainState` in a `replay.Remembering`.
 
     Args:
-        generator: called as `generator(z, train)`, z `[B, latent_dim]`; see `models.replay`.
+        generator: called as `generator(z, train)`, z `[B, latent_dim]`; see `models.vae`.
         optimiser: the generator's.
         batch_size: B, of a synthesis step, and of the new images of a student step, over all devices.
         terms: the synthesis objective, `synthesis_terms`.

@@ -36,17 +36,18 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from cudfkd_jax.capture import apply
-from cudfkd_jax.errors import UserError
 from cudfkd_jax.methods import mb_dfkd
-from cudfkd_jax.methods.base import FrozenClassifier, Method, Metrics
+from cudfkd_jax.methods.base import Method
 from cudfkd_jax.methods.generative import generative_method
-from cudfkd_jax.methods.generative_memory import GenerativeMemory, MemoryState, part_rows
-from cudfkd_jax.methods.replay import check_shares
-from cudfkd_jax.methods.student import StudentLoss
-from cudfkd_jax.methods.terms import Term
-from cudfkd_jax.parallel import SINGLE, Axis
-from cudfkd_jax.train_state import TrainState
+from cudfkd_jax.methods.memory.generative_memory import GenerativeMemory, MemoryState, part_rows
+from cudfkd_jax.methods.memory.replay import check_shares
+from cudfkd_jax.models.capture import apply
+from cudfkd_jax.models.classifier import FrozenClassifier
+from cudfkd_jax.models.train_state import TrainState
+from cudfkd_jax.objectives.student import StudentLoss
+from cudfkd_jax.objectives.terms import Metrics, Term
+from cudfkd_jax.runtime.devices import SINGLE, Axis
+from cudfkd_jax.runtime.errors import UserError
 
 
 class PreDfkdState(struct.PyTreeNode):
@@ -70,7 +71,7 @@ def pre_dfkd_method(
     """PRE-DFKD, whose state is a `PreDfkdState`.
 
     Args:
-        generator: called as `generator(z, train)`, z `[B, latent_dim]`; see `models.replay`.
+        generator: called as `generator(z, train)`, z `[B, latent_dim]`; see `models.vae`.
         optimiser: the generator's.
         latent_dim: the generator's.
         batch_size: B, of a synthesis step, and of the new images of a student step, over all devices.

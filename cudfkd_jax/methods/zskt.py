@@ -32,15 +32,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from cudfkd_jax import losses
-from cudfkd_jax.capture import STAGES, Outputs
-from cudfkd_jax.errors import UserError
-from cudfkd_jax.methods import terms
-from cudfkd_jax.methods.base import Metrics
-from cudfkd_jax.methods.student import StudentLoss, plain_student_loss
-from cudfkd_jax.methods.terms import SampleLoss, Term
 from cudfkd_jax.models import layers
-from cudfkd_jax.parallel import Axis
+from cudfkd_jax.models.capture import STAGES, Outputs
+from cudfkd_jax.objectives import losses, terms
+from cudfkd_jax.objectives.student import StudentLoss, plain_student_loss
+from cudfkd_jax.objectives.terms import Metrics, SampleLoss, Term
+from cudfkd_jax.runtime.devices import Axis
+from cudfkd_jax.runtime.errors import UserError
 
 _SMALLEST_NORM = 1e-12  # of a map; a map of zeros stays one, with a gradient of 0
 

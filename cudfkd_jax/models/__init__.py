@@ -11,12 +11,12 @@ import flax.linen as nn
 import jax
 from jax.typing import DTypeLike
 
-from cudfkd_jax.errors import UserError
 from cudfkd_jax.models.generator import Generator
 from cudfkd_jax.models.imported import import_network, is_import_path
 from cudfkd_jax.models.resnet import BasicBlock, Bottleneck, ResNet
 from cudfkd_jax.models.vgg import VGG
 from cudfkd_jax.models.wrn import WideResNet
+from cudfkd_jax.runtime.errors import UserError
 
 __all__ = ["MODELS", "Generator", "build_classifier", "count_parameters", "is_import_path"]
 

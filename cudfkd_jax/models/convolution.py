@@ -1,9 +1,9 @@
 """The convolution of all networks: `lax.conv_general_dilated`, with gradients that suit oneDNN in bfloat16.
 
-XLA's CPU backend hands plain convolutions to oneDNN (`onednn.py`), but not the input gradients that JAX derives:
-their kernels are reversed inside the convolution and their inputs dilated by the stride, and the rewriter takes
-neither. Written as a plain convolution of operands that are reversed, transposed and dilated beforehand, an input
-gradient runs at the rate of a forward pass, some ten times as fast.
+XLA's CPU backend hands plain convolutions to oneDNN (`runtime.onednn`), but not the input gradients that JAX
+derives: their kernels are reversed inside the convolution and their inputs dilated by the stride, and the rewriter
+takes neither. Written as a plain convolution of operands that are reversed, transposed and dilated beforehand, an
+input gradient runs at the rate of a forward pass, some ten times as fast.
 """
 
 import functools
@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from cudfkd_jax import onednn
+from cudfkd_jax.runtime import onednn
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 # Which form a kernel gradient takes: a rule, not a measurement when the program runs, which could change the bits

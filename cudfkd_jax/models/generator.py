@@ -9,9 +9,9 @@ import jax.numpy as jnp
 from jax.nn import initializers
 from jax.typing import DTypeLike
 
-from cudfkd_jax.errors import UserError
 from cudfkd_jax.models import layers
 from cudfkd_jax.models.convolution import conv_general_dilated, conv_of_upsampled
+from cudfkd_jax.runtime.errors import UserError
 
 _NORMAL = initializers.normal(0.02)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import flax.linen as nn
 
-from cudfkd_jax.errors import UserError
+from cudfkd_jax.runtime.errors import UserError
 
 
 def is_import_path(name: str) -> bool:

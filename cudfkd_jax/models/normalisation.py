@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from cudfkd_jax import onednn
+from cudfkd_jax.runtime import onednn
 
 _PARTS = 16  # added at a time
 _MOST_ROWS = 2**28  # of a product; XLA's compiler divides by zero from 2^32 on, where it should find no memory

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from cudfkd_jax.report import plot
 from cudfkd_jax.report.plot import Line, Picture
-from cudfkd_jax.report.run import Run, is_finite, is_number, printable
+from cudfkd_jax.report.read import Run, is_finite, is_number, printable
 
 _PANEL, _MARGIN = 1.15, 0.45  # inches
 _CHOSEN = 4  # epochs in one histogram

@@ -4,9 +4,9 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from cudfkd_jax import records
-from cudfkd_jax.report.run import Run, is_finite, is_number
-from cudfkd_jax.summary import COLUMNS
+from cudfkd_jax.evaluation.summary import COLUMNS
+from cudfkd_jax.report.read import Run, is_finite, is_number
+from cudfkd_jax.storage import records
 
 Row = tuple[str, ...]
 _NETWORK = {**COLUMNS, "loyalty_released_synthetic": ("synthetic loyalty (released)", 4)}

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from cudfkd_jax.timing import timed
+from cudfkd_jax.experiments.timing import timed
 
 _SIZES = {"cpu": (2048, 1 << 26)}  # of the square matrices, and of the vectors: a quarter of a gigabyte
 _SIZES_ELSEWHERE = (8192, 1 << 28)

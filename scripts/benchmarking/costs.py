@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from cudfkd_jax.batching import equations
+from cudfkd_jax.training.batching import equations
 
 # `%name = f32[8,16]{1,0} custom-call(`, also of a tuple `(f32[8,16]{1,0}, u8[64]{0})`.
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%([\w.-]+) = (.+?) ([\w-]+)\((.*)$", re.MULTILINE)

@@ -12,8 +12,9 @@ from benchmarking import ceilings, peers
 from benchmarking.ceilings import Ceilings
 from benchmarking.ours import Ours
 from benchmarking.timing import alternate, timing
-from cudfkd_jax import build, summary
-from cudfkd_jax.timing import set_up, timed
+from cudfkd_jax.config import build
+from cudfkd_jax.evaluation import summary
+from cudfkd_jax.experiments.timing import set_up, timed
 
 _PACKAGES = ("cudfkd_jax", "jax", "jaxlib", "flax")
 

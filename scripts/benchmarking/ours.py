@@ -8,10 +8,10 @@ import jax.numpy as jnp
 
 from benchmarking.costs import Cost, least_bytes, operations, traffic
 from benchmarking.timing import Seconds
-from cudfkd_jax.loops import EpochFunction
-from cudfkd_jax.parallel import SINGLE
-from cudfkd_jax.steps import RunState
-from cudfkd_jax.timing import Setup, timed
+from cudfkd_jax.experiments.timing import Setup, timed
+from cudfkd_jax.runtime.devices import SINGLE
+from cudfkd_jax.training.loops import EpochFunction
+from cudfkd_jax.training.state import RunState
 
 SYNTHESIS, STUDENT = "synthesis step", "student step"
 

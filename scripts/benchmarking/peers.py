@@ -9,10 +9,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from benchmarking.timing import Seconds, median_ratio, timing
-from cudfkd_jax import build_method, configuration, torch_names
-from cudfkd_jax.errors import UserError
-from cudfkd_jax.parallel import Devices
-from cudfkd_jax.steps import RunState
+from cudfkd_jax.config import access, methods
+from cudfkd_jax.runtime.devices import Devices
+from cudfkd_jax.runtime.errors import UserError
+from cudfkd_jax.storage import torch_names
+from cudfkd_jax.training.state import RunState
 
 PEERS = ("torch",)
 
@@ -99,7 +100,7 @@ def check(config: ConfigDict, devices: Devices) -> None:
             "PyTorch for it, or compare on the CPU with JAX_PLATFORMS=cpu"
         )
     for key, known in _FIXED.items():
-        value = configuration.get(config, key)
+        value = access.get(config, key)
         if value not in known:
             raise UserError(
                 f"--peer=torch knows {key} only as {' or '.join(map(repr, known))}, not {value!r}; set "
@@ -146,7 +147,7 @@ def torch_settings(config: ConfigDict) -> Any:
     from torch_peer.rounds import Settings
 
     d, g, s, c = config.distill, config.generator, config.synthesis, config.curriculum
-    alpha = build_method.alpha_adv(config)
+    alpha = methods.alpha_adv(config)
     return Settings(
         batch_size=d.batch_size,
         synthesis_steps=d.synthesis_steps,
@@ -179,7 +180,7 @@ def torch_networks(config: ConfigDict, teacher_variables: Any, state: RunState) 
     from torch_peer.rounds import Networks
 
     shape, d = tuple(config.data.image_shape), config.data
-    ours = build_method.generator(config)
+    ours = methods.generator(config)
     generator = Generator(shape, ours.latent_dim, ours.widths)
     weights = torch_names.to_state_dict(state.aux.variables)
     channels, height, width = generator.first_shape

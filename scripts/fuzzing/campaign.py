@@ -63,7 +63,7 @@ def _files(path: Path) -> list[Path]:
 
 
 def _attempt(reader: Reader, path: Path) -> tuple[str, str]:
-    from cudfkd_jax.errors import UserError
+    from cudfkd_jax.runtime.errors import UserError
 
     try:
         reader.read(path)

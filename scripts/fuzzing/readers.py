@@ -50,9 +50,9 @@ class _Payload:
 
 
 def _make_torch(folder: Path) -> Path:
-    from cudfkd_jax import torch_io
+    from cudfkd_jax.storage import torch_files
 
-    torch_io.write_state_dict(folder / "weights.pth", _state_dict())
+    torch_files.write_state_dict(folder / "weights.pth", _state_dict())
     return folder / "weights.pth"
 
 
@@ -65,16 +65,16 @@ def _make_hostile_torch(folder: Path) -> Path:
 
 
 def _make_safetensors(folder: Path) -> Path:
-    from cudfkd_jax import torch_io
+    from cudfkd_jax.storage import torch_files
 
-    torch_io.write_state_dict(folder / "weights.safetensors", _state_dict())
+    torch_files.write_state_dict(folder / "weights.safetensors", _state_dict())
     return folder / "weights.safetensors"
 
 
 def _read_state_dict(path: Path) -> object:
-    from cudfkd_jax import torch_io
+    from cudfkd_jax.storage import torch_files
 
-    return torch_io.read_state_dict(path)
+    return torch_files.read_state_dict(path)
 
 
 def _make_msgpack(folder: Path) -> Path:
@@ -93,14 +93,14 @@ def _make_orbax(folder: Path) -> Path:
 
 
 def _read_variables(path: Path) -> object:
-    from cudfkd_jax import flax_io
+    from cudfkd_jax.storage import flax_files
 
-    place = flax_io.find_orbax(path) if path.is_dir() else path
-    return flax_io.read_variables(place or path, _arrays())
+    place = flax_files.find_orbax(path) if path.is_dir() else path
+    return flax_files.read_variables(place or path, _arrays())
 
 
 def _make_net(folder: Path) -> Path:
-    from cudfkd_jax import weights
+    from cudfkd_jax.storage import weights
 
     net = weights.Net("wrn16_1", 10, (8, 8, 1), (0.5,), (0.2,), {"acc1": 90.0})
     weights.save_net(folder / "net", net, _arrays())
@@ -108,7 +108,7 @@ def _make_net(folder: Path) -> Path:
 
 
 def _read_net(path: Path) -> object:
-    from cudfkd_jax import weights
+    from cudfkd_jax.storage import weights
 
     return weights.load_net(path)
 
@@ -117,7 +117,7 @@ def _read_trusted_net(path: Path) -> object:
     """As somebody hostile would write it: with the digest of what he wrote."""
     import hashlib
 
-    from cudfkd_jax import weights
+    from cudfkd_jax.storage import weights
 
     description = path / weights.DESCRIPTION
     try:
@@ -130,7 +130,7 @@ def _read_trusted_net(path: Path) -> object:
 
 
 def _make_checkpoints(folder: Path) -> Path:
-    from cudfkd_jax import checkpoint
+    from cudfkd_jax.storage import checkpoint
 
     for step in (1, 2):
         checkpoint.save(folder / "checkpoints", step, _arrays(step), keep=2)
@@ -138,14 +138,14 @@ def _make_checkpoints(folder: Path) -> Path:
 
 
 def _read_checkpoints(path: Path) -> object:
-    from cudfkd_jax import checkpoint
+    from cudfkd_jax.storage import checkpoint
 
     return checkpoint.restore_newest(path, _arrays())
 
 
 def _read_trusted_checkpoints(path: Path) -> object:
     """With manifests that agree with whatever is there now."""
-    from cudfkd_jax import checkpoint
+    from cudfkd_jax.storage import checkpoint
 
     for held in checkpoint.checkpoints(path):
         if held.is_dir():
@@ -208,26 +208,28 @@ def _read_pickle(path: Path) -> object:
 
 
 def _make_run(folder: Path) -> Path:
-    from cudfkd_jax import configuration, defaults, observe, records, samples, workdir
+    from cudfkd_jax.config import access, defaults
+    from cudfkd_jax.evaluation import observations, samples
+    from cudfkd_jax.storage import records, workdir
 
     run = folder / "run"
     run.mkdir()
-    workdir.write_config(run, {"seed": 0}, configuration.flatten(defaults.get_config()))
+    workdir.write_config(run, {"seed": 0}, access.flatten(defaults.get_config()))
     for epoch in (1, 2):
         records.append(run / "metrics.jsonl", {"epoch": epoch, "acc1": 90.0, "bn_loss": 1.5, "seconds": 1.0})
     samples.save_grid(run / "samples/epoch_0002.png", _images(4) / 255)
     synthetic = {"loss": "kl", "difficulty": [0.5, 0.25], "classes": [1, 1]}
     test = {"loyalty": [1, 2], "loyalty_released": [2, 1], "images": [2, 1], "student": [1, 1], "teacher": [2, 1]}
-    observe.save(observe.path_of(run, 2), 2, synthetic, test)
+    observations.save(observations.path_of(run, 2), 2, synthetic, test)
     summary = {"teacher": {"arch": "wrn16_2", "acc1": 99.0}, "student": {"arch": "wrn16_1"}, "versions": {}}
     (run / "summary.json").write_text(json.dumps(summary))
     return run
 
 
 def _read_run(path: Path) -> object:
-    from cudfkd_jax.report import run
+    from cudfkd_jax.report import read as reader
 
-    return run.read(path)
+    return reader.read(path)
 
 
 def _report(path: Path) -> object:
@@ -237,11 +239,12 @@ def _report(path: Path) -> object:
 
 
 def _read_settings(path: Path) -> object:
-    from cudfkd_jax import records, saved, workdir
+    from cudfkd_jax.config import loading
+    from cudfkd_jax.storage import records, workdir
 
     records.cut_back(path / "metrics.jsonl", 1)
     workdir.check_config(path, {"seed": 0})
-    return saved.read_config(path)
+    return loading.read_config(path)
 
 
 READERS = {

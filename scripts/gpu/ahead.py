@@ -14,8 +14,10 @@ from typing import Any
 import jax
 
 from benchmarking import peers
-from cudfkd_jax import cli, settings, timing
-from cudfkd_jax.timing import Setup
+from cudfkd_jax.config import loading
+from cudfkd_jax.experiments import timing
+from cudfkd_jax.experiments.timing import Setup
+from cudfkd_jax.runtime import cli
 
 
 def ours(setup: Setup) -> None:
@@ -33,8 +35,8 @@ def ours(setup: Setup) -> None:
 def main(arguments: Sequence[str]) -> None:
     """Compiles."""
     what, file, *changes = arguments
-    config = settings.load(file.removeprefix("--config="))
-    settings.override(config, changes)
+    config = loading.load(file.removeprefix("--config="))
+    loading.override(config, changes)
     cli.use_compilation_cache()
     begin = time.monotonic()
     setup = timing.set_up(config)

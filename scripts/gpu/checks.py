@@ -22,11 +22,13 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from cudfkd_jax import cli, settings, timing, validate
-from cudfkd_jax.loops import make_epoch_function
+from cudfkd_jax.config import loading, validate
+from cudfkd_jax.experiments import timing
+from cudfkd_jax.experiments.timing import Setup
 from cudfkd_jax.methods import METHODS
-from cudfkd_jax.parallel import Axis
-from cudfkd_jax.timing import Setup
+from cudfkd_jax.runtime import cli
+from cudfkd_jax.runtime.devices import Axis
+from cudfkd_jax.training.loops import make_epoch_function
 
 LOSSES_TO, GRADIENTS_TO, BFLOAT16_TO, LOOPS_TO = 1e-3, 1e-2, 1e-2, 1e-3
 BFLOAT16, PMAP, LOOPS, REFERENCE = "bfloat16", "pmap", "loops", "reference"
@@ -42,7 +44,7 @@ _OF_BFLOAT16 = ("synthesis_loss", "bn_loss", "student_loss")
 
 def small_config(method: str) -> ConfigDict:
     """A small distillation of a method, with everything in it that the method has."""
-    config = settings.load(f"configs/digits.py:method={method},teacher=wrn16_1,student=wrn10_1")
+    config = loading.load(f"configs/digits.py:method={method},teacher=wrn16_1,student=wrn10_1")
     config.generator.update(latent_dim=32, width=8)
     config.distill.update(epochs=2, batch_size=64)
     if config.distill.rounds_per_epoch > 1:

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cudfkd_jax import cli, configuration
-from cudfkd_jax.errors import RunFailedError
+from cudfkd_jax.runtime import cli
+from cudfkd_jax.runtime.errors import RunFailedError, choose
 from gpu import cifar10, flags, runs, sanity, sizes, speed
 from gpu.session import MOST_BYTES, ROOT, Session, StepFailedError, python_path
 
@@ -94,7 +94,7 @@ def _run(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
     chosen = options.steps.split(",")
     for name in chosen:
-        configuration.choose("--steps", name, tuple(STEPS))
+        choose("--steps", name, tuple(STEPS))
     if options.prepare:
         return _prepare(options.carried.resolve())
     session = _begin(options)

@@ -11,8 +11,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from cudfkd_jax import budget, cli, configuration, settings, stages, timing
-from cudfkd_jax.timing import Pace
+from cudfkd_jax.config import access, loading
+from cudfkd_jax.experiments import budget, timing
+from cudfkd_jax.experiments.timing import Pace
+from cudfkd_jax.runs import stages
+from cudfkd_jax.runtime import cli
 
 _START_S = 25.0  # until the first step of a run whose programs were compiled before
 # Of the time: for evaluation, checkpoints and pictures, and for what was measured too fast.
@@ -28,15 +31,15 @@ def _run(arguments: Sequence[str]) -> None:
     options, changes = parser.parse_known_args(arguments)
     begin = time.monotonic()
     cli.use_compilation_cache()
-    config = settings.load(options.config)
-    settings.override(config, changes)
+    config = loading.load(options.config)
+    loading.override(config, changes)
     if options.epoch_s is None:
         pace = timing.distillation_pace(config, by_steps=True)
         spent = time.monotonic() - begin
     else:
         pace, spent = Pace(_START_S, options.epoch_s), 0.0
     share = budget.fit(config, _FOR_STEPS * (options.seconds - spent), pace)
-    length = configuration.distill_epoch(config)
+    length = access.distill_epoch(config)
     print(
         f"{pace.epoch_s:.2f} s per epoch: {config.distill.epochs} epochs of {length.rounds} rounds of "
         f"{length.synthesis_steps} + {length.student_steps} steps, {share:.1%} of the configuration's",

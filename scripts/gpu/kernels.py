@@ -19,7 +19,9 @@ import jax
 import jax.numpy as jnp
 from jax.profiler import ProfileData
 
-from cudfkd_jax import cli, settings, timing
+from cudfkd_jax.config import loading
+from cudfkd_jax.experiments import timing
+from cudfkd_jax.runtime import cli
 
 _ROUNDS, _LONGEST = 2, 40
 _KINDS = {
@@ -33,8 +35,8 @@ _KINDS = {
 
 def measure(file: str, changes: Sequence[str]) -> dict[str, Any]:
     """Traces rounds of a configuration after one that warms up."""
-    config = settings.load(file)
-    settings.override(config, changes)
+    config = loading.load(file)
+    loading.override(config, changes)
     setup = timing.set_up(config)
     drive = setup.scan(1) if setup.loop == "scan" else None
     assert drive, "only a compiled loop is traced"

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import jax
 
-from cudfkd_jax import networks, settings, trainer, weights
+from cudfkd_jax.config import loading, networks
+from cudfkd_jax.storage import weights
+from cudfkd_jax.training import trainer
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -19,7 +21,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--config", required=True)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args(arguments)
-    config = settings.load(options.config)
+    config = loading.load(options.config)
     net = networks.described(config, "teacher")
     teacher = networks.classifier(config, net)
     variables = trainer.initialise(lambda: teacher.init(jax.random.key(0), net.image_shape))

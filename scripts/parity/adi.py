@@ -7,8 +7,8 @@ import jax
 import numpy as np
 import torch
 
-from cudfkd_jax import steps
-from cudfkd_jax.steps import SYNTHESIS, RunState, purpose_key
+from cudfkd_jax.training import distill_steps
+from cudfkd_jax.training.state import SYNTHESIS, RunState, purpose_key
 from parity import networks, ours
 from parity.networks import Sizes
 from parity.pooled import StudentTraining, without_loaders
@@ -17,9 +17,9 @@ from parity.replay import feeding, patched, recording_gradients, traced
 from parity.rows import Report
 
 METHOD = "ADI"
-_EXACT_JS = "exact JS: docstring of methods/inversion.py"
-_ALIASING = "the release returns its last iterate: docstring of methods/inversion.py"
-_ROUNDING = "the release cuts off, here it is rounded: docstring of methods/inversion.py"
+_EXACT_JS = "exact JS: docstring of methods/adi.py"
+_ALIASING = "the release returns its last iterate: docstring of methods/adi.py"
+_ROUNDING = "the release cuts off, here it is rounded: docstring of methods/adi.py"
 
 
 def one_round(release: DataFree, report: Report, *, arguments: str = "released", count: int = 4) -> None:
@@ -40,7 +40,8 @@ def one_round(release: DataFree, report: Report, *, arguments: str = "released",
     teacher, student = networks.pair(release, sizes, normalise)
     mine = ours.start(config, teacher, student)
     begin, step, finish = (
-        ours.step(f, mine) for f in (steps.begin_round, steps.synthesis_step, steps.finish_round)
+        ours.step(f, mine)
+        for f in (distill_steps.begin_round, distill_steps.synthesis_step, distill_steps.finish_round)
     )
     state = begin(mine.state, mine.teacher)
     pixels = networks.channels_first(state.aux.pixels.params)

@@ -11,10 +11,11 @@ import optax
 import torch
 from torch.nn import functional
 
-from cudfkd_jax import build_method, steps
-from cudfkd_jax.methods import contrastive
-from cudfkd_jax.steps import SYNTHESIS, RunState, purpose_key
-from cudfkd_jax.train_state import TrainState
+from cudfkd_jax.config import optimisers
+from cudfkd_jax.methods import cmi
+from cudfkd_jax.models.train_state import TrainState
+from cudfkd_jax.training import distill_steps
+from cudfkd_jax.training.state import SYNTHESIS, RunState, purpose_key
 from parity import networks, ours
 from parity.networks import Sizes
 from parity.pooled import StudentTraining, without_loaders
@@ -56,10 +57,11 @@ def rounds(release: DataFree, report: Report, *, count: int = 3, step_count: int
     normalise = release.normaliser(config.data.mean, config.data.std)
     teacher, student = networks.pair(release, sizes, normalise)
     blurs = _blurs(sizes.image)
-    with patched(contrastive, _views=lambda key, images, pool: _our_views(images, blurs)):
+    with patched(cmi, _views=lambda key, images, pool: _our_views(images, blurs)):
         mine = ours.start(config, teacher, student)
         begin, step, finish = (
-            ours.step(f, mine) for f in (steps.begin_round, steps.synthesis_step, steps.finish_round)
+            ours.step(f, mine)
+            for f in (distill_steps.begin_round, distill_steps.synthesis_step, distill_steps.finish_round)
         )
         generator = networks.generator(release, "small", sizes)
         module, s, c = release.synthesis.contrastive, config.synthesis, config.cmi
@@ -189,7 +191,7 @@ def _with_generator(state: RunState, config: Any, release: DataFree, sizes: Size
     made = networks.generator(release, "small", sizes, seed=seed)
     params = {"generator": networks.generator_params(made), "latents": state.aux.synthesis.params["latents"]}
     trained = {"params": params, "batch_stats": networks.generator_statistics(made)}
-    optimiser = build_method._generator_optimiser(config)
+    optimiser = optimisers.generator_optimiser(config)
     return state.replace(aux=state.aux.replace(synthesis=TrainState.create(trained, optimiser)))
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from cudfkd_jax import steps
-from cudfkd_jax.steps import STUDENT
+from cudfkd_jax.training import distill_steps
+from cudfkd_jax.training.state import STUDENT
 from parity import generative, networks, ours, released
 from parity.networks import DEFAULT_SIZES, Sizes
 from parity.released import DataFree
@@ -112,7 +112,7 @@ def whole_rounds(
     option = "none" if strategy == "none" else f"curr_{strategy}"
     given = released.arguments(curr_option=option, lambda_0=lambda_0, loss=loss)
     synthesis_step, student_step = (
-        ours.step(f, mine, devices=devices) for f in (steps.synthesis_step, steps.student_step)
+        ours.step(f, mine, devices=devices) for f in (distill_steps.synthesis_step, distill_steps.student_step)
     )
     named = _PER_SAMPLE if not arguments and strategy != "none" else "" if biased else _VARIANCE
     counter = 0

@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import torch
 from torch import nn
 
-from cudfkd_jax import losses
-from cudfkd_jax.methods.contrastive_loss import instance_features
+from cudfkd_jax.objectives import losses
+from cudfkd_jax.objectives.contrastive import instance_features
 from parity import networks, ours
 from parity.networks import Sizes
 from parity.released import DataFree

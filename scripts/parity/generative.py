@@ -5,10 +5,11 @@ from typing import Any
 import jax.numpy as jnp
 import torch
 
-from cudfkd_jax import build_method, steps
-from cudfkd_jax.capture import apply
-from cudfkd_jax.steps import STUDENT, SYNTHESIS
-from cudfkd_jax.train_state import TrainState
+from cudfkd_jax.config import methods, optimisers
+from cudfkd_jax.models.capture import apply
+from cudfkd_jax.models.train_state import TrainState
+from cudfkd_jax.training import distill_steps
+from cudfkd_jax.training.state import STUDENT, SYNTHESIS
 from parity import networks, ours, released
 from parity.networks import DEFAULT_SIZES, Sizes
 from parity.released import DataFree
@@ -81,7 +82,9 @@ def whole_rounds(
     )
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=d.epochs)
     given = released.arguments(method=method)
-    synthesis_step, student_step = (ours.step(f, mine) for f in (steps.synthesis_step, steps.student_step))
+    synthesis_step, student_step = (
+        ours.step(f, mine) for f in (distill_steps.synthesis_step, distill_steps.student_step)
+    )
     with biased_running_variance():
         for number in range(rounds):
             before = state
@@ -124,7 +127,7 @@ def with_generator(state: Any, config: Any, generator: Any) -> Any:
         "params": networks.generator_params(generator),
         "batch_stats": networks.generator_statistics(generator),
     }
-    return state.replace(aux=TrainState.create(trained, build_method._generator_optimiser(config)))
+    return state.replace(aux=TrainState.create(trained, optimisers.generator_optimiser(config)))
 
 
 def compare_forward(
@@ -132,7 +135,7 @@ def compare_forward(
 ) -> None:
     """Compares normalised images, the teacher's logits and features, and the student's logits if there are any."""
     z = jnp.asarray(ours.latents(state, sizes, SYNTHESIS))
-    made = apply(build_method.generator(config), state.aux.variables, z, train=True)
+    made = apply(methods.generator(config), state.aux.variables, z, train=True)
     seen = mine.problem.teacher(mine.teacher, made.value, capture=("features",))
     normalised = (made.value - jnp.asarray(config.data.mean)) / jnp.asarray(config.data.std)
     images = theirs["samples" if "samples" in theirs else "inputs"]

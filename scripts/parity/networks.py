@@ -16,8 +16,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from cudfkd_jax import torch_names
-from cudfkd_jax.capture import Classifier
+from cudfkd_jax.models.classifier import Classifier
+from cudfkd_jax.storage import torch_names
 from parity.released import DataFree
 
 GENERATORS = ("dcgan", "large", "small")

@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from cudfkd_jax import curriculum, losses, metrics
-from cudfkd_jax.capture import Outputs
-from cudfkd_jax.methods import inversion
-from cudfkd_jax.methods import student as objective
-from cudfkd_jax.methods.terms import STUDENT, Synthetic
-from cudfkd_jax.parallel import SINGLE
+from cudfkd_jax.evaluation import metrics
+from cudfkd_jax.methods import adi
+from cudfkd_jax.models.capture import Outputs
+from cudfkd_jax.objectives import curriculum, losses
+from cudfkd_jax.objectives import student as objective
+from cudfkd_jax.objectives.terms import STUDENT, Synthetic
+from cudfkd_jax.runtime.devices import SINGLE
 from parity.cudfkd import METHOD
 from parity.released import DataFree
 from parity.rows import Report
@@ -165,7 +166,7 @@ def criterions(release: DataFree, report: Report) -> None:
     case.compare("cross entropy to the arg max", confident, release.criterions.onehot_loss(t).item())
     images = np.random.default_rng(1).normal(size=(4, 3, 16, 16))
     variation = release.criterions.get_image_prior_losses(torch.from_numpy(images)).item()
-    mine = inversion.total_variation(jnp.asarray(images.transpose(0, 2, 3, 1)))
+    mine = adi.total_variation(jnp.asarray(images.transpose(0, 2, 3, 1)))
     case.compare("total variation", mine, variation)
     loyalty = release.metrics.ProbLoyalty()
     loyalty.update(s, t)

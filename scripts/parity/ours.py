@@ -11,10 +11,13 @@ import numpy as np
 import optax
 from torch import nn
 
-from cudfkd_jax import build, networks, settings, steps, torch_names
-from cudfkd_jax.parallel import SINGLE, local_devices
-from cudfkd_jax.steps import STUDENT, SYNTHESIS, Problem, RunState, purpose_key
-from cudfkd_jax.train_state import TrainState
+from cudfkd_jax.config import build, identity, loading, networks
+from cudfkd_jax.models.train_state import TrainState
+from cudfkd_jax.runtime.devices import SINGLE, local_devices
+from cudfkd_jax.storage import torch_names
+from cudfkd_jax.training import distill_steps
+from cudfkd_jax.training.distill_steps import Problem
+from cudfkd_jax.training.state import STUDENT, SYNTHESIS, RunState, purpose_key
 from parity.networks import Sizes, ours_of, variables
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -39,7 +42,7 @@ def load(name: str, arguments: str, sizes: Sizes, changes: Mapping[str, Any] | N
         changes: further settings by dotted key.
     """
     pair = f"teacher={ours_of(sizes.teacher)},student={ours_of(sizes.student)}"
-    config = settings.load(f"{CONFIGS / name}.py:{','.join(filter(None, (pair, arguments)))}")
+    config = loading.load(f"{CONFIGS / name}.py:{','.join(filter(None, (pair, arguments)))}")
     config.data.image_shape = (sizes.image, sizes.image, 3)
     config.distill.update(batch_size=sizes.batch, student_steps=2, rounds_per_epoch=2, epochs=8)
     config.generator.update(latent_dim=sizes.latent, width=sizes.width, stages=sizes.stages)
@@ -53,11 +56,13 @@ def start(config: Any, teacher: nn.Module, student: nn.Module) -> Ours:
     of_teacher = variables(teacher, networks.classifier(config, net), net.image_shape)
     pair = networks.pair(config, net, of_teacher)
     problem = build.problem(config, pair)
-    key = build.root_key(config, "distill")
-    # Only the structure: weights come from the release, and what a round begins with from `steps.begin_round`.
+    key = identity.root_key(config, "distill")
+    # Only the structure: weights come from the release, what a round begins with from `distill_steps.begin_round`.
     state = jax.tree.map(
         lambda leaf: key if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else jnp.zeros(leaf.shape, leaf.dtype),
-        jax.eval_shape(lambda: steps.init_state(key, of_teacher, problem=problem, image_shape=net.image_shape)),
+        jax.eval_shape(
+            lambda: distill_steps.init_state(key, of_teacher, problem=problem, image_shape=net.image_shape)
+        ),
     )
     of_student = variables(student, pair.student, net.image_shape)
     return Ours(problem, of_teacher, state.replace(student=TrainState.create(of_student, problem.optimiser)))

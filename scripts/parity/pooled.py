@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from cudfkd_jax import steps
-from cudfkd_jax.parallel import SINGLE
-from cudfkd_jax.steps import STUDENT, RunState, purpose_key
+from cudfkd_jax.runtime.devices import SINGLE
+from cudfkd_jax.training import distill_steps
+from cudfkd_jax.training.state import STUDENT, RunState, purpose_key
 from parity import generative, ours, released
 from parity.released import DataFree
 from parity.replay import biased_running_variance, patched, traced
@@ -48,7 +48,7 @@ class StudentTraining:
             student.parameters(), d.learning_rate, momentum=d.momentum, weight_decay=d.weight_decay
         )
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimiser, T_max=d.epochs)
-        self.step = ours.step(steps.student_step, mine)
+        self.step = ours.step(distill_steps.student_step, mine)
 
     def epoch(self, case: Case, state: RunState, *, named: str = "") -> RunState:
         """Compares the student steps of one epoch; returns our state after them."""

@@ -15,12 +15,14 @@ import optax
 import torch
 from torch import nn
 
-from cudfkd_jax import build_method, steps
-from cudfkd_jax.methods.generative_memory import GenerativeMemory, MemoryState
+from cudfkd_jax.config import optimisers
+from cudfkd_jax.methods.memory.generative_memory import GenerativeMemory, MemoryState
 from cudfkd_jax.methods.pre_dfkd import PreDfkdState
-from cudfkd_jax.parallel import SINGLE
-from cudfkd_jax.steps import Batch, Problem, RunState
-from cudfkd_jax.train_state import TrainState
+from cudfkd_jax.models.train_state import TrainState
+from cudfkd_jax.runtime.devices import SINGLE
+from cudfkd_jax.training import distill_steps
+from cudfkd_jax.training.distill_steps import Batch, Problem
+from cudfkd_jax.training.state import RunState
 from parity import networks, ours
 from parity.networks import Sizes
 from parity.released import DataFree, PreDfkd
@@ -70,7 +72,7 @@ def all_steps(release: DataFree, original: PreDfkd, report: Report) -> None:
     adam = optax.adam(p.memory_learning_rate)
     state = mine.state.replace(
         aux=PreDfkdState(
-            _state(mine.state.aux.generator, _decoder(generator), build_method._generator_optimiser(config)),
+            _state(mine.state.aux.generator, _decoder(generator), optimisers.generator_optimiser(config)),
             MemoryState(
                 _state(mine.state.aux.memory.encoder, _encoder(encoder), adam),
                 _state(mine.state.aux.memory.decoder, _decoder(decoder), adam),
@@ -250,7 +252,7 @@ def _student_step(
 
 
 def _train(state: RunState, teacher: Any, images: Any, *, problem: Problem) -> Any:
-    return steps._train(state, Batch(images, problem.teacher(teacher, images)), problem, SINGLE)
+    return distill_steps._train(state, Batch(images, problem.teacher(teacher, images)), problem, SINGLE)
 
 
 def _memory(problem: Problem) -> GenerativeMemory:

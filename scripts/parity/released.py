@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from cudfkd_jax.errors import UserError
+from cudfkd_jax.runtime.errors import UserError
 
 # Imported by ljrprocc/DataFree and used by no function that is called here: other tasks, plots, other generators.
 _UNUSED = (

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from cudfkd_jax import build_method, curriculum, settings
+from cudfkd_jax.config import loading, methods
+from cudfkd_jax.config.optimisers import cosine_learning_rate
 from parity import released
 from parity.cudfkd import METHOD
 from parity.ours import CONFIGS
@@ -63,7 +64,7 @@ def _begins_with_an_epoch(given: dict[str, str]) -> bool:
 
 def _config(data: str, given: dict[str, str], arguments: str) -> Any:
     pair = f"teacher={given['teacher']},student={given['student']}"
-    return settings.load(f"{CONFIGS / data}.py:{','.join(filter(None, (pair, arguments)))}")
+    return loading.load(f"{CONFIGS / data}.py:{','.join(filter(None, (pair, arguments)))}")
 
 
 def _settings(config: Any, given: dict[str, str]) -> dict[str, tuple[Any, Any]]:
@@ -98,7 +99,7 @@ def _settings(config: Any, given: dict[str, str]) -> dict[str, tuple[Any, Any]]:
 
 
 def _alpha(config: Any) -> np.ndarray:
-    schedule, epochs = build_method.alpha_adv(config), config.distill.epochs
+    schedule, epochs = methods.alpha_adv(config), config.distill.epochs
     if schedule is None:
         return np.zeros(epochs)
     first = jnp.arange(epochs) * _STEPS
@@ -124,7 +125,7 @@ def _lambda(release: DataFree, config: Any, given: dict[str, str]) -> tuple[np.n
     theirs = [
         release.curriculum.lambda_scheduler(float(given["lambda_0"]), int(step), alpha=slope) for step in steps
     ]
-    return np.asarray(build_method.lambda_t(config)(jnp.asarray(steps))), np.array(theirs)
+    return np.asarray(methods.lambda_t(config)(jnp.asarray(steps))), np.array(theirs)
 
 
 def _cosine(config: Any, given: dict[str, str]) -> tuple[np.ndarray, np.ndarray]:
@@ -135,5 +136,5 @@ def _cosine(config: Any, given: dict[str, str]) -> tuple[np.ndarray, np.ndarray]
         theirs.append(optimiser.param_groups[0]["lr"])
         optimiser.step()
         schedule.step()
-    mine = curriculum.cosine_learning_rate(config.distill.learning_rate, config.distill.epochs, _STEPS)
+    mine = cosine_learning_rate(config.distill.learning_rate, config.distill.epochs, _STEPS)
     return np.asarray(mine(jnp.arange(epochs) * _STEPS)), np.array(theirs)

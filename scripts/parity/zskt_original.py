@@ -8,10 +8,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from cudfkd_jax import steps
-from cudfkd_jax.capture import STAGES
-from cudfkd_jax.parallel import SINGLE
-from cudfkd_jax.steps import Batch, Problem, RunState
+from cudfkd_jax.models.capture import STAGES
+from cudfkd_jax.runtime.devices import SINGLE
+from cudfkd_jax.training import distill_steps
+from cudfkd_jax.training.distill_steps import Batch, Problem
+from cudfkd_jax.training.state import RunState
 from parity import networks, ours
 from parity.networks import Sizes
 from parity.released import DataFree, ZeroShot
@@ -83,7 +84,7 @@ def student_steps(
 
 def _train(state: RunState, teacher: Any, images: Any, *, problem: Problem) -> Any:
     outputs = problem.teacher(teacher, images, capture=(STAGES,))
-    return steps._train(state, Batch(images, outputs), problem, SINGLE)
+    return distill_steps._train(state, Batch(images, outputs), problem, SINGLE)
 
 
 def _in_the_original(original: ZeroShot, net: nn.Module, classes: int) -> Any:

@@ -1,0 +1,139 @@
+"""From a checked configuration to data, devices and the problems that the stages solve."""
+
+from collections.abc import Callable, Sequence
+
+import optax
+from ml_collections import ConfigDict
+
+from cudfkd_jax import data
+from cudfkd_jax.config.access import NO_DATA, distill_epoch, get
+from cudfkd_jax.config.methods import POOLED, method
+from cudfkd_jax.config.networks import Pair
+from cudfkd_jax.config.optimisers import cosine_learning_rate, sgd, student_optimiser
+from cudfkd_jax.models.capture import Variables
+from cudfkd_jax.models.classifier import Classifier
+from cudfkd_jax.runtime import processes
+from cudfkd_jax.runtime.devices import Devices, local_devices
+from cudfkd_jax.runtime.errors import UserError
+from cudfkd_jax.storage import checkpoint
+from cudfkd_jax.training.batching import batches_at_once
+from cudfkd_jax.training.distill_steps import Problem
+from cudfkd_jax.training.loops import Epoch, EpochFunction, distillation_steps, make_epoch_function
+from cudfkd_jax.training.supervised_steps import Distillation, SupervisedProblem
+from cudfkd_jax.training.trainer import Upkeep
+
+
+def connect(config: ConfigDict, say: Callable[[str], None]) -> None:
+    """Joins the processes of the run, where the configuration asks for several.
+
+    Raises:
+        UserError: they do not find each other.
+    """
+    d = config.distributed
+    if d.coordinator and d.process == 0 and d.processes > 1:
+        say(f"waiting at {d.coordinator} for all {d.processes} processes")
+    processes.connect(coordinator=d.coordinator, processes=d.processes, process=d.process, detect=d.detect)
+
+
+def devices(config: ConfigDict) -> Devices:
+    """The devices of the run, of all its processes."""
+    return local_devices(config.devices, bfloat16=config.compute_dtype == "bfloat16")
+
+
+def dataset(config: ConfigDict, splits: Sequence[str]) -> data.Dataset:
+    """Loads these splits of the data, and only these."""
+    d = config.data
+    return data.load(
+        d.source,
+        name=d.name,
+        directory=d.dir,
+        image_shape=tuple(d.image_shape),
+        num_classes=d.num_classes,
+        splits=splits,
+    )
+
+
+def problem(config: ConfigDict, pair: Pair) -> Problem:
+    """What is minimised when a student is distilled without data."""
+    d = config.distill
+    learning_rate = cosine_learning_rate(d.learning_rate, d.epochs, distill_epoch(config).steps)
+    return Problem(
+        method=method(config, pair),
+        teacher=pair.teacher,
+        student=pair.student,
+        optimiser=student_optimiser(config, learning_rate),
+        learning_rate=learning_rate,
+        fold=config.fold_bn,
+    )
+
+
+def distill_epochs(
+    config: ConfigDict, problem: Problem, teacher_variables: Variables, devices: Devices
+) -> EpochFunction:
+    """What drives a data-free state to the end of its epoch; `teacher_variables` are one copy."""
+    epoch, parts = distill_epoch(config), distillation_steps(problem)
+    batches = config.batches_at_once or batches_at_once(problem, teacher_variables, devices, epoch)
+    return make_epoch_function(config.loop, epoch, devices, parts, batches=batches)
+
+
+def supervised_epoch(config: ConfigDict, section: str, images: int) -> Epoch:
+    """How the steps of an epoch over `images` training images follow each other.
+
+    Raises:
+        UserError: there are fewer images than one batch holds, or more steps than can be counted.
+    """
+    batch_size = config[section].batch_size
+    if images < batch_size:
+        raise UserError(f"{section}.batch_size={batch_size} is more than the {images} training images; lower it")
+    epoch, epochs = Epoch(rounds=images // batch_size, synthesis_steps=0, student_steps=1), config[section].epochs
+    if epochs * epoch.steps >= checkpoint.MOST_STEPS:
+        raise UserError(
+            f"{section}.epochs={epochs} of {epoch.steps} steps are more than can be counted; "
+            f"lower --config.{section}.epochs"
+        )
+    return epoch
+
+
+def supervised_problem(
+    config: ConfigDict, section: str, network: Classifier, epoch: Epoch, teacher: Classifier | None
+) -> SupervisedProblem:
+    """What is minimised when a network is trained on data; `section` is "teacher", "scratch" or "kd"."""
+    s = config[section]
+    steps = s.epochs * epoch.steps
+    learning_rate = optax.warmup_cosine_decay_schedule(
+        init_value=0.0 if s.warmup_epochs else s.learning_rate,
+        peak_value=s.learning_rate,
+        warmup_steps=round(s.warmup_epochs * epoch.steps),
+        decay_steps=steps,
+    )
+    return SupervisedProblem(
+        network=network,
+        optimiser=sgd(learning_rate, momentum=0.9, weight_decay=s.weight_decay, nesterov=True),
+        learning_rate=learning_rate,
+        batch_size=s.batch_size,
+        padding=config.data.padding,
+        flip=config.data.flip,
+        distillation=Distillation(teacher, s.temperature, s.weight) if section == "kd" and teacher else None,
+    )
+
+
+def upkeep(config: ConfigDict) -> Upkeep:
+    """What does not change results, but those of a run whose numbers went wrong."""
+    return Upkeep(
+        evaluate_every=config.evaluation.every_epochs,
+        checkpoint_seconds=config.checkpoint.every_seconds,
+        keep=config.checkpoint.keep,
+        tensorboard=config.log.tensorboard,
+        on_nan=config.on_nan,
+    )
+
+
+def memory_settings(config: ConfigDict, part: str) -> dict[str, int]:
+    """What decides how much memory a part of a run takes: the settings, by dotted key, that are not 0."""
+    keys = [f"{part}.batch_size"]
+    if part == "distill":
+        keys += ["synthesis.batch_size", "memory.capacity", "generator.width", "generator.latent_dim"]
+        keys += ["distill.epochs"] * (config.method in POOLED)  # all images of the run are kept
+        keys += ["cmi.bank_rows", "cmi.head_width"] * (config.method == "cmi")
+        keys += ["evaluation.synthetic_images"] * (config.data.source == NO_DATA)
+    return {key: value for key in (*keys, "evaluation.batch_size") if (value := get(config, key))}

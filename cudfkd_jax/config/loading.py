@@ -1,0 +1,134 @@
+"""Configuration files: programs whose `get_config` changes the defaults."""
+
+import difflib
+import hashlib
+import json
+import re
+import runpy
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from cudfkd_jax.config import access, defaults, validate
+from cudfkd_jax.runtime.errors import UserError
+from cudfkd_jax.storage import workdir
+
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false", tuple: "a tuple", str: "a text"}
+
+
+def load(file: str | None) -> ConfigDict:
+    """The configuration of a file, such as "configs/digits.py:student=wrn10_1", over the defaults.
+
+    Raises:
+        UserError: the file is not there, fails, or names settings that do not exist.
+    """
+    if not file:
+        raise UserError("no configuration; give one, e.g. --config=configs/digits.py (--help says more)")
+    path, *arguments = file.split(":", 1)
+    if not Path(path).is_file():
+        raise UserError(f"no configuration file {path!r}; those of this project are in configs/")
+    config = defaults.get_config().lock()
+    try:
+        loaded = runpy.run_path(path)["get_config"](*arguments)
+        if not isinstance(loaded, ConfigDict):
+            raise TypeError(f"get_config() returned {type(loaded).__name__}, not ConfigDict")
+        check_keys(access.flatten(loaded), config)
+        config.update(loaded)
+    except UserError:
+        raise
+    except Exception as error:  # the file is a program and can raise anything
+        raise UserError(
+            f"--config={path} cannot be loaded: {type(error).__name__}: {error}; mend the file "
+            "(--debug shows where it fails)"
+        ) from error
+    return config
+
+
+def load_checked(file: str | None, overrides: Sequence[str]) -> ConfigDict:
+    """The configuration of a file, changed and checked.
+
+    Raises:
+        UserError: as `load`, `override` and `validate.check`.
+    """
+    config = load(file)
+    override(config, overrides)
+    validate.check(config)
+    return config
+
+
+def read_config(folder: Path) -> ConfigDict:
+    """The configuration that a run in this workdir was started with.
+
+    Raises:
+        UserError: there is no run, or its configuration cannot be read.
+    """
+    places = (folder, *(folder / part for part in ("teacher", "scratch", "kd")))
+    path = next((p / workdir.CONFIG for p in places if (p / workdir.CONFIG).exists()), None)
+    if path is None:
+        raise UserError(f"--workdir={folder} holds no run (no {workdir.CONFIG}); name a run's folder")
+    config = defaults.get_config().lock()
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))["config"]
+        config.update_from_flattened_dict(
+            {key: tuple(value) if isinstance(value, list) else value for key, value in saved.items()}
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is damaged or of another version; restore it") from error
+    return config
+
+
+def run_name(file: str, changes: Mapping[str, Any]) -> str:
+    """A folder's name: the configuration, its arguments and a hash of the changes, in each process the same."""
+    changes = {key: value for key, value in changes.items() if not key.startswith(access.PROCESSES)}
+    path, _, given = file.partition(":")
+    name = "-".join(filter(None, (Path(path).stem, re.sub(r"[^\w=.]+", "-", given))))
+    return f"{name}-{digest(changes)[:8]}" if changes else name
+
+
+def digest(settings: Mapping[str, Any]) -> str:
+    """Equal exactly where all settings are; hexadecimal."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def check_keys(keys: Iterable[str], config: ConfigDict) -> None:
+    """Refuses dotted keys that the configuration does not have; the nearest ones are named."""
+    known = access.flatten(config)
+    for key in keys:
+        if key not in known:
+            nearest = ", ".join(difflib.get_close_matches(key, known, n=3, cutoff=0))
+            raise UserError(
+                f"unknown configuration key {key!r}; the nearest are {nearest} (all: {defaults.__file__})"
+            )
+
+
+def override(config: ConfigDict, arguments: Sequence[str]) -> dict[str, Any]:
+    """Changes the configuration as `--config.KEY=VALUE` arguments say; returns the changes by key.
+
+    Raises:
+        UserError: a key does not exist, a value is of another type, or something else is among the arguments.
+    """
+    given = (re.match(r"--?(?:no)?config\.([^=]*)", argument) for argument in arguments)
+    check_keys([match[1] for match in given if match], config)
+    values, method = flags.FlagValues(), config.method
+    values.set_gnu_getopt()
+    arguments = ["cudfkd", *arguments]
+    try:
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=arguments)
+        stray = values(arguments)[1:]
+    except flags.Error as error:
+        wrong = re.match(r"flag --config\.([\w.]+)=(.*?): ", str(error), re.DOTALL)
+        if wrong is None:
+            raise UserError(f"{error}; --help shows what can be given") from error
+        key, value = wrong[1], access.get(config, wrong[1])
+        raise UserError(f"--config.{key}={wrong[2]} must be {_KINDS[type(value)]}, such as {value}") from error
+    if stray:
+        raise UserError(f"unexpected argument {stray[0]!r}; settings are given as --config.key=value")
+    if config.method != method:
+        raise UserError(
+            f"--config.method={config.method}: choose a method after the colon of --config, as in "
+            f"--config=configs/digits.py:method={config.method}, for its other settings come with it"
+        )
+    return config_flags.get_override_values(values["config"])

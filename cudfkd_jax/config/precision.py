@@ -1,0 +1,100 @@
+"""`compute_dtype`: what a run computes in, settled before its identity is formed.
+
+"auto" is bfloat16 where the run's devices compute it fast. What a run was started with is recorded and holds when
+it is resumed, also on another machine.
+"""
+
+import sys
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from cudfkd_jax.config import build
+from cudfkd_jax.config.access import AUTO
+from cudfkd_jax.runtime import onednn, processes
+from cudfkd_jax.runtime.devices import Devices
+from cudfkd_jax.storage import workdir
+
+_CPU_INFO = Path("/proc/cpuinfo")
+# Measured for whole rounds (docs/performance.md), by the processor's flag.
+_GAINS = {"amx_bf16": "about 3 times", "avx512_bf16": "about twice"}
+_NEWER_PYTHON = (3, 12)  # that of jaxlib 0.11
+_STAGES = ("", "teacher", "scratch", "kd")  # folders of a run that hold settings
+
+
+def settle(config: ConfigDict, folder: Path | None = None) -> None:
+    """Puts a dtype in the place of `compute_dtype="auto"`.
+
+    Args:
+        config: of the run; changed in place.
+        folder: the run's workdir; a run that it holds keeps its dtype.
+
+    Raises:
+        UserError: the settings of a run in the folder cannot be read.
+    """
+
+    def find() -> str | None:
+        if config.compute_dtype != AUTO:
+            return None
+        if folder:
+            workdir.check_writable(folder)
+        return (_recorded(folder) if folder else None) or _suited(build.devices(config))
+
+    found = processes.from_first(find)
+    if config.compute_dtype == AUTO and found:  # else the processes differ, which `identity.check_same` tells
+        config.compute_dtype = found
+
+
+def advice(config: ConfigDict) -> str | None:
+    """What to tell a user whose run computes in float32 where bfloat16 is faster; None elsewhere."""
+    devices = build.devices(config)
+    if config.compute_dtype != "float32":
+        return None
+    if gain := _gain(devices):
+        return (
+            f"computing in float32; these devices are {gain} as fast in bfloat16: a new run with "
+            f"--config.compute_dtype={AUTO} takes it"
+        )
+    if (gain := _gain_of_the_processor(devices)) and sys.version_info < _NEWER_PYTHON:
+        newer = ".".join(map(str, _NEWER_PYTHON))
+        return (
+            f"computing in float32; with Python {newer} or newer, whose JAX uses this processor's matrix units, "
+            f"runs with --config.compute_dtype={AUTO} are {gain} as fast"
+        )
+    return None
+
+
+def _recorded(folder: Path) -> str | None:
+    stages = (folder / stage for stage in _STAGES)
+    held = (workdir.read_settings(stage) for stage in stages if (stage / workdir.CONFIG).exists())
+    return next((settings["compute_dtype"] for settings in held if "compute_dtype" in settings), None)
+
+
+def _suited(devices: Devices) -> str:
+    return "float32" if _gain(devices) is None else "bfloat16"
+
+
+def _gain(devices: Devices) -> str | None:
+    """How much faster rounds are in bfloat16, in words; None where they are not."""
+    device = devices.devices[0]
+    if device.platform == "cpu":
+        gain = _gain_of_the_processor(devices)
+        return gain if gain and onednn.available() else None
+    capability = getattr(device, "compute_capability", None)  # of NVIDIA's; bfloat16 from 8.0 on
+    return "up to twice" if capability is None or float(capability) >= 8 else None
+
+
+def _gain_of_the_processor(devices: Devices) -> str | None:
+    """The same for a CPU, whether its JAX makes use of it or not."""
+    # Several CPU devices are driven by pmap, which does not reach oneDNN.
+    flags = _cpu_flags() if len(devices.devices) == 1 and devices.devices[0].platform == "cpu" else frozenset()
+    return next((gain for flag, gain in _GAINS.items() if flag in flags), None)
+
+
+def _cpu_flags() -> frozenset[str]:
+    """The instruction sets of this machine's processor, where Linux tells them."""
+    try:
+        lines = _CPU_INFO.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return frozenset()
+    return frozenset(next((line for line in lines if line.startswith("flags")), "").split())

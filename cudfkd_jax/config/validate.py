@@ -1,0 +1,302 @@
+"""What can be wrong with a configuration, found before anything is compiled or written."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from cudfkd_jax import data
+from cudfkd_jax.config import methods, networks
+from cudfkd_jax.config.access import AUTO, NO_DATA, distill_epoch, flatten, get
+from cudfkd_jax.methods import METHODS, cudfkd
+from cudfkd_jax.models import generator
+from cudfkd_jax.models.capture import mode_arguments
+from cudfkd_jax.objectives import contrastive, curriculum, student
+from cudfkd_jax.runtime.devices import local_devices
+from cudfkd_jax.runtime.errors import UserError, choose
+from cudfkd_jax.storage import checkpoint
+from cudfkd_jax.training import loops, trainer
+
+_POSITIVE = (
+    *(f"{section}.{key}" for section in ("teacher", "scratch", "kd") for key in ("epochs", "batch_size")),
+    *(f"{section}.learning_rate" for section in ("teacher", "scratch", "kd", "generator", "distill")),
+    *(f"distill.{key}" for key in ("epochs", "rounds_per_epoch", "synthesis_steps", "student_steps")),
+    *("distill.batch_size", "distill.temperature", "kd.temperature", "synthesis.adversarial_temperature"),
+    *("generator.latent_dim", "generator.width", "generator.stages"),
+    *("curriculum.lambda_0", "data.num_classes", "checkpoint.keep"),
+    *("memory.every_epochs", "adi.learning_rate", "cmi.contrastive_weight", "cmi.contrastive_temperature"),
+    *("cmi.head_width", "cmi.head_learning_rate", "cmi.bank_rows", "cmi.bank_draws", "pre_dfkd.memory_steps"),
+    *("pre_dfkd.memory_learning_rate", "pre_dfkd.latent_learning_rate"),
+    *("evaluation.every_epochs", "evaluation.batch_size", "evaluation.synthetic_images"),
+)
+_NOT_NEGATIVE = (
+    *(f"{section}.{key}" for section in ("teacher", "scratch", "kd") for key in ("warmup_epochs", "weight_decay")),
+    *("distill.momentum", "distill.weight_decay", "distill.clip_norm", "generator.beta1", "generator.beta2"),
+    *(
+        "curriculum.lambda_slope",
+        "curriculum.lambda_max",
+        "curriculum.alpha",
+        "curriculum.adv",
+        "curriculum.k_begin",
+    ),
+    *(f"synthesis.{key}_weight" for key in ("adversarial", "bn", "class", "balance", "activation")),
+    *("synthesis.batch_size", "generator.ema_decay", "memory.capacity", "zskt.attention_weight"),
+    *("adi.beta1", "adi.beta2", "adi.tv_weight", "pre_dfkd.kl_weight"),
+    *("data.padding", "devices", "checkpoint.every_seconds", "log.samples_every_epochs"),
+    *("log.majorise_minimise_updates", "batches_at_once"),
+    *("evaluation.stability_from", "teacher.stop_accuracy", "seed"),
+)
+_BELOW_ONE = (
+    *("distill.momentum", "generator.beta1", "generator.beta2", "generator.ema_decay", "adi.beta1", "adi.beta2"),
+)
+
+_BATCHES = (
+    *(f"{section}.batch_size" for section in ("teacher", "scratch", "kd", "distill", "synthesis", "evaluation")),
+    "evaluation.synthetic_images",
+)
+_LARGEST_IMAGE = 1024  # pixels high and wide; the networks here are for small ones
+_AT_MOST = {
+    "generator.stages": 10,
+    "pre_dfkd.memory_steps": 100,  # each is compiled by itself
+    "data.padding": _LARGEST_IMAGE,
+}
+
+_CHOICES: dict[str, Sequence[str]] = {
+    "method": METHODS,
+    "loop": loops.LOOPS,
+    "on_nan": trainer.ON_NAN,
+    "compute_dtype": ("float32", "bfloat16", AUTO),
+    "data.source": (*data.SOURCES, NO_DATA),
+    "generator.size": generator.SIZES,
+    "generator.schedule": methods.GENERATOR_SCHEDULES,
+    "generator.initialisation": generator.INITIALISATIONS,
+    "cmi.features": tuple(contrastive.FEATURES),
+    "distill.loss": student.STUDENT_LOSSES,
+    "distill.optimiser": ("sgd", "adam"),
+    "synthesis.adversarial_loss": student.DIVERGENCES,
+    "synthesis.adversarial_mask": cudfkd.MASKS,
+    "curriculum.strategy": curriculum.STRATEGIES,
+    "curriculum.granularity": student.GRANULARITIES,
+    "curriculum.ramp": curriculum.ALPHA_SCHEDULES,
+}
+
+
+def check(config: ConfigDict) -> None:
+    """Checks every value that can be checked without data, weights or a compilation.
+
+    Raises:
+        UserError: a value is out of range; the key, the value and the remedy are named.
+    """
+    for key, valid in _CHOICES.items():
+        choose(key, get(config, key), valid)
+    for key in _POSITIVE:
+        _require(key, get(config, key), get(config, key) > 0, "must be greater than 0")
+    for key in _NOT_NEGATIVE:
+        _require(key, get(config, key), get(config, key) >= 0, "must not be negative")
+    for key in _BELOW_ONE:
+        _require(key, get(config, key), get(config, key) < 1, "must be less than 1")
+    for key, value in flatten(config).items():
+        if isinstance(value, float):
+            _check_number(key, value)
+        elif isinstance(value, int):  # counts are int32 in the steps, and a random key is made of 32 bits
+            _require(key, value, value < 2**31, "must be less than 2**31")
+    for key, limit in _AT_MOST.items():
+        _require(key, get(config, key), get(config, key) <= limit, f"must be at most {limit}")
+    _check_length(config)
+    for section in ("teacher", "scratch", "kd"):
+        s = config[section]
+        _require(
+            f"{section}.warmup_epochs",
+            s.warmup_epochs,
+            s.warmup_epochs < s.epochs,
+            "must be less than epochs",
+        )
+    _require("kd.weight", config.kd.weight, 0 <= config.kd.weight <= 1, "must lie in [0, 1]")
+    if config.batches_at_once and config.distill.student_steps % config.batches_at_once:
+        raise UserError(
+            f"batches_at_once={config.batches_at_once} does not divide distill.student_steps="
+            f"{config.distill.student_steps}; set --config.batches_at_once to a divisor, or 0"
+        )
+    c = config.curriculum
+    if not c.k_begin < c.k_end <= 1:
+        raise UserError(
+            f"curriculum.k_begin={c.k_begin} and curriculum.k_end={c.k_end}: choose 0 <= k_begin < k_end <= 1"
+        )
+    if c.lambda_max and c.lambda_max < c.lambda_0:
+        raise UserError(
+            f"curriculum.lambda_max={c.lambda_max} is below curriculum.lambda_0={c.lambda_0}; raise it, "
+            "or give 0 for no limit"
+        )
+    _check_additions(config)
+    _check_convergence(config)
+    _check_image(config)
+    _check_batches(config)
+    for role in ("teacher", "student"):
+        network = networks.classifier(config, networks.described(config, role))
+        mode_arguments(network.module, train=False, train_argument=network.train_argument)
+
+
+def _check_additions(config: ConfigDict) -> None:
+    """Refuses settings that the method would not read, and ADI without its main term."""
+    if config.synthesis.adversarial_mask != "agreement" and config.method != "cudfkd":
+        raise UserError(
+            f"synthesis.adversarial_mask={config.synthesis.adversarial_mask} is for cudfkd; leave it agreement "
+            f"for {config.method}"
+        )
+    if config.method == "adi":
+        _require("synthesis.bn_weight", config.synthesis.bn_weight, config.synthesis.bn_weight > 0, "must be > 0")
+    can = ", ".join(methods.GENERATIVE)
+    if config.method not in methods.GENERATIVE and config.generator.ema_decay:
+        raise UserError(
+            f"generator.ema_decay={config.generator.ema_decay} is for {can}; leave it 0 for {config.method}"
+        )
+    if config.method not in (*methods.GENERATIVE, "mb_dfkd") and config.memory.capacity:
+        raise UserError(
+            f"memory.capacity={config.memory.capacity} is for {can}, mb_dfkd; leave it 0 for {config.method}"
+        )
+
+
+def _check_convergence(config: ConfigDict) -> None:
+    """Refuses to look at Eq. 8 where no sample has a weight."""
+    updates = config.log.majorise_minimise_updates
+    if updates and config.method != "cudfkd":
+        raise UserError(
+            f"log.majorise_minimise_updates={updates} is for cudfkd, whose samples have weights; leave it 0 for "
+            f"{config.method}"
+        )
+
+
+def check_devices(config: ConfigDict, sections: Sequence[str]) -> None:
+    """Refuses more devices than there are, and batches of these sections that they cannot share evenly."""
+    available = len(local_devices().local)
+    if config.devices > available:
+        raise UserError(f"devices={config.devices} but only {available} are here; set --config.devices")
+    count = len(local_devices(config.devices).devices)
+    sizes = {f"{section}.batch_size": config[section].batch_size for section in sections}
+    if "distill" in sections:
+        sizes |= methods.shared_sizes(config)
+    for key, size in sizes.items():
+        if size % count:
+            raise UserError(
+                f"{key}={size} cannot be divided by {count} devices; set --config.{key.split()[0]} to a multiple, "
+                "or --config.devices"
+            )
+
+
+def check_processes(config: ConfigDict) -> None:
+    """Checks what says how the processes of a run find each other, before they do.
+
+    Raises:
+        UserError: a part is missing or out of range.
+    """
+    d = config.distributed
+    host, _, port = d.coordinator.rpartition(":")
+    if d.coordinator and not (host and port.isdecimal() and 0 < int(port) < 2**16):
+        raise UserError(
+            f"distributed.coordinator={d.coordinator} is not host:port; set --config.distributed.coordinator"
+        )
+    _require("distributed.processes", d.processes, d.processes >= 0, "must not be negative")
+    if d.processes and d.process >= d.processes:
+        raise UserError(
+            f"distributed.process={d.process} of distributed.processes={d.processes}: they are counted from 0; "
+            "set --config.distributed.process"
+        )
+    given = {"coordinator": bool(d.coordinator), "processes": d.processes > 0, "process": d.process >= 0}
+    missing = [name for name, is_given in given.items() if not is_given]
+    if not d.detect and 0 < len(missing) < len(given):
+        raise UserError(
+            f"distributed.{missing[0]} is missing; give --config.distributed.coordinator, processes and process, "
+            "or --config.distributed.detect under SLURM or Open MPI"
+        )
+
+
+def check_one_process(config: ConfigDict, what: str) -> None:
+    """Refuses several processes where one does the work.
+
+    Raises:
+        UserError: several are asked for.
+    """
+    if config.distributed.detect or config.distributed.coordinator:
+        raise UserError(f"{what} takes one process; leave out --config.distributed")
+
+
+def check_dtype_settled(config: ConfigDict, what: str) -> None:
+    """Refuses a dtype that each machine would choose for itself where runs are identified before they start.
+
+    Raises:
+        UserError: `compute_dtype` is "auto".
+    """
+    if config.compute_dtype == AUTO:
+        raise UserError(
+            f"{what} needs a dtype that is the same on every machine; set --config.compute_dtype to float32 or "
+            "bfloat16"
+        )
+
+
+def _require(key: str, value: Any, holds: bool, rule: str) -> None:
+    if not holds:
+        raise UserError(f"{key}={value} {rule}; set --config.{key}")
+
+
+def _check_number(key: str, value: float) -> None:
+    """Refuses what is not the same kind of number in the 32 bits that steps compute with."""
+    _require(key, value, math.isfinite(value), "must be a finite number")
+    least, most = 2.0**-126, 2.0**127
+    _require(key, value, value == 0 or least <= abs(value) <= most, f"must be 0 or from {least:.2g} to {most:.2g}")
+
+
+def _check_length(config: ConfigDict) -> None:
+    """Refuses data-free runs of more steps than can be counted; those with data depend on the number of images."""
+    epoch, epochs = distill_epoch(config), config.distill.epochs
+    steps = epochs * epoch.rounds * (epoch.synthesis_steps + epoch.student_steps)
+    if steps >= checkpoint.MOST_STEPS:
+        raise UserError(
+            f"distill.epochs={epochs} of rounds_per_epoch={epoch.rounds} with "
+            f"synthesis_steps={epoch.synthesis_steps} and student_steps={epoch.student_steps} are {steps:.3g} "
+            f"steps and must be less than {checkpoint.MOST_STEPS:.0e}; lower --config.distill.epochs"
+        )
+    if (every := config.memory.every_epochs) * epoch.steps >= 2**31:
+        raise UserError(
+            f"memory.every_epochs={every} of {epoch.steps} steps are more than can be counted; "
+            "lower --config.memory.every_epochs"
+        )
+
+
+def _check_batches(config: ConfigDict) -> None:
+    """Refuses batches of so many numbers that XLA's CPU compiler crashes on them instead of finding no memory."""
+    shape = tuple(config.data.image_shape)
+    for key in _BATCHES:
+        size, numbers = get(config, key), get(config, key) * math.prod(shape)
+        _require(key, size, numbers < 2**31, f"images of data.image_shape={shape} must be less than 2**31 numbers")
+
+
+def _check_image(config: ConfigDict) -> None:
+    shape, d = tuple(config.data.image_shape), config.data
+    if len(shape) != 3 or not all(isinstance(n, int) and n > 0 for n in shape) or shape[2] not in (1, 3):
+        raise UserError(
+            f"data.image_shape={shape} must be (height, width, channels) with 1 or 3 channels; "
+            "set --config.data.image_shape"
+        )
+    if max(shape[:2]) > _LARGEST_IMAGE:
+        raise UserError(
+            f"data.image_shape={shape} must be at most {_LARGEST_IMAGE} pixels high and wide; "
+            "set --config.data.image_shape"
+        )
+    for key in ("mean", "std"):
+        numbers = all(isinstance(value, int | float) and math.isfinite(value) for value in d[key])
+        if len(d[key]) != shape[2] or not numbers:
+            raise UserError(
+                f"data.{key}={tuple(d[key])} must have one number for each of {shape[2]} channels; "
+                f"set --config.data.{key}"
+            )
+        for value in d[key]:
+            _check_number(f"data.{key}", float(value))
+    _require("data.std", tuple(d.std), all(value > 0 for value in d.std), "must be greater than 0")
+    _require("data.num_classes", d.num_classes, d.num_classes > 1, "must be at least 2")
+    factor = 2**config.generator.stages
+    if shape[0] % factor or shape[1] % factor:
+        raise UserError(
+            f"generator.stages={config.generator.stages} needs a height and width divisible by {factor}, and "
+            f"data.image_shape is {shape}; lower --config.generator.stages"
+        )

@@ -1,0 +1,1 @@
+"""Metrics, predictions, the evaluator, observations, diagnostics and summaries."""

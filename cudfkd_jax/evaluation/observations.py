@@ -1,0 +1,112 @@
+"""What a report shows and the line of an epoch has no room for: how single images fare.
+
+Measured beside the pictures of synthetic images, as often as those are saved, and cheap: it changes nothing and
+draws nothing that training would miss.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cudfkd_jax.evaluation import metrics, samples
+from cudfkd_jax.storage.files import write_json
+
+FOLDER = Path("report", "data")  # in a workdir; a file an epoch
+TEACHER = "teacher.json"
+LOYALTY_BINS = 50  # over [0, 1]
+_ROWS, _COLUMNS = 20, 8  # of the picture by class
+
+
+def path_of(workdir: Path, epoch: int) -> Path:
+    """Where the observation of an epoch is."""
+    return workdir / FOLDER / f"epoch_{epoch:04d}.json"
+
+
+def save_teacher(workdir: Path, teacher: dict[str, Any]) -> None:
+    """Writes what is known of the teacher before the first epoch is done: its architecture, size and metrics."""
+    write_json(workdir / FOLDER / TEACHER, teacher)
+
+
+def save(path: Path, epoch: int, synthetic: dict[str, Any], test: dict[str, Any] | None) -> None:
+    """Writes the observation of an epoch; `test` is None where there are no test images."""
+    write_json(path, {"epoch": epoch, "synthetic": synthetic, "test": test})
+
+
+def of_synthetic_images(
+    images: np.ndarray,
+    teacher_logits: np.ndarray,
+    student_logits: np.ndarray,
+    sample_loss: Callable[[jax.Array, jax.Array], jax.Array],
+    *,
+    loss: str,
+) -> dict[str, Any]:
+    """How difficult each of some synthetic images is (Fig. 5a), both networks in evaluation mode.
+
+    Args:
+        images: `[N, H, W, C]` in [0, 1].
+        teacher_logits, student_logits: `[N, classes]`.
+        sample_loss: D of Eq. 6, of `[N, classes]` twice to `[N]`.
+        loss: its name, shown to the user.
+
+    Returns:
+        JSON-ready: `loss`, `difficulty` (a number an image, six digits), `classes`, how many images the teacher
+        sees in each class, and `spread`, a pixel's standard deviation over the images, mean over the pixels.
+    """
+    difficulty = np.asarray(
+        jax.device_get(sample_loss(jnp.asarray(teacher_logits), jnp.asarray(student_logits))), np.float64
+    )
+    classes = np.bincount(teacher_logits.argmax(-1), minlength=teacher_logits.shape[1])
+    return {
+        "loss": loss,
+        "difficulty": [float(f"{d:.6g}") for d in difficulty],
+        "classes": classes.tolist(),
+        "spread": float(images.std(0).mean()),
+    }
+
+
+def of_test_images(teacher_logits: np.ndarray, student_logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
+    """Loyalty (Fig. 2) over the test images, and accuracy by class.
+
+    Args:
+        teacher_logits, student_logits: `[N, classes]`.
+        labels: `[N]`.
+
+    Returns:
+        JSON-ready: `loyalty` and `loyalty_released`, counts in `LOYALTY_BINS` equal bins of [0, 1], and by
+        class how many `images` there are and how many `student` and `teacher` have right.
+    """
+    pair = jnp.asarray(student_logits), jnp.asarray(teacher_logits)
+    count = labels.astype(np.int64)
+
+    def by_class(chosen: np.ndarray) -> list[int]:
+        return np.bincount(count[chosen], minlength=teacher_logits.shape[1]).tolist()
+
+    return {
+        "loyalty": _histogram(metrics.probability_loyalty(*pair)),
+        "loyalty_released": _histogram(metrics.probability_loyalty_released(*pair)),
+        "images": by_class(np.ones(len(labels), bool)),
+        "student": by_class(student_logits.argmax(-1) == labels),
+        "teacher": by_class(teacher_logits.argmax(-1) == labels),
+    }
+
+
+def save_classes(path: Path, images: np.ndarray, teacher_logits: np.ndarray) -> None:
+    """Writes a picture with a row a class: the images `[N, H, W, C]` in [0, 1] that the teacher sees there.
+
+    The first `_COLUMNS` of each of the first `_ROWS` classes; what a class lacks stays grey.
+    """
+    classes = teacher_logits.argmax(-1)
+    rows = min(teacher_logits.shape[1], _ROWS)
+    shown = np.full((rows, _COLUMNS, *images.shape[1:]), samples.GREY / 255, images.dtype)
+    for row in range(rows):
+        of_class = images[classes == row][:_COLUMNS]
+        shown[row, : len(of_class)] = of_class
+    samples.save_grid(path, shown.reshape(-1, *images.shape[1:]), columns=_COLUMNS)
+
+
+def _histogram(values: jax.Array) -> list[int]:
+    return np.histogram(np.clip(np.asarray(values), 0, 1), LOYALTY_BINS, (0, 1))[0].tolist()

@@ -1,0 +1,166 @@
+"""What a finished stage came to, as `summary.json` and as a table."""
+
+import platform
+import resource
+import statistics
+import sys
+from importlib import metadata
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from cudfkd_jax.evaluation.metrics import stability
+from cudfkd_jax.models import count_parameters
+from cudfkd_jax.runtime.devices import Devices
+from cudfkd_jax.storage import records
+from cudfkd_jax.storage.records import Record
+from cudfkd_jax.storage.weights import Trained
+from cudfkd_jax.training.progress import duration
+
+SUMMARY = "summary.json"
+_PACKAGES = ("cudfkd_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+_NO_STABILITY = {"mean": None, "variance": None}
+SYNTHETIC = "_synthetic"  # ends the name of a metric that was measured on synthetic images
+TEST_METRICS = ("acc1", "acc5", "agree1", "loyalty", "loyalty_released")
+_AGAINST_TEACHER = tuple(name + SYNTHETIC for name in TEST_METRICS[2:])
+
+
+def distill_summary(
+    *,
+    config: ConfigDict,
+    history: list[Record],
+    teacher: dict[str, Any],
+    student: dict[str, Any],
+    devices: Devices,
+) -> dict[str, Any]:
+    """The summary of a data-free run.
+
+    Args:
+        history: a record an epoch.
+        teacher: its architecture, parameters, and acc1 and so on where there are test images.
+        student: its architecture and parameters.
+
+    Returns:
+        JSON-ready; accuracies in percent. `agree1`, `loyalty` and so on are the last student's; each `*_best`
+        is the best over the epochs by itself, chosen on the test images, as the paper's tables do. Metrics that
+        end in `_synthetic` were measured on synthetic images, for want of any other.
+    """
+    last = history[-1]
+    from_epoch = config.evaluation.stability_from
+    later = [record["acc1"] for record in history if "acc1" in record and record["epoch"] >= from_epoch]
+    student_summary = dict(student)
+    for name in (*TEST_METRICS, *_AGAINST_TEACHER):
+        if best := records.best(history, name):
+            student_summary |= {f"{name}_best": best.value, f"{name}_best_epoch": best.epoch}
+        if name in last:
+            student_summary["acc1_last" if name == "acc1" else name] = last[name]
+    return {
+        "method": config.method,
+        **common_summary(config, history, devices),
+        "teacher": teacher,
+        "student": student_summary,
+        "stability": {**(stability(later)._asdict() if later else _NO_STABILITY), "from_epoch": from_epoch},
+    }
+
+
+def common_summary(config: ConfigDict, history: list[Record], devices: Devices) -> dict[str, Any]:
+    """What the summaries of all stages have."""
+    return {
+        "dataset": config.data.name,
+        "seed": config.seed,
+        "compute_dtype": config.compute_dtype,
+        "epochs": len(history),
+        "wall_s": sum(record["seconds"] + record["evaluation_seconds"] for record in history),
+        # The median epoch: the first one compiles.
+        "images_per_s": statistics.median(record["images_per_s"] for record in history),
+        "peak_memory_mib": peak_memory(devices),
+        "devices": {"kind": devices.devices[0].device_kind, "count": len(devices.devices)},
+        "versions": {
+            "python": platform.python_version(),
+            **{package: package_version(package) for package in _PACKAGES},
+        },
+    }
+
+
+def peak_memory(devices: Devices) -> dict[str, float | None]:
+    """The most that this process held at a time, and the most on one device where the device tells."""
+    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, bytes there
+    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    device = (devices.local[0].memory_stats() or {}).get("peak_bytes_in_use")
+    return {"host": host / 2**20, "device": device / 2**20 if device else None}
+
+
+def package_version(package: str) -> str:
+    """The version of an installed package."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:  # a checkout that is used without being installed
+        return "not installed"
+
+
+def describe(summary: dict[str, Any]) -> str:
+    """A summary as the lines that a user reads at the end of a stage."""
+    pace = f"{duration(summary['wall_s'])}, {summary['images_per_s']:,.0f} images/s"
+    if "network" in summary:
+        return f"{_table({summary['stage']: summary['network']})}\n{pace}"
+    student = summary["student"]
+    if "acc1_last" not in student:
+        return (
+            f"{_table({'student, last': student})}\n{pace}; agreement on held-out synthetic images, not on real "
+            "ones: without test images no accuracy is known"
+        )
+    best = {name: student[f"{name}_best"] for name in TEST_METRICS if f"{name}_best" in student}
+    networks = {
+        "teacher": summary["teacher"],
+        "student, last": student | {"acc1": student["acc1_last"]},
+        "student, best": {name: student[name] for name in ("arch", "parameters")} | best,
+    }
+    return (
+        f"{_table(networks)}\n"
+        f"{_describe_stability(**summary['stability'])}\n"
+        f"{pace}; each best value is chosen by itself on the test images"
+    )
+
+
+def _describe_stability(mean: float | None, variance: float | None, from_epoch: int) -> str:
+    if mean is None:
+        return f"acc@1 from epoch {from_epoch} on: the run has no such epoch"
+    return f"acc@1 from epoch {from_epoch} on: mean {mean:.2f}, variance {variance:.3g}"
+
+
+def evaluation_table(nets: dict[str, Trained], measured: dict[str, dict[str, float]]) -> str:
+    """Test metrics by network as lines of text."""
+    return _table(
+        {
+            name: {"arch": net.net.arch, "parameters": count_parameters(net.variables["params"])} | measured[name]
+            for name, net in nets.items()
+        }
+    )
+
+
+COLUMNS = {  # name in a summary: heading, digits
+    "acc1": ("acc@1 %", 2),
+    "acc5": ("acc@5 %", 2),
+    "agree1": ("agree@1 %", 2),
+    "loyalty": ("loyalty", 4),
+    "loyalty_released": ("loyalty (released)", 4),
+    "agree1_synthetic": ("synthetic agree@1 %", 2),
+    "loyalty_synthetic": ("synthetic loyalty", 4),
+}
+
+
+def _table(networks: dict[str, dict[str, Any]]) -> str:
+    """A line a network under a line of headings; columns that all leave empty are left out."""
+    names = [name for name in COLUMNS if any(name in network for network in networks.values())]
+    rows = [("", "", *(COLUMNS[name][0] for name in names), "parameters")]
+    for label, network in networks.items():
+        cells = [f"{network[name]:.{COLUMNS[name][1]}f}" if name in network else "" for name in names]
+        rows.append((label, network["arch"], *cells, f"{network['parameters']:,}"))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(
+            cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    ]
+    return "\n".join(line.rstrip() for line in lines)

@@ -1,0 +1,1 @@
+"""Many runs: their plan, their launcher, comparisons, sweeps and timing."""

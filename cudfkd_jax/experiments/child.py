@@ -1,0 +1,51 @@
+"""A run that another command began, stopped as by SIGTERM when that command is gone.
+
+    python -m cudfkd_jax.experiments.child --config=FILE --stage=STAGE [--config.KEY=VALUE] --workdir=FOLDER
+
+Standard input is a pipe whose other end the command holds and nobody else, so that it ends with the command
+however that ends, SIGKILL among the ways.
+"""
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from cudfkd_jax.config import loading
+from cudfkd_jax.runs import stages
+from cudfkd_jax.runtime import allocator, cli
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Does what the arguments say and returns the exit status; errors become one line on stderr."""
+    return cli.guard(_run, arguments, __doc__ or "")
+
+
+def _run(arguments: Sequence[str]) -> None:
+    parser = cli.Parser()
+    for name in ("--config", "--stage", "--workdir"):
+        parser.add_argument(name, required=True)
+    options, overrides = parser.parse_known_args(arguments)
+    cli.use_compilation_cache()
+    allocator.keep_freed_memory()
+    config = loading.load(options.config)
+    loading.override(config, overrides)
+    stages.run(config, options.stage, Path(options.workdir))
+
+
+def stop_at_end_of(descriptor: int) -> None:
+    """Sends this process SIGTERM when all is read from a file descriptor; returns at once."""
+    threading.Thread(target=_wait_for_end, args=(descriptor,), daemon=True).start()
+
+
+def _wait_for_end(descriptor: int) -> None:
+    while os.read(descriptor, 1):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    stop_at_end_of(sys.stdin.fileno())
+    cli.leave(main)

@@ -1,0 +1,139 @@
+"""Methods side by side: the same teacher, student, epochs and metrics, several seeds, one table."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from cudfkd_jax.config import identity, loading, validate
+from cudfkd_jax.experiments import paper_numbers, plan
+from cudfkd_jax.experiments.launcher import Cell, Outcome
+from cudfkd_jax.experiments.outcomes import (
+    COLUMNS,
+    Summary,
+    about,
+    csv_text,
+    failures,
+    known,
+    markdown,
+    row,
+    summaries,
+)
+from cudfkd_jax.experiments.plan import Planned, Wanted
+from cudfkd_jax.methods import METHODS
+from cudfkd_jax.runtime.cli import check_distinct
+from cudfkd_jax.runtime.errors import UserError
+from cudfkd_jax.storage import workdir
+from cudfkd_jax.storage.files import write_bytes
+
+TABLE = "table"
+
+
+def compare(
+    file: str,
+    methods: Sequence[str],
+    seeds: Sequence[int],
+    folder: Path,
+    overrides: Sequence[str] = (),
+    *,
+    jobs: int = 1,
+    say: Callable[[str], None] = print,
+) -> list[Outcome]:
+    """Distils one teacher with each method and seed, and writes `table.md` and `table.csv`.
+
+    Args:
+        file: a configuration file, with arguments after a colon but without `method=`.
+        methods: of `METHODS`.
+        seeds: of the students; the teacher's is the configuration's.
+        folder: `teacher/` is the run of the teacher unless the configuration names a trained one,
+            `<method>/seed_<n>/` those of the students. Finished runs are kept, others gone on with.
+        overrides: `--config.key=value` for every run.
+        jobs: runs at a time.
+        say: told what a user should read.
+
+    Returns:
+        What the runs came to, in the order of methods and seeds.
+
+    Raises:
+        UserError: before anything is begun.
+    """
+    base = loading.load_checked(file, overrides)
+    validate.check_one_process(base, "a comparison")
+    validate.check_dtype_settled(base, "a comparison")
+    own = ("method", "seed")
+    given = [o for o in overrides if o.lstrip("-").removeprefix("config.").partition("=")[0] in own]
+    if given or "method=" in file:
+        raise UserError(f"{given[0] if given else file}: methods are given by --methods, seeds by --seeds")
+    configs = {method: f"{file}{',' if ':' in file else ':'}method={method}" for method in methods}
+    for named in configs.values():
+        loading.load_checked(named, overrides)
+    workdir.check_writable(folder)
+    teacher = None
+    if not base.teacher.checkpoint:
+        teacher = Cell(
+            "teacher", folder / "teacher", (f"--config={file}", "--stage=teacher", *overrides), "teacher"
+        )
+        workdir.check_config(teacher.folder / teacher.part, identity.result_settings(base, "teacher"))
+    same = [*overrides, f"--config.distill.epochs={base.distill.epochs}"]
+    planned = [
+        _planned(
+            Wanted(f"{method} seed {seed}", configs[method], tuple(same), seed),
+            folder / method / f"seed_{seed}",
+            teacher,
+            base.teacher.checkpoint,
+        )
+        for method in methods
+        for seed in seeds
+    ]
+    plan.check_surroundings(planned)
+    with workdir.lock(folder):
+        outcomes = plan.run(planned, jobs=jobs, say=say)
+        write_table(folder, methods, outcomes)
+    return outcomes
+
+
+def _planned(wanted: Wanted, folder: Path, teacher: Cell | None, checkpoint: str) -> Planned:
+    arguments = (
+        f"--config={wanted.file}",
+        "--stage=distill",
+        *wanted.overrides,
+        f"--config.teacher.checkpoint={teacher.folder if teacher else checkpoint}",
+        f"--config.seed={wanted.seed}",
+    )
+    return Planned(wanted, Cell(wanted.name, folder, arguments), teacher)
+
+
+def write_table(folder: Path, methods: Sequence[str], outcomes: Sequence[Outcome]) -> str:
+    """Writes `table.md` and `table.csv` and returns the first: a line a method, mean ± deviation over seeds."""
+    columns = known(COLUMNS, outcomes)
+    rows = []
+    for method in methods:
+        of_method = [o for o in outcomes if o.cell.folder.parent.name == method]
+        rows.append([method, *row(columns, of_method), *_of_the_paper(method, summaries(of_method))])
+    heading = ["method", "runs", *(column.heading for column in columns), "paper's acc@1 %", "paper's stability"]
+    note = "".join(f"{about(summary)}\n\n" for summary in summaries(outcomes)[:1])
+    text = note + markdown(heading, rows) + failures(outcomes)
+    keys = [(o.cell.folder.parent.name, o.cell.folder.name.removeprefix("seed_")) for o in outcomes]
+    write_bytes(folder / f"{TABLE}.md", text.encode())
+    write_bytes(folder / f"{TABLE}.csv", csv_text(["method", "seed"], outcomes, keys, COLUMNS).encode())
+    return text
+
+
+def parse_methods(text: str) -> tuple[str, ...]:
+    """`all`, or names separated by commas.
+
+    Raises:
+        UserError: a name is unknown, none is given or one twice.
+    """
+    names = METHODS if text == "all" else tuple(text.split(","))
+    for name in names:
+        if name not in METHODS:
+            raise UserError(f"unknown method {name!r} in --methods; valid: all, {', '.join(METHODS)}")
+    check_distinct("--methods", names)
+    return names
+
+
+def _of_the_paper(method: str, found: Sequence[Summary]) -> list[str]:
+    if not found:
+        return ["", ""]
+    pair = found[0]["dataset"], found[0]["teacher"]["arch"], found[0]["student"]["arch"]
+    acc1, stability = paper_numbers.acc1(*pair, method), paper_numbers.stability(*pair, method)
+    return [f"{acc1:.2f}" if acc1 else "", f"{stability.mean} / {stability.variance}" if stability else ""]

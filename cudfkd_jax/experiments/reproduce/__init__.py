@@ -1,0 +1,5 @@
+"""The paper's tables and figures, made again with its numbers beside ours."""
+
+from cudfkd_jax.experiments.reproduce.run import reproduce
+
+__all__ = ["reproduce"]

@@ -1,0 +1,102 @@
+"""How long runs will take, from a measured round of each kind of them."""
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from cudfkd_jax.config import identity
+from cudfkd_jax.experiments import launcher, plan, timing
+from cudfkd_jax.experiments.plan import Planned, Wanted
+from cudfkd_jax.experiments.timing import Pace
+from cudfkd_jax.runtime import cli
+from cudfkd_jax.runtime.errors import RunFailedError, UserError
+
+_NO_PACE = ("seed", "curriculum", "evaluation")  # sections that decide results and no speed
+_NO_PACE_KEYS = ("epochs", "temperature", "learning_rate", "stop_accuracy")
+
+
+class Part(NamedTuple):
+    """A run that is to come: "distill", "teacher" or "scratch", its epochs, and what tells how fast it is."""
+
+    wanted: Wanted
+    section: str
+    epochs: int
+    kind: str
+
+
+def parts(planned: Sequence[Planned]) -> dict[Path, Part]:
+    """The unfinished runs and missing teachers, by folder."""
+    found: dict[Path, Part] = {}
+    missing = {teacher.folder for teacher in plan.missing_teachers(planned)}
+    for each in planned:
+        if each.teacher and each.teacher.folder in missing:
+            found.setdefault(each.teacher.folder, _part(each.wanted, "teacher"))
+        if not launcher.finished(each.cell):
+            found.setdefault(each.cell.folder, _part(each.wanted, each.wanted.stage))
+    return found
+
+
+def estimate(
+    coming: Mapping[Path, Part],
+    say: Callable[[str], None],
+    measure: Callable[[Wanted, str], Pace | str] | None = None,
+) -> dict[Path, float]:
+    """Seconds of each run, one at a time, without measuring on the test images; of unknown ones there is none.
+
+    Args:
+        coming: as `parts` returns them.
+        say: told what a user should read.
+        measure: seconds of a kind of run, or why there are none; by default a process of its own measures.
+
+    Raises:
+        UserError: a run cannot be made as it is configured.
+    """
+    paces: dict[str, Pace | str] = {}
+    kinds = list(dict.fromkeys(part.kind for part in coming.values()))
+    for number, kind in enumerate(kinds, 1):
+        part = next(part for part in coming.values() if part.kind == kind)
+        say(f"timing a round, {number} of {len(kinds)}: {part.section} of {part.wanted.file.rpartition('/')[2]}")
+        paces[kind] = pace = (measure or measure_elsewhere)(part.wanted, part.section)
+        if isinstance(pace, str):
+            say(f"  not timed: {pace}")
+    return {
+        folder: pace.start_s + part.epochs * pace.epoch_s
+        for folder, part in coming.items()
+        if isinstance(pace := paces[part.kind], Pace)
+    }
+
+
+def measure_elsewhere(wanted: Wanted, section: str) -> Pace | str:
+    """The pace of a run, its process's start included; what goes wrong beside the configuration is returned."""
+    try:
+        return launcher.elsewhere(_measure, wanted, section, time.time())
+    except RunFailedError as error:
+        return str(error)
+
+
+def _measure(wanted: Wanted, section: str, begun: float) -> Pace | str:
+    cli.use_compilation_cache()
+    process_s = time.time() - begun
+    config = plan.load(wanted)
+    try:
+        pace = (
+            timing.distillation_pace(config) if section == "distill" else timing.supervised_pace(config, section)
+        )
+    except UserError:
+        raise
+    except Exception as error:  # a device out of memory, say: the run will tell
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return pace._replace(start_s=process_s + pace.start_s)
+
+
+def _part(wanted: Wanted, section: str) -> Part:
+    config = plan.load(wanted)
+    decisive = {
+        key: value
+        for key, value in identity.result_settings(config, section).items()
+        if key.split(".")[0] not in _NO_PACE and key.rpartition(".")[2] not in _NO_PACE_KEYS
+    }
+    kind = [section, config.teacher.module or config.teacher.arch if section == "distill" else "", decisive]
+    return Part(wanted, section, config[section].epochs, json.dumps(kind, sort_keys=True))

@@ -1,0 +1,119 @@
+"""From descriptions to runs in a workdir."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cudfkd_jax.config import loading
+from cudfkd_jax.experiments import plan
+from cudfkd_jax.experiments.launcher import Outcome, finished
+from cudfkd_jax.experiments.plan import Planned, Wanted
+from cudfkd_jax.experiments.reproduce.entry import Entry, Run, Setting
+from cudfkd_jax.runs.supervised import NET
+from cudfkd_jax.runtime.errors import UserError
+
+_OWN = ("seed", "method", "teacher.arch", "student.arch")  # of every entry
+
+
+class Job(NamedTuple):
+    """An entry at a scale, and a planned run for each of its runs."""
+
+    entry: Entry
+    setting: Setting
+    planned: list[Planned]
+
+
+class Result(NamedTuple):
+    """A run and what it came to."""
+
+    run: Run
+    outcome: Outcome
+
+
+def prepare(
+    entries: Sequence[Entry],
+    scale: str,
+    folder: Path,
+    configs: Path,
+    overrides: Sequence[str],
+    recorded: Path | None = None,
+) -> list[Job]:
+    """Checks every run of these entries and gives it a folder.
+
+    Args:
+        entries: that have the scale.
+        scale: one of `entry.SCALES`.
+        folder: the workdir; equal runs of several entries get the same place in it.
+        configs: the folder of configuration files.
+        overrides: `--config.key=value` for every run.
+        recorded: holds `cells/` and `teachers/` of earlier runs, which are taken where the workdir has none.
+
+    Raises:
+        UserError: an override is wrong, or of a setting that an entry decides.
+    """
+    jobs = []
+    for entry in entries:
+        setting = entry.scales[scale]
+        _check_overrides(entry, setting, configs, overrides)
+        wanted = [_wanted(run, configs, overrides) for run in setting.runs]
+        planned = plan.plan(wanted, folder)
+        jobs.append(Job(entry, setting, [_recorded(each, recorded) for each in planned] if recorded else planned))
+    return jobs
+
+
+def _recorded(planned: Planned, folder: Path) -> Planned:
+    """The run with its own outcome or its teacher's in the folder of earlier ones, where they are there alone."""
+    cell, teacher = planned.cell, planned.teacher
+    if teacher and not finished(teacher):
+        kept = teacher._replace(folder=_from_here(folder) / "teachers" / teacher.folder.name, recorded=True)
+        if finished(kept) and (kept.folder / kept.part / NET).exists():
+            given = [text.replace(str(teacher.folder), str(kept.folder)) for text in cell.arguments]
+            cell, teacher = cell._replace(arguments=tuple(given)), kept
+    kept = cell._replace(folder=folder / "cells" / cell.folder.name, recorded=True)
+    return planned._replace(cell=kept if finished(kept) and not finished(cell) else cell, teacher=teacher)
+
+
+def all_runs(jobs: Sequence[Job]) -> list[Planned]:
+    """Every distinct run of these entries."""
+    return plan.distinct([planned for job in jobs for planned in job.planned])
+
+
+def count(planned: Sequence[Planned]) -> tuple[int, int]:
+    """How many distinct runs there are, and how many of them are finished."""
+    once = plan.distinct(planned)
+    return len(once), sum(finished(each.cell) for each in once)
+
+
+def changes_text(changes: Mapping[str, Any], overrides: Sequence[str] = ()) -> list[str]:
+    """Changes as arguments of the command line, without those that are overridden."""
+    overridden = {override.lstrip("-").partition("=")[0].removeprefix("config.") for override in overrides}
+    return [f"--config.{key}={_text(value)}" for key, value in changes.items() if key not in overridden]
+
+
+def _text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _wanted(run: Run, configs: Path, overrides: Sequence[str]) -> Wanted:
+    file = _file(run.config, configs)
+    return Wanted(run.name, file, (*changes_text(run.changes, overrides), *overrides), run.seed, run.stage)
+
+
+def _file(config: str, configs: Path) -> str:
+    name, _, arguments = config.partition(":")
+    return f"{_from_here(configs) / name}.py:{arguments}"
+
+
+def _from_here(folder: Path) -> Path:
+    """The folder as the commands that are shown name it, on any machine where it lies below the current one."""
+    return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
+
+
+def _check_overrides(entry: Entry, setting: Setting, configs: Path, overrides: Sequence[str]) -> None:
+    file = _file(setting.runs[0].config, configs)
+    changed = loading.override(loading.load(file), overrides)
+    for key in changed:
+        if key in (*_OWN, *entry.varies):
+            raise UserError(f"--config.{key}: {entry.name} decides it; leave it out, or see scripts/sweep.py")
+    if "teacher.checkpoint" in changed and any("noisy" in run.config for run in setting.runs):
+        raise UserError(f"--config.teacher.checkpoint: {entry.name} trains its noisy teacher itself; leave it out")

@@ -1,0 +1,121 @@
+"""The paper's tables and figures, one command each: descriptions, the runs that they need, and what those came to.
+
+Runs lie in `cells/<hash of the settings that decide the result>/` of a workdir and teachers in `teachers/<hash>/`,
+so that entries share them. Each entry has a folder of its own, with `<entry>.md`, `<entry>.csv` and its pictures.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from cudfkd_jax.experiments import plan
+from cudfkd_jax.experiments.launcher import finished
+from cudfkd_jax.experiments.reproduce import catalogue, estimate, page
+from cudfkd_jax.experiments.reproduce.jobs import Job, Result, all_runs, changes_text, count, prepare
+from cudfkd_jax.runtime.errors import UserError
+from cudfkd_jax.storage.files import write_json
+from cudfkd_jax.storage.workdir import check_writable
+from cudfkd_jax.training.progress import duration
+
+_STATE = "reproduce.json"  # names the scale of a workdir
+
+
+def reproduce(
+    names: Sequence[str],
+    scale: str,
+    folder: Path,
+    configs: Path,
+    overrides: Sequence[str] = (),
+    *,
+    jobs: int = 1,
+    recorded: Path | None = None,
+    dry_run: bool = False,
+    say: Callable[[str], None] = print,
+) -> list[Result]:
+    """Runs what some tables and figures need and writes them; finished runs are kept.
+
+    Args:
+        names: of `catalogue.ENTRIES`, or "all".
+        scale: one of `entry.SCALES`.
+        folder: the workdir, of one scale.
+        configs: the folder of the configuration files.
+        overrides: `--config.key=value` for every run.
+        jobs: runs at a time.
+        recorded: outcomes of earlier runs; see `jobs.prepare`.
+        dry_run: shows the runs and the estimate, and begins and writes nothing.
+        say: told what a user should read.
+
+    Returns:
+        What each run of each entry came to; nothing of a dry run.
+
+    Raises:
+        UserError: before anything is begun or written.
+    """
+    entries = catalogue.select(names, scale)
+    check_writable(folder)
+    _check_scale(folder, scale)
+    todo = prepare(entries, scale, folder, configs, overrides, recorded)
+    for job in todo:
+        say(_described(job, overrides))
+    if overrides:
+        say(f"all of them with {' '.join(overrides)}\n")
+    runs = all_runs(todo)
+    plan.check_surroundings(runs)
+    _say_estimate(todo, estimate.estimate(estimate.parts(runs), say), say)
+    if dry_run:
+        return []
+    write_json(folder / _STATE, {"scale": scale})
+    outcomes: list[tuple[Job, list[Result]]] = []
+    lost: dict[Path, str] = {}
+    for job in todo:
+        say(f"\n{job.entry.name}: {job.entry.title}")
+        found = plan.run(job.planned, jobs=jobs, say=say, lost=lost)
+        results = [Result(run, outcome) for run, outcome in zip(job.setting.runs, found, strict=True)]
+        outcomes.append((job, results))
+        say(f"written: {page.write(job, scale, results, folder / job.entry.name)}")
+    if len(outcomes) > 1:
+        index = page.write_index([(job.entry, results) for job, results in outcomes], scale, folder)
+        say(f"written: {index}")
+    return [result for _, results in outcomes for result in results]
+
+
+def _check_scale(folder: Path, scale: str) -> None:
+    path = folder / _STATE
+    if not path.exists():
+        return
+    try:
+        held = dict(json.loads(path.read_text(encoding="utf-8")))["scale"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path} is damaged; remove it, and the same command writes it again") from error
+    if held != scale:
+        raise UserError(f"--workdir={folder} holds --scale={held}; name another one for {scale}")
+
+
+def _described(job: Job, overrides: Sequence[str]) -> str:
+    """What an entry is going to do, for people."""
+    total, done = count(job.planned)
+    runs = f"{total} run{'s' * (total > 1)}, {done} finished"
+    lines = [f"{job.entry.name}: {job.entry.title} ({runs})"]
+    for run, planned in zip(job.setting.runs, job.planned, strict=True):
+        state = "finished" if finished(planned.cell) else ""
+        changes = " ".join(changes_text(run.changes, overrides)).replace("--config.", "")
+        lines.append(f"  {run.name:55} {changes:45} {state}".rstrip())
+    lines += [f"  * {text}" for text in (*job.setting.choices, job.setting.too_small) if text]
+    return "\n".join(lines) + "\n"
+
+
+def _say_estimate(jobs: Sequence[Job], seconds: dict[Path, float], say: Callable[[str], None]) -> None:
+    waiting = sum(not finished(each.cell) for each in all_runs(jobs))
+    if not waiting:
+        return
+    counted: set[Path] = set()
+    lines = []
+    for job in jobs:
+        new = {cell.folder for each in job.planned for cell in (each.cell, each.teacher) if cell} - counted
+        counted |= new
+        lines.append(f"  {job.entry.name:8}{duration(sum(seconds.get(folder, 0.0) for folder in new)):>14}")
+    say("\n".join(lines))
+    say(
+        f"estimate: {duration(sum(seconds.values()))} for {waiting} runs, one at a time; what entries share is "
+        "counted with the first of them"
+    )

@@ -1,0 +1,158 @@
+"""How long the steps of a run take on this machine, and from that how long a run will.
+
+Networks have random weights, which cost what trained ones cost.
+"""
+
+import functools
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+from ml_collections import ConfigDict
+
+from cudfkd_jax.config import access, build, identity, networks, precision, validate
+from cudfkd_jax.runtime.devices import Devices
+from cudfkd_jax.training import distill_steps, supervised_steps, trainer
+from cudfkd_jax.training.batching import batches_at_once
+from cudfkd_jax.training.loops import Epoch, EpochFunction, Steps, distillation_steps, make_epoch_function
+from cudfkd_jax.training.state import RunState
+
+_TAKEN = 3  # steps of a kind
+
+Result = TypeVar("Result")
+
+
+class Setup(NamedTuple):
+    """What is timed: steps `(state, *frozen, axis)` and what they are called with."""
+
+    devices: Devices
+    epoch: Epoch
+    loop: str  # "python" or "scan"
+    parts: Steps
+    state: RunState
+    frozen: tuple[Any, ...]
+    batches: int = 1  # of student steps that the scan computes at once
+
+    def scan(self, rounds: int) -> EpochFunction:
+        """An epoch of so many rounds in one call."""
+        epoch = self.epoch._replace(rounds=rounds)
+        return make_epoch_function("scan", epoch, self.devices, self.parts, batches=self.batches)
+
+
+class Pace(NamedTuple):
+    """What a run costs, in seconds: until its first step is done, and for each epoch of training."""
+
+    start_s: float
+    epoch_s: float
+
+
+def timed(call: Callable[..., Result], *arguments: Any) -> tuple[Result, float]:
+    """What a call returns, waited for, and the seconds until then."""
+    begin = time.perf_counter()
+    result = jax.block_until_ready(call(*arguments))
+    return result, time.perf_counter() - begin
+
+
+def set_up(config: ConfigDict) -> Setup:
+    """Builds the distillation of a configuration around a teacher with random weights.
+
+    Raises:
+        UserError: a setting is out of range.
+    """
+    validate.check(config)
+    validate.check_devices(config, ["distill"])
+    precision.settle(config)
+    devices, key = build.devices(config), identity.root_key(config, "distill")
+    net = networks.described(config, "teacher")
+    teacher = networks.classifier(config, net)
+    variables = trainer.initialise(lambda: teacher.init(key, net.image_shape))
+    problem = build.problem(config, networks.pair(config, net, variables))
+    init = functools.partial(
+        distill_steps.init_state, key, variables, problem=problem, image_shape=net.image_shape
+    )
+    on_cpu = devices.devices[0].platform == "cpu"
+    epoch = access.distill_epoch(config)
+    return Setup(
+        devices,
+        epoch,
+        ("python" if on_cpu else "scan") if config.loop == "auto" else config.loop,
+        distillation_steps(problem),
+        devices.replicate(trainer.initialise(init)),
+        (devices.replicate(variables),),
+        config.batches_at_once or batches_at_once(problem, variables, devices, epoch),
+    )
+
+
+def distillation_pace(config: ConfigDict, *, by_steps: bool = False) -> Pace:
+    """Measures a few steps of each kind, or where the loop is compiled whole rounds, after one to compile them.
+
+    Args:
+        config: of the run.
+        by_steps: measures steps in any case; a round of ADI alone has 1,400 of them.
+
+    Raises:
+        UserError: a setting is out of range.
+    """
+    setup, set_up_s = timed(set_up, config)
+    measure = _rounds if setup.loop == "scan" and not by_steps else _steps
+    compile_s, round_s = measure(setup)
+    return Pace(set_up_s + compile_s, round_s * setup.epoch.rounds)
+
+
+def _rounds(setup: Setup) -> tuple[float, float]:
+    """Seconds of the first round, compiled in one call, and of the next one."""
+    drive = setup.scan(rounds=1)
+    call = functools.partial(drive, progress=lambda _: False)
+    state, first_s = timed(call, setup.state, *setup.frozen)
+    _, next_s = timed(call, state, *setup.frozen)
+    return first_s, next_s
+
+
+def _steps(setup: Setup) -> tuple[float, float]:
+    """Seconds of the first step of each kind, compiled, and of a round of such steps, from medians."""
+    parts, epoch, state = setup.parts.compile(setup.devices), setup.epoch, setup.state
+    turns = (
+        (parts.begin, 1),
+        (parts.synthesis, epoch.synthesis_steps),
+        (parts.finish, 1),
+        (parts.student, epoch.student_steps),
+    )
+    compile_s = round_s = 0.0
+    for step, count in turns:
+        if step:
+            state, first_s = timed(step, state, *setup.frozen)
+            seconds = []
+            for _ in range(min(count, _TAKEN)):
+                state, taken_s = timed(step, state, *setup.frozen)
+                seconds.append(taken_s)
+            compile_s, round_s = compile_s + first_s, round_s + count * statistics.median(seconds)
+    return compile_s, round_s
+
+
+def supervised_pace(config: ConfigDict, section: str) -> Pace:
+    """Measures a few steps of training on the data; `section` is "teacher" or "scratch".
+
+    Raises:
+        UserError: a setting is out of range, or the data cannot be read.
+    """
+    begin = time.perf_counter()
+    validate.check_devices(config, [section])
+    precision.settle(config)
+    images, labels = build.dataset(config, ("train",)).splits["train"]
+    devices, key = build.devices(config), identity.root_key(config, section)
+    epoch = build.supervised_epoch(config, section, len(labels))
+    role = "teacher" if section == "teacher" else "student"
+    network = networks.classifier(config, networks.described(config, role))
+    problem = build.supervised_problem(config, section, network, epoch, None)
+    init = functools.partial(supervised_steps.init_state, key, images, labels, problem=problem)
+    step = functools.partial(supervised_steps.supervised_step, problem=problem)
+    compiled = Steps(step).compile(devices).student
+    frozen = devices.replicate((images, labels))
+    state, _ = timed(compiled, devices.replicate(trainer.initialise(init)), *frozen)
+    start_s, seconds = time.perf_counter() - begin, []
+    for _ in range(_TAKEN):
+        state, taken_s = timed(compiled, state, *frozen)
+        seconds.append(taken_s)
+    return Pace(start_s, statistics.median(seconds) * epoch.steps)

@@ -1,0 +1,202 @@
+"""ADI: Adaptive DeepInversion, a batch of images found by gradient descent on their pixels.
+
+H. Yin, P. Molchanov, J. M. Alvarez, Z. Li, A. Mallya, D. Hoiem, N. K. Jha, J. Kautz, "Dreaming to Distill:
+Data-free Knowledge Transfer via DeepInversion", CVPR 2020. For a batch x `[B, H, W, C]` of normalised pixels with
+random class targets y `[B]`, and x̃ the batch after one random roll and flip:
+
+    synthesis  min_x  α_bn·L_bn(x̃) + α_c·CE(f_t(x̃), y) − α_adv·JS(f_t(x̃)/T, f_s(x̃)/T) + α_tv·TV(x)
+    student    min    1/B Σ_i D(f_t(x_i), f_s(x_i)) on crops and flips of all images made so far
+
+A round starts from x ~ N(0, 1); after each step x is clipped to what pixels in [0, 1] come to after
+normalisation. The iterate with the least loss of the round, the pixels *at* which it was evaluated (before the
+step, not shifted), goes into a pool of uint8 images. The competition −JS flows through both networks.
+
+As in the benchmark release of Fang et al. (2021), and unlike the paper's own code on CIFAR-10: Adam at 0.1 with
+betas (0.5, 0.99), TV of absolute values instead of Euclidean norms, no L2 prior on the pixels, and one batch a
+round rather than a data set made beforehand. The first iterates are N(0, 1) and not clipped, as there.
+
+Unlike that release: the best iterate is really kept (there it shares storage with the pixels, and the last one
+is returned); JS is exact (there P, Q and their mean are clamped to [0.01, 0.99]; without T² in both); kept pixels
+are rounded to 256 levels, not cut off; the student's images are drawn from the pool with replacement, not by
+shuffled passes over it; targets are not sorted, so that the last rows of a batch are like the others.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import struct
+
+from cudfkd_jax.methods.base import Method
+from cudfkd_jax.methods.memory.pool import Best, ImagePool
+from cudfkd_jax.methods.memory.ring import Ring
+from cudfkd_jax.models.classifier import FrozenClassifier
+from cudfkd_jax.models.train_state import TrainState, gradient_norm
+from cudfkd_jax.objectives import losses
+from cudfkd_jax.objectives.inversion import InversionLoss
+from cudfkd_jax.objectives.student import StudentLoss
+from cudfkd_jax.objectives.terms import Metrics
+from cudfkd_jax.runtime.devices import Axis
+
+
+class InversionState(struct.PyTreeNode):
+    """What ADI remembers.
+
+    Attributes:
+        pixels: the normalised pixels `[B, H, W, C]` as `params`, with their optimiser.
+        targets: int32 `[B]`, the classes they are to show.
+        best: the best pixels of the round so far.
+        pool: kept images, see `ImagePool`.
+    """
+
+    pixels: TrainState
+    targets: jax.Array
+    best: Best
+    pool: Ring
+
+
+def inversion_method(
+    *,
+    pool: ImagePool,
+    num_classes: int,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    optimiser: optax.GradientTransformation,
+    bn_weight: float,
+    class_weight: float,
+    adversarial_weight: float,
+    adversarial_temperature: float,
+    tv_weight: float,
+    student_loss: StudentLoss,
+    adversarial_divergence: losses.Divergence | None = None,
+) -> Method:
+    """ADI; a round is as many Adam steps on one batch as the loop has synthesis steps.
+
+    Args:
+        pool: sizes of the batches and of the pool, and the student's augmentation; `pool.flip` also says whether
+            the batch may be mirrored while it is optimised.
+        num_classes: targets are uniform among them.
+        mean, std: the teacher's normalisation of images in [0, 1], one number a channel.
+        optimiser: of the pixels.
+        bn_weight, class_weight, adversarial_weight: see `InversionLoss`; the first must not be 0, and the teacher
+            needs BatchNorm layers.
+        adversarial_temperature: T of the competition.
+        tv_weight: of `total_variation`, of normalised pixels; 0: not computed.
+        student_loss: see `Method`.
+        adversarial_divergence: of the competition; None: `competition`.
+    """
+    divergence = adversarial_divergence or competition
+    inversion = InversionLoss(
+        bn_weight,
+        class_weight,
+        adversarial_weight,
+        lambda teacher, student: divergence(teacher, student, adversarial_temperature),
+    )
+    shape = (pool.batch_size, *pool.image_shape)
+    center, scale = np.asarray(mean), np.asarray(std)
+
+    def fresh(key: jax.Array, images: Ring) -> InversionState:
+        pixels_key, targets_key = jax.random.split(key)
+        pixels = jax.random.normal(pixels_key, shape)
+        targets = jax.random.randint(targets_key, shape[:1], 0, num_classes)
+        return InversionState(
+            TrainState.create({"params": pixels}, optimiser), targets, Best.start(pixels), images
+        )
+
+    def init(key: jax.Array) -> InversionState:
+        return fresh(key, pool.create())
+
+    def begin(
+        aux: InversionState, teacher: FrozenClassifier, key: jax.Array, step: jax.Array, axis: Axis
+    ) -> InversionState:
+        return fresh(key, aux.pool)
+
+    def synthesise(
+        aux: InversionState,
+        teacher: FrozenClassifier,
+        student: FrozenClassifier,
+        key: jax.Array,
+        step: jax.Array,
+        axis: Axis,
+    ) -> tuple[InversionState, Metrics]:
+        def objective(pixels: jax.Array) -> tuple[jax.Array, Metrics]:
+            # The networks normalise by themselves.
+            images = axis.shard(jitter(key, pixels, flip=pool.flip)) * scale + center
+            loss, metrics, _ = inversion(images, axis.shard(aux.targets), teacher, student, axis)
+            if tv_weight:
+                metrics["tv_loss"] = total_variation(pixels)
+                loss += tv_weight * metrics["tv_loss"]
+            return loss, metrics
+
+        pixels = aux.pixels.params
+        (loss, metrics), gradient = jax.value_and_grad(objective, has_aux=True)(pixels)
+        gradient = axis.mean(gradient)  # each device's is of its own rows, and of the whole total variation
+        updated = aux.pixels.update(gradient, {}, optimiser)
+        clipped = jnp.clip(updated.params, (0 - center) / scale, (1 - center) / scale)
+        metrics |= {"synthesis_loss": loss, "synthesis_gradient_norm": gradient_norm(gradient)}
+        best = aux.best.offer(loss, pixels)
+        return aux.replace(pixels=updated.replace(params=clipped), best=best), metrics
+
+    def finish(
+        aux: InversionState, teacher: FrozenClassifier, key: jax.Array, step: jax.Array, axis: Axis
+    ) -> InversionState:
+        return aux.replace(pool=pool.push(aux.pool, aux.best.value * scale + center))
+
+    def sample(aux: InversionState, teacher: FrozenClassifier, key: jax.Array, axis: Axis) -> jax.Array:
+        return pool.sample(aux.pool, key, axis)
+
+    def preview(aux: InversionState, key: jax.Array, count: int) -> jax.Array:
+        return pool.preview(aux.pool, key, count)
+
+    return Method(init, synthesise, sample, student_loss, preview, begin, finish)
+
+
+def competition(teacher_logits: jax.Array, student_logits: jax.Array, temperature: float) -> jax.Array:
+    """JS(softmax(z_t/T), softmax(z_s/T)) without T²: 1 − R_compete of Yin et al.
+
+    Args:
+        teacher_logits: `[B, C]`.
+        student_logits: `[B, C]`.
+        temperature: T > 0.
+
+    Returns:
+        `[B]` in [0, ln 2].
+    """
+    return losses.js_divergence(teacher_logits, student_logits, temperature) / temperature**2
+
+
+def total_variation(images: jax.Array) -> jax.Array:
+    """Anisotropic total variation: Σ over four directions of the mean of |difference of neighbours|.
+
+    The directions are across, down and both diagonals; each mean is over the batch, the channels and all pairs of
+    neighbours in that direction, so that the value does not grow with the number or size of images.
+
+    Args:
+        images: `[B, H, W, C]`, H and W at least 2.
+
+    Returns:
+        `[]`, non-negative.
+    """
+    pairs = (
+        (images[:, :, :-1], images[:, :, 1:]),
+        (images[:, :-1], images[:, 1:]),
+        (images[:, 1:, :-1], images[:, :-1, 1:]),
+        (images[:, :-1, :-1], images[:, 1:, 1:]),
+    )
+    return sum((jnp.mean(jnp.abs(a - b)) for a, b in pairs), start=jnp.asarray(0.0))
+
+
+def jitter(key: jax.Array, images: jax.Array, *, flip: bool) -> jax.Array:
+    """The whole batch rolled by up to 1/8 of its height and width, round the edges, and mirrored or not.
+
+    Args:
+        key: of the draws; shifts are uniform, and a batch is mirrored with probability 1/2.
+        images: `[B, H, W, C]`.
+        flip: whether it may be mirrored left to right.
+    """
+    down_key, across_key, flip_key = jax.random.split(key, 3)
+    height, width = images.shape[1:3]
+    down = jax.random.randint(down_key, (), -(height // 8), height // 8 + 1)
+    across = jax.random.randint(across_key, (), -(width // 8), width // 8 + 1)
+    images = jnp.roll(jnp.roll(images, down, axis=1), across, axis=2)
+    return jnp.where(jax.random.bernoulli(flip_key), images[:, :, ::-1], images) if flip else images

@@ -1,0 +1,1 @@
+"""Memories of past images: rings, image pools, replay and a generative memory."""

@@ -1,0 +1,57 @@
+"""Classifiers together with the normalisation of their inputs."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from cudfkd_jax.models.capture import Outputs, Variables, apply, mode_arguments
+from cudfkd_jax.runtime.devices import SINGLE, Axis
+
+
+@dataclasses.dataclass(frozen=True)
+class Classifier:
+    """A linen classifier together with the normalisation of its inputs."""
+
+    module: nn.Module
+    mean: tuple[float, ...]  # per channel, of images in [0, 1]
+    std: tuple[float, ...]
+    train_argument: str = ""  # see `mode_arguments`
+
+    def __call__(
+        self,
+        variables: Variables,
+        images: jax.Array,
+        *,
+        train: bool = False,
+        capture: Sequence[str] = (),
+        axis: Axis = SINGLE,
+        key: jax.Array | None = None,
+        fold: bool = False,
+    ) -> Outputs:
+        """Logits of images `[B, H, W, C]` in [0, 1]; see `apply`."""
+        mean, std = jnp.asarray(self.mean, images.dtype), jnp.asarray(self.std, images.dtype)
+        return apply(
+            self.module,
+            variables,
+            (images - mean) / std,
+            train=train,
+            capture=capture,
+            axis=axis,
+            key=key,
+            train_argument=self.train_argument,
+            fold=fold,
+        )
+
+    def init(self, key: jax.Array, image_shape: tuple[int, ...]) -> dict[str, Any]:
+        """Fresh variables `{'params', 'batch_stats'}`."""
+        mode = mode_arguments(self.module, train=False, train_argument=self.train_argument)
+        variables = self.module.init(key, jnp.zeros((1, *image_shape)), **mode)
+        return {"params": variables.get("params", {}), "batch_stats": variables.get("batch_stats", {})}
+
+
+# A frozen network in evaluation mode, called as net(images [B, H, W, C] in [0, 1], capture=...).
+FrozenClassifier = Callable[..., Outputs]

@@ -1,0 +1,34 @@
+"""The state of one trained network."""
+
+from typing import Any
+
+import jax
+import optax
+from flax import struct
+
+
+class TrainState(struct.PyTreeNode):
+    """Parameters, BatchNorm statistics and optimiser state of a network that is being trained."""
+
+    params: Any
+    batch_stats: Any
+    opt_state: optax.OptState
+
+    @classmethod
+    def create(cls, variables: dict[str, Any], optimiser: optax.GradientTransformation) -> "TrainState":
+        params = variables["params"]
+        return cls(params, variables.get("batch_stats", {}), optimiser.init(params))
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        return {"params": self.params, "batch_stats": self.batch_stats}
+
+    def update(self, gradients: Any, batch_stats: Any, optimiser: optax.GradientTransformation) -> "TrainState":
+        """The state after one optimiser step along `gradients` (a tree like `params`)."""
+        updates, opt_state = optimiser.update(gradients, self.opt_state, self.params)
+        return TrainState(optax.apply_updates(self.params, updates), batch_stats, opt_state)
+
+
+def gradient_norm(gradients: Any) -> jax.Array:
+    """Euclidean norm over all leaves; not finite as soon as one of them is not."""
+    return optax.tree.norm(gradients)

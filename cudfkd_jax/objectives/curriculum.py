@@ -1,0 +1,231 @@
+"""The curriculum of CuDFKD: self-paced weights of the samples, and the schedules that raise the difficulty.
+
+Equations and sections are those of Li et al., "How to Teach: Learning Data-Free Knowledge Distillation From
+Curriculum" (CuDFKD). The self-paced functions act element by element on losses of any shape: `[B]` for one
+weight a sample, `[]` for one weight a batch. They return the dtype of the losses and hold no stop-gradient;
+the objective of the student (Eq. 6) takes v* as a constant, which is the caller's part.
+
+The schedules are pure functions of the counter of student steps, counted from 0, and are optax schedules;
+the epoch is `step // steps_per_epoch`, counted from 0.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+from jax.scipy.special import xlogy
+from jax.typing import ArrayLike
+
+from cudfkd_jax.runtime.errors import UserError
+
+STRATEGIES = ("none", "hard", "soft", "log")
+ALPHA_SCHEDULES = ("linear", "released", "eq17", "constant")
+
+
+def spl_weights(strategy: str, losses: Array, lam: ArrayLike) -> Array:
+    """v*(λ, L), the minimiser over v in [0, 1] of v·L + g(λ, v) (Eq. 1; the forms of §V-E).
+
+    hard: 1(L < λ); soft: 1(L < λ)·(1 − L/λ); log: (1 + e^−λ) / (1 + e^(L−λ)); none: 1, by decree.
+
+    Args:
+        strategy: one of `STRATEGIES`.
+        losses: non-negative losses, any shape; values below 0 (rounding of a divergence) count as 0.
+        lam: λ > 0, the age parameter, a scalar.
+
+    Returns:
+        Weights in [0, 1], non-increasing in the loss, of the shape and dtype of `losses`.
+
+    Raises:
+        UserError: the strategy is unknown.
+    """
+    lam = jnp.asarray(lam, losses.dtype)
+    losses = jnp.maximum(losses, 0)
+    match strategy:
+        case "none":
+            return jnp.ones_like(losses)
+        case "hard":
+            return (losses < lam).astype(losses.dtype)
+        case "soft":
+            return jnp.maximum(lam - losses, 0) / lam
+        case "log":
+            # 1 + e^−λ is 1/σ(λ): as a ratio of sigmoids nothing overflows, and v*(λ, 0) is exactly 1.
+            return jax.nn.sigmoid(lam - losses) / jax.nn.sigmoid(lam)
+    raise _unknown("strategy", strategy, STRATEGIES)
+
+
+def spl_regulariser(strategy: str, v: Array, lam: ArrayLike) -> Array:
+    """One sample's share of the regulariser g(λ, v) of Eq. 1 and 6; g is the sum over samples.
+
+    hard: −λv; soft: ½λ(v² − 2v); log: μ ln μ + v ln v − λv with μ = 1 + e^−λ − v; none: 0.
+
+    Args:
+        strategy: one of `STRATEGIES`.
+        v: weights in [0, 1], any shape.
+        lam: λ > 0, a scalar.
+
+    Returns:
+        g of each weight (up to an additive constant of λ), of the shape and dtype of `v`.
+
+    Raises:
+        UserError: the strategy is unknown.
+    """
+    lam = jnp.asarray(lam, v.dtype)
+    match strategy:
+        case "none":
+            return jnp.zeros_like(v)
+        case "hard":
+            return -lam * v
+        case "soft":
+            return 0.5 * lam * (v * v - 2 * v)
+        case "log":
+            # 1 − v first: in this order μ cannot round to less than 0; xlogy takes 0 ln 0 as 0.
+            mu = (1 - v) + jnp.exp(-lam)
+            return xlogy(mu, mu) + xlogy(v, v) - lam * v
+    raise _unknown("strategy", strategy, STRATEGIES)
+
+
+def latent_objective(strategy: str, losses: Array, lam: ArrayLike) -> Array:
+    """F_λ(L) = ∫₀ᴸ v*(λ, l) dl, the function that alternating over v and w descends (Eq. 2 and 7).
+
+    hard: min(L, λ); soft: L − L²/2λ up to L = λ, then λ/2;
+    log: (1 + e^−λ)·(L − ln(1 + e^(L−λ)) + ln(1 + e^−λ)); none: L.
+
+    Args:
+        strategy: one of `STRATEGIES`.
+        losses: non-negative losses, any shape.
+        lam: λ > 0, a scalar.
+
+    Returns:
+        F_λ of each loss, concave and non-decreasing in the loss, of the shape and dtype of `losses`.
+
+    Raises:
+        UserError: the strategy is unknown.
+    """
+    lam = jnp.asarray(lam, losses.dtype)
+    capped = jnp.minimum(losses, lam)
+    match strategy:
+        case "none":
+            return losses
+        case "hard":
+            return capped
+        case "soft":
+            return capped * (1 - 0.5 * (capped / lam))
+        case "log":
+            # ln(1 + e^x) = max(x, 0) + ln(1 + e^−|x|) in both terms: large L and large λ then cancel exactly.
+            e_lam = jnp.exp(-lam)
+            return (1 + e_lam) * (capped + jnp.log1p(e_lam) - jnp.log1p(jnp.exp(-jnp.abs(losses - lam))))
+    raise _unknown("strategy", strategy, STRATEGIES)
+
+
+def majoriser(strategy: str, losses: Array, losses_ref: Array, lam: ArrayLike) -> Array:
+    """Q of Eq. 8: the tangent of F_λ at a reference, F_λ(L_ref) + v*(λ, L_ref)·(L − L_ref).
+
+    F_λ is concave, so Q bounds it from above and touches it at L_ref; with L_ref from the current weights,
+    minimising Q in L is minimising v*·L, the student's step (Eq. 9). (Eq. 8 as printed takes v* at the free
+    point w; the tangent, and the proof, need it at the reference w*.)
+
+    Args:
+        strategy: one of `STRATEGIES`.
+        losses: non-negative losses, any shape.
+        losses_ref: the losses at the reference point, same shape.
+        lam: λ > 0, a scalar.
+
+    Returns:
+        Q for each loss, of the shape and dtype of `losses`.
+
+    Raises:
+        UserError: the strategy is unknown.
+    """
+    slope = spl_weights(strategy, losses_ref, lam)
+    return latent_objective(strategy, losses_ref, lam) + slope * (losses - losses_ref)
+
+
+def lambda_schedule(lambda_0: float, slope: float, maximum: float | None) -> optax.Schedule:
+    """λ as a function of the student step: min(λ₀ + slope·step, maximum) (§IV-B: "linearly increase").
+
+    Args:
+        lambda_0: λ at step 0, > 0.
+        slope: increase a student step, >= 0.
+        maximum: the ceiling; None for no limit, as in the released code.
+
+    Returns:
+        A schedule of the student step.
+    """
+
+    def schedule(step: ArrayLike) -> Array:
+        lam = lambda_0 + slope * jnp.asarray(step)
+        return lam if maximum is None else jnp.minimum(lam, maximum)
+
+    return schedule
+
+
+def adversarial_schedule(
+    kind: str,
+    *,
+    initial: float,
+    slope: float,
+    k_begin: float,
+    k_end: float,
+    epochs: int,
+    steps_per_epoch: int,
+) -> optax.Schedule:
+    """α_adv of Eq. 4 as a function of the student step: constant in an epoch, never decreasing.
+
+    With e the epoch and N = `epochs`:
+
+    * linear: initial + slope·(whole epochs past k_begin·N), constant after k_end·N.
+    * released: initial + slope·#{j < e : ⌊k_begin·N⌋ < j < ⌊k_end·N⌋}, for the released code adds the slope
+      at the end of each such epoch.
+    * eq17: Eq. 17 to the letter: initial up to k_begin·N, then slope·e (which jumps there), then constant
+      after k_end·N; never below initial.
+    * constant: initial.
+
+    Args:
+        kind: one of `ALPHA_SCHEDULES`.
+        initial: the value before the ramp.
+        slope: increase an epoch (α in Eq. 17), >= 0.
+        k_begin: where the ramp begins, a fraction of the epochs in [0, 1].
+        k_end: where it ends, a fraction above `k_begin`.
+        epochs: N, the epochs of the whole run.
+        steps_per_epoch: student steps an epoch.
+
+    Returns:
+        A schedule of the student step.
+
+    Raises:
+        UserError: the kind is unknown.
+    """
+    # Rounded, so that 0.29 · 100 = 28.999999999999996 counts as 29.
+    begin, end = round(k_begin * epochs, 9), round(k_end * epochs, 9)
+    match kind:
+        case "linear":
+            first, last = math.ceil(begin), math.floor(end)
+        case "released":
+            first, last = int(k_begin * epochs) + 1, int(k_end * epochs)
+        case "constant":
+            first, last = 0, 0
+        case "eq17":
+            return _eq17(initial, slope, math.floor(begin), math.floor(end), steps_per_epoch)
+        case _:
+            raise _unknown("schedule of α_adv", kind, ALPHA_SCHEDULES)
+
+    def schedule(step: ArrayLike) -> Array:
+        epoch = jnp.asarray(step) // steps_per_epoch
+        return initial + slope * jnp.maximum(jnp.minimum(epoch, last) - first, 0)
+
+    return schedule
+
+
+def _eq17(initial: float, slope: float, begin: int, end: int, steps_per_epoch: int) -> optax.Schedule:
+    def schedule(step: ArrayLike) -> Array:
+        epoch = jnp.asarray(step) // steps_per_epoch
+        ramp = jnp.maximum(slope * jnp.minimum(epoch, end), initial)
+        return jnp.where(epoch <= begin, initial, ramp)
+
+    return schedule
+
+
+def _unknown(what: str, value: str, valid: tuple[str, ...]) -> UserError:
+    return UserError(f"unknown {what} {value!r}: choose one of {', '.join(valid)}")

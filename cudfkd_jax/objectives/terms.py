@@ -1,0 +1,109 @@
+"""The summands of synthesis objectives, shared by the methods that train a generator.
+
+A batch x = G_θ(z) of B images, z_t and z_s the logits of teacher and student on it. Gradients flow through both
+networks unless said otherwise. Every value is a mean over the whole batch on all devices.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from cudfkd_jax.models.capture import BN, FEATURES, Outputs
+from cudfkd_jax.objectives import losses
+from cudfkd_jax.runtime.devices import Axis
+
+STUDENT = "student"
+
+SampleLoss = Callable[[jax.Array, jax.Array], jax.Array]  # (teacher logits, student logits) -> [B]
+
+Metrics = dict[str, jax.Array]  # scalars; loss terms under names that contain "loss"
+
+
+class Synthetic(NamedTuple):
+    """A synthetic batch and what the networks make of it; `student` is None where no term looks at it."""
+
+    images: jax.Array
+    teacher: Outputs
+    student: Outputs | None
+
+
+class Term(NamedTuple):
+    """One summand of the synthesis objective.
+
+    Attributes:
+        name: under which its unweighted value is reported; contains "loss".
+        value: `(synthetic, axis) -> scalar`, minimised.
+        weight: schedule of the student step counter.
+        needs: what it looks at besides the teacher's logits: `STUDENT`, or what `capture.apply` captures.
+        weight_name: under which the weight is reported, "" for a constant.
+    """
+
+    name: str
+    value: Callable[[Synthetic, Axis], jax.Array]
+    weight: optax.Schedule
+    needs: tuple[str, ...] = ()
+    weight_name: str = ""
+
+
+def adversarial_term(
+    divergence: SampleLoss, weight: optax.Schedule, *, weight_name: str = "", detach_teacher: bool = False
+) -> Term:
+    """−1/B Σ_i D(f_t(x_i), f_s(x_i)): the generator seeks images on which the student differs.
+
+    Args:
+        divergence: D, one value an image.
+        weight: a schedule of the student step.
+        weight_name: see `Term`.
+        detach_teacher: no gradient through the teacher.
+    """
+
+    def value(synthetic: Synthetic, axis: Axis) -> jax.Array:
+        assert synthetic.student is not None
+        teacher_logits = synthetic.teacher.value
+        if detach_teacher:
+            teacher_logits = jax.lax.stop_gradient(teacher_logits)
+        return -axis.mean(jnp.mean(divergence(teacher_logits, synthetic.student.value)))
+
+    return Term("adversarial_loss", value, weight, (STUDENT,), weight_name)
+
+
+def bn_term(weight: float) -> Term:
+    """Alignment of the batch with the teacher's BatchNorm statistics, see `losses.bn_alignment`."""
+    return Term(
+        "bn_loss",
+        lambda synthetic, axis: losses.bn_alignment(synthetic.teacher.bn),
+        optax.constant_schedule(weight),
+        (BN,),
+    )
+
+
+def class_term(weight: float) -> Term:
+    """CE* = 1/B Σ_i CE(z_t(x_i), arg max z_t(x_i)): the teacher is to be sure of its class."""
+
+    def value(synthetic: Synthetic, axis: Axis) -> jax.Array:
+        return axis.mean(jnp.mean(losses.confident_class_loss(synthetic.teacher.value)))
+
+    return Term("class_loss", value, optax.constant_schedule(weight))
+
+
+def balance_term(weight: float, temperature: float = 1.0) -> Term:
+    """Σ_c p̄_c ln(p̄_c + 1e-8), p̄ the batch mean of softmax(z_t / T): least when all classes are made alike."""
+
+    def value(synthetic: Synthetic, axis: Axis) -> jax.Array:
+        probabilities = jax.nn.softmax(synthetic.teacher.value / temperature)
+        return losses.class_balance_loss(axis.mean(jnp.mean(probabilities, axis=0)))
+
+    return Term("balance_loss", value, optax.constant_schedule(weight))
+
+
+def feature_term(weight: float) -> Term:
+    """−mean |φ|, φ the teacher's features before its last layer: real images excite them more than noise."""
+
+    def value(synthetic: Synthetic, axis: Axis) -> jax.Array:
+        assert synthetic.teacher.features is not None
+        return -axis.mean(jnp.mean(jnp.abs(synthetic.teacher.features)))
+
+    return Term("feature_loss", value, optax.constant_schedule(weight), (FEATURES,))

@@ -1,0 +1,181 @@
+"""`report.html` of a run, and `compare.html` of several: what their files hold, as pages to look at.
+
+Nothing is computed but what is drawn. Every figure also lies under `report/` as PNG and SVG.
+"""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from cudfkd_jax.evaluation.summary import SUMMARY
+from cudfkd_jax.report import figures, page, plot, tables
+from cudfkd_jax.report.page import Section
+from cudfkd_jax.report.plot import Picture
+from cudfkd_jax.report.read import Run, read, read_config
+from cudfkd_jax.runtime.errors import UserError
+from cudfkd_jax.storage.files import write_bytes
+
+REPORT, COMPARISON, FOLDER = "report.html", "compare.html", "report"
+_SETTINGS = "config.py"
+
+
+def write_report(folder: Path) -> Path:
+    """Writes `report.html` of a run in any state, and `report/`.
+
+    Args:
+        folder: the run's workdir.
+
+    Returns:
+        The page.
+
+    Raises:
+        UserError: there is no run, or its configuration cannot be read; nothing is written.
+    """
+    run = read(folder)
+    drawn = figures.of_run(run)
+    repeat = _repeat(run)
+    sections = (
+        Section("Results", page.table(tables.results([run]), "numbers") + _footnote([run]) + _pairs(run)),
+        Section("Curves", page.figures([p for p in drawn if p.name not in _SINGLE])),
+        Section("Single images and classes", page.figures([p for p in drawn if p.name in _SINGLE])),
+        Section("Synthetic images", _synthetic_images(run)),
+        Section("To repeat it", repeat),
+        Section("Settings", f"<details><summary>all {len(run.config)}</summary>\n"
+                f"{page.table(tables.settings(run), 'pairs')}</details>\n"),
+    )  # fmt: skip
+    title = f"{run.config.get('method', '?')} on {run.config.get('data.name') or 'no data'}: {run.name}"
+    text = page.page(title, _networks(run), [*run.notes, *_missing(run, drawn)], sections)
+    _write_files(folder, drawn, prefix="")
+    write_bytes(folder / FOLDER / _SETTINGS, tables.configuration_file(run).encode())
+    write_bytes(folder / REPORT, text.encode(errors="replace"))
+    return folder / REPORT
+
+
+def is_missing(folder: Path) -> bool:
+    """Whether a run is finished and has no page that is younger than its summary."""
+    summary, written = folder / SUMMARY, folder / REPORT
+    if not summary.exists():
+        return False
+    return not written.exists() or written.stat().st_mtime_ns < summary.stat().st_mtime_ns
+
+
+def write_missing(folder: Path) -> None:
+    """Writes the page of a run that was stopped between its end and its page, if its settings want one.
+
+    Raises:
+        UserError: its configuration cannot be read.
+    """
+    if is_missing(folder) and read_config(folder).get("log.report"):
+        write_report(folder)
+
+
+def write_comparison(folders: Sequence[Path], folder: Path) -> Path:
+    """Writes `compare.html` into `folder`: the curves of several runs over each other, and `report/compare_*`.
+
+    Raises:
+        UserError: there are fewer than two runs, one is given twice, or one cannot be read; nothing is written.
+    """
+    if len(folders) < 2:
+        raise UserError(
+            f"--compare needs two runs or more and got {len(folders)}; name them as in --compare=runs/a,runs/b"
+        )
+    places = [each.resolve() for each in folders]
+    if twice := next((f for f, p in zip(folders, places, strict=True) if places.count(p) > 1), None):
+        raise UserError(f"--compare names {twice} twice; name each run once")
+    runs = [read(each, name) for each, name in zip(folders, _names(folders), strict=True)]
+    drawn = figures.curves(runs)
+    notes = [f"{run.name}: {note}" for run in runs for note in run.notes]
+    differing = sorted({key for run in runs for key in run.config if _differs(runs, key)})
+    rows = [("setting", "", *(run.name for run in runs))]
+    rows += [(key, "", *(str(run.config.get(key, "")) for run in runs)) for key in differing]
+    sections = (
+        Section("Results", page.table(tables.results(runs), "numbers") + _footnote(runs)),
+        Section("Curves", page.figures(drawn)),
+        Section("Settings that differ", page.table(rows, "numbers") if differing else ""),
+    )
+    text = page.page("Runs compared", ", ".join(f"{run.name} ({run.folder})" for run in runs), notes, sections)
+    _write_files(folder, drawn, prefix="compare_")
+    write_bytes(folder / COMPARISON, text.encode(errors="replace"))
+    return folder / COMPARISON
+
+
+_SINGLE = ("difficulty", "loyalty_histogram", "classes")
+_MISSING = {
+    "accuracy": "No accuracy or agreement has been measured yet.",
+    "losses": "No losses have been recorded yet.",
+    "difficulty": "No difficulty of single images was recorded (log.samples_every_epochs; old versions did not).",
+    "loyalty_histogram": "No loyalty of single test images was recorded.",
+    "classes": "No accuracy by class was recorded.",
+}
+
+
+def _missing(run: Run, drawn: Sequence[Picture]) -> list[str]:
+    """A line for each part of the page that the files do not give."""
+    names = {picture.name for picture in drawn}
+    lines = [text for name, text in _MISSING.items() if name not in names]
+    for kind, what in (
+        ("epoch", "pictures of synthetic images"),
+        ("classes", "pictures of synthetic images by class"),
+    ):
+        if not run.pictures[kind]:
+            lines.append(f"There are no {what} (log.samples_every_epochs).")
+    return lines
+
+
+def _footnote(runs: Sequence[Run]) -> str:
+    if any("acc1" in record for run in runs for record in run.records):
+        return "<p>Best: each value by itself, over the epochs, chosen on the test images.</p>\n"
+    return "<p>Measured on held-out synthetic images, where at all: of real images nothing is known.</p>\n"
+
+
+def _pairs(run: Run) -> str:
+    return page.table(tables.facts(run), "pairs")
+
+
+def _networks(run: Run) -> str:
+    teacher, student = (
+        run.config.get(f"{role}.module") or run.config.get(f"{role}.arch", "?") for role in ("teacher", "student")
+    )
+    return (
+        f"{student} distilled from {teacher}, {run.config.get('data.num_classes', '?')} classes, in {run.folder}"
+    )
+
+
+def _synthetic_images(run: Run) -> str:
+    shown = []
+    for epoch in figures.choose_epochs(list(run.pictures["epoch"]), 2):
+        shown.append(
+            page.image(run.pictures["epoch"][epoch], f"After epoch {epoch}", "Synthetic images, in no order.")
+        )
+    for epoch in figures.choose_epochs(list(run.pictures["classes"]), 2):
+        caption = "One row a class as the teacher sees it, class 0 at the top; grey where it saw none."
+        shown.append(page.image(run.pictures["classes"][epoch], f"By class, epoch {epoch}", caption))
+    return page.images(shown)
+
+
+def _repeat(run: Run) -> str:
+    if run.config.get("data.source") == "none" and not run.config.get("teacher.checkpoint"):
+        return "<p>It was started from Python: call <code>cudfkd_jax.distill</code> with the settings below.</p>\n"
+    file = shlex.quote(str(run.folder / FOLDER / _SETTINGS))
+    again = shlex.quote(f"{run.folder}_again")
+    command = f"python -m cudfkd_jax.main --config={file} --workdir={again}"
+    return f"<pre>{page.escape(command)}</pre>\n<p>The file holds every setting of this run.</p>\n"
+
+
+def _write_files(folder: Path, drawn: Sequence[Picture], *, prefix: str) -> None:
+    for picture in drawn:
+        plot.write(picture, folder / FOLDER, f"{prefix}{picture.name}")
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """The shortest ends of the paths that tell them apart."""
+    parts = [each.resolve().parts for each in folders]
+    for length in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(each[-length:]) for each in parts]
+        if len(set(names)) == len(names):
+            break
+    return names
+
+
+def _differs(runs: Sequence[Run], key: str) -> bool:
+    return any(run.config.get(key) != runs[0].config.get(key) for run in runs)

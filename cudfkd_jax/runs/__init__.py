@@ -1,0 +1,1 @@
+"""What a command does: stages, distillation, training, evaluation and export."""

@@ -1,0 +1,204 @@
+"""Distilling from Python: networks as objects, no data set needed, the student as a value."""
+
+import contextlib
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+from flax.core import unfreeze
+from ml_collections import ConfigDict
+
+from cudfkd_jax.config import access, defaults, networks, validate
+from cudfkd_jax.config.loading import check_keys
+from cudfkd_jax.config.networks import Pair
+from cudfkd_jax.data import Split
+from cudfkd_jax.data.base import make_split
+from cudfkd_jax.evaluation.summary import SUMMARY
+from cudfkd_jax.models.classifier import Classifier
+from cudfkd_jax.runs import stages
+from cudfkd_jax.runs.distill import STUDENT
+from cudfkd_jax.runtime import processes
+from cudfkd_jax.runtime.errors import UserError
+from cudfkd_jax.storage import weights
+from cudfkd_jax.storage.weights import Net, Trained
+
+Teacher = tuple[nn.Module, Mapping[str, Any]] | Callable[[jax.Array], jax.Array]
+
+
+class Result(NamedTuple):
+    """What `distill` returns.
+
+    Attributes:
+        student: the last student; `student.variables` is `{'params', 'batch_stats'}` of NumPy arrays.
+        metrics: of the student, accuracies in percent: with test images `acc1_last`, `agree1`, `loyalty` and
+            each one's best; without, `agree1_synthetic` and so on, measured on held-out synthetic images.
+        summary: everything that `summary.json` holds.
+    """
+
+    student: Trained
+    metrics: dict[str, Any]
+    summary: dict[str, Any]
+
+
+def distill(
+    *,
+    teacher: Teacher,
+    student: nn.Module | str,
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    config: ConfigDict | Mapping[str, Any] | None = None,
+    test: tuple[np.ndarray, np.ndarray] | None = None,
+    workdir: str | Path | None = None,
+) -> Result:
+    """Distils a teacher into a student without data.
+
+    Of several processes, joined before by `jax.distributed.initialize`, each calls it with the same arguments; the
+    first one writes to `workdir`, and all get the result.
+
+    Args:
+        teacher: a linen classifier and its variables `{'params', 'batch_stats'}`; or a function of `jax.numpy`
+            from images to logits, which has no BatchNorm statistics. Either takes normalised float32 images
+            `[B, H, W, C]` and returns logits `[B, num_classes]`.
+        student: a linen classifier, or the name of one of this package's, such as "wrn16_1".
+        image_shape: `(H, W, C)`.
+        num_classes: length of the logits.
+        mean, std: per channel, of images in [0, 1]: what the teacher's inputs were normalised with; None: 0
+            and 1.
+        config: the settings of `cudfkd_jax.defaults`: a ConfigDict (see `load_config`), or by dotted key only
+            those that differ from the default, such as `{"distill.epochs": 100}`. Its data and networks are
+            replaced by the arguments.
+        test: images uint8 `[N, H, W, C]` and labels `[N]`, only measured on.
+        workdir: of the run's files; a second call goes on where the first one stopped. None keeps none.
+
+    Returns:
+        The student and what it reached.
+
+    Raises:
+        UserError: an argument does not fit the others; nothing was written.
+        StoppedError: Ctrl-C or SIGTERM; the state is saved in `workdir`.
+        RunFailedError: a loss is no longer finite.
+        OutOfMemoryError: with the settings to lower.
+    """
+    settings = _settings(config, image_shape, num_classes, mean, std, student)
+    pair = Pair(*_teacher(teacher, settings), *_student(student, settings))
+    settings.data.update(source=access.NO_DATA, name="" if test is None else "test images")
+    settings.student.module = "" if isinstance(student, str) else pair.student_net.arch
+    if workdir is None:
+        settings.log.update(report=False, samples_every_epochs=0, tensorboard=False)
+    with _folder(workdir) as folder:
+        stages.run_pair(settings, folder, pair, test and _split(*test, settings))
+        found = processes.from_first(lambda: _result(folder))
+        return Result(weights.unpack(found["student"]), found["summary"]["student"], found["summary"])
+
+
+def _result(folder: Path) -> dict[str, Any]:
+    summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+    return {"student": weights.pack(weights.load_net(folder / STUDENT)), "summary": summary}
+
+
+def _settings(
+    given: ConfigDict | Mapping[str, Any] | None,
+    image_shape: Sequence[int],
+    num_classes: int,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    student: nn.Module | str,
+) -> ConfigDict:
+    """The checked configuration, whose networks do not count where they are given as objects."""
+    config = defaults.get_config().lock()
+    try:
+        if isinstance(given, ConfigDict):
+            config.update(given)
+        elif given:
+            check_keys(given, config)
+            config.update_from_flattened_dict(given)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"config: {' '.join(str(error).split())}; all settings: {defaults.__file__}") from error
+    channels = image_shape[-1] if image_shape else 0
+    config.data.update(
+        image_shape=tuple(image_shape),
+        num_classes=num_classes,
+        mean=(0.0,) * channels if mean is None else tuple(map(float, mean)),
+        std=(1.0,) * channels if std is None else tuple(map(float, std)),
+    )
+    validate.check_one_process(config, "distill(config=...)")
+    config.teacher.module = config.student.module = ""
+    if isinstance(student, str):
+        config.student.arch = student
+    validate.check(config)
+    return config
+
+
+def _teacher(teacher: Teacher, config: ConfigDict) -> tuple[Classifier, Net, dict[str, Any]]:
+    if isinstance(teacher, tuple):
+        module, given = teacher
+    else:
+        _check_function(teacher, config)
+        module, given = _Function(teacher), {}
+    tree = unfreeze(dict(given))
+    variables = {name: jax.tree.map(np.asarray, tree.get(name, {})) for name in ("params", "batch_stats")}
+    for path, leaf in traverse_util.flatten_dict(variables).items():
+        if not np.isfinite(np.asarray(leaf, np.float32)).all():
+            raise UserError(f"teacher: {'/'.join(path)} holds NaN or infinite values; choose a sound teacher")
+    return *_network(module, config, config.teacher.train_argument), variables
+
+
+def _student(student: nn.Module | str, config: ConfigDict) -> tuple[Classifier, Net]:
+    if isinstance(student, str):
+        net = networks.described(config, "student")
+        return networks.classifier(config, net), net
+    return _network(student, config, config.student.train_argument)
+
+
+def _network(module: nn.Module, config: ConfigDict, train_argument: str) -> tuple[Classifier, Net]:
+    d, kind = config.data, type(module)
+    arch = f"{kind.__module__}:{kind.__qualname__}"
+    net = Net(arch, d.num_classes, d.image_shape, d.mean, d.std, {}, train_argument)
+    return Classifier(module, d.mean, d.std, train_argument), net
+
+
+class _Function(nn.Module):
+    """A function as a module without variables."""
+
+    function: Callable[[jax.Array], jax.Array]
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        return self.function(images)
+
+
+def _check_function(function: Callable[[jax.Array], jax.Array], config: ConfigDict) -> None:
+    """Refuses a function that JAX cannot differentiate, as all methods have to."""
+    images = jax.ShapeDtypeStruct((2, *config.data.image_shape), jnp.float32)
+    try:
+        jax.eval_shape(jax.grad(lambda x: jnp.sum(function(x))), images)
+    except Exception as error:  # somebody's function, and whatever JAX says to it
+        raise UserError(
+            f"the teacher function has no gradients in JAX ({type(error).__name__}), and method={config.method} "
+            "makes its images by the teacher's gradients; give a function of jax.numpy, or a linen module and its "
+            "variables"
+        ) from error
+
+
+def _split(images: np.ndarray, labels: np.ndarray, config: ConfigDict) -> Split:
+    images, labels = np.asarray(images), np.asarray(labels)
+    if images.shape[1:] != config.data.image_shape:
+        raise UserError(f"test: images are {list(images.shape)}, not [N, *{config.data.image_shape}]")
+    return make_split(images, labels, config.data.num_classes, "test")
+
+
+@contextlib.contextmanager
+def _folder(workdir: str | Path | None) -> Iterator[Path]:
+    if workdir is not None:
+        yield Path(workdir).expanduser()
+        return
+    with tempfile.TemporaryDirectory(prefix="cudfkd_") as folder:
+        yield Path(folder)

@@ -1,0 +1,239 @@
+"""The data-free stage: a student is distilled, measured on the test images, saved and summed up."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from cudfkd_jax.config import access, build, identity
+from cudfkd_jax.config.methods import lambda_t, sample_loss
+from cudfkd_jax.config.networks import Pair
+from cudfkd_jax.data import Split
+from cudfkd_jax.evaluation import diagnostics, observations, samples
+from cudfkd_jax.evaluation.convergence import MajoriseMinimise
+from cudfkd_jax.evaluation.evaluator import Measure
+from cudfkd_jax.evaluation.summary import SUMMARY, TEST_METRICS, distill_summary
+from cudfkd_jax.models import count_parameters
+from cudfkd_jax.models.classifier import Classifier
+from cudfkd_jax.runtime import processes
+from cudfkd_jax.runtime.devices import Devices
+from cudfkd_jax.runtime.errors import UserError
+from cudfkd_jax.runtime.memory import check_fits
+from cudfkd_jax.storage import records, weights
+from cudfkd_jax.storage.files import write_json
+from cudfkd_jax.storage.records import Record
+from cudfkd_jax.storage.weights import Net, save_net
+from cudfkd_jax.training import distill_steps, trainer
+from cudfkd_jax.training.distill_steps import Problem
+from cudfkd_jax.training.state import PREVIEW, RunState, purpose_key
+from cudfkd_jax.training.trainer import Callback
+
+STUDENT, STUDENT_BEST, SAMPLES = "student", "student_best", "samples"
+_PREVIEWED = 64  # images in a picture
+
+
+def check_shapes(config: ConfigDict, pair: Pair) -> None:
+    """Traces all steps without compiling or computing anything.
+
+    Raises:
+        UserError: what the method needs of the networks cannot be had, or does not fit into memory.
+    """
+    student, shape = pair.student, pair.student_net.image_shape
+    _check_logits("teacher", pair.teacher, lambda: pair.teacher_variables, config)
+    _check_logits("student", student, lambda: student.init(jax.random.key(0), shape), config)
+    problem = build.problem(config, pair)
+    init = functools.partial(distill_steps.init_state, problem=problem, image_shape=tuple(config.data.image_shape))
+    state = jax.eval_shape(init, identity.root_key(config, "distill"), pair.teacher_variables)
+    check_fits("distill", (state, pair.teacher_variables), build.memory_settings(config, "distill"))
+
+
+def _check_logits(role: str, network: Classifier, variables: Callable[[], Any], config: ConfigDict) -> None:
+    images = jax.ShapeDtypeStruct((2, *config.data.image_shape), jnp.float32)
+    try:
+        logits = jax.eval_shape(lambda x, v: network(v, x).value, images, jax.eval_shape(variables))
+    except UserError:
+        raise
+    except Exception as error:  # somebody's module can fail in any way
+        text = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise UserError(
+            f"the {role} cannot be applied to images {list(config.data.image_shape)}: {text}; "
+            f"mend --config.{role}.module, its weights or --config.data.image_shape"
+        ) from error
+    if getattr(logits, "shape", None) != (2, config.data.num_classes):
+        kind = f"shape {list(logits.shape)}" if hasattr(logits, "shape") else f"a {type(logits).__name__}"
+        raise UserError(
+            f"the {role} returns {kind} for 2 images, not logits [2, {config.data.num_classes}]; "
+            f"choose another --config.{role}.module or set --config.data.num_classes"
+        )
+
+
+def distill(config: ConfigDict, workdir: Path, pair: Pair, test: Split | None) -> dict[str, Any]:
+    """Distils a student into `workdir`, from where an earlier call stopped.
+
+    Args:
+        config: checked by `validate.check`.
+        workdir: receives `metrics.jsonl`, `checkpoints/`, `samples/`, `student/` (the last student),
+            `student_best/` (chosen on the test images) and, when all is done, `summary.json`.
+        pair: the teacher, which stays as it is, and the student.
+        test: only measured on; None measures agreement with the teacher on held-out synthetic images.
+
+    Returns:
+        The summary.
+    """
+    devices = build.devices(config)
+    problem = build.problem(config, pair)
+    epoch = access.distill_epoch(config)
+    net = pair.student_net
+    frozen = devices.replicate(pair.teacher_variables)
+    measure = Measure(
+        problem,
+        frozen,
+        devices,
+        batch_size=config.evaluation.batch_size,
+        test=test,
+        synthetic_images=config.evaluation.synthetic_images,
+    )
+    teacher = {"arch": pair.teacher_net.arch, **_parameters(pair.teacher_variables), **measure.teacher_metrics}
+    if processes.is_first():
+        observations.save_teacher(workdir, teacher)
+    convergence = _convergence(config, problem, frozen, devices)
+
+    def evaluate(state: RunState) -> Callable[[], dict[str, float]]:
+        metrics = measure(state)
+        found = convergence(state) if convergence else {}
+        return lambda: metrics() | found
+
+    stage = trainer.Stage(
+        name="distill",
+        folder=workdir,
+        epochs=config.distill.epochs,
+        steps_per_epoch=epoch.steps,
+        images_per_step=config.distill.batch_size,
+        init=functools.partial(
+            distill_steps.init_state,
+            identity.root_key(config, "distill"),
+            pair.teacher_variables,
+            problem=problem,
+            image_shape=net.image_shape,
+        ),
+        run_epoch=build.distill_epochs(config, problem, pair.teacher_variables, devices),
+        frozen=(frozen,),
+        evaluate=evaluate,
+        devices=devices,
+        callbacks=(_BestStudent(workdir / STUDENT_BEST, net), _Pictures(config, workdir, problem, measure)),
+        waits=test is None or convergence is not None,
+    )
+    state, history = trainer.run(stage, build.upkeep(config))
+    summary = distill_summary(
+        config=config,
+        history=history,
+        teacher=teacher,
+        student={"arch": net.arch, **_parameters(state.student.variables)},
+        devices=devices,
+    )
+    if processes.is_first():
+        save_net(workdir / STUDENT, _with_metrics(net, history[-1]), jax.device_get(state.student.variables))
+        write_json(workdir / SUMMARY, summary)
+    return summary
+
+
+def _convergence(
+    config: ConfigDict, problem: Problem, teacher_variables: Any, devices: Devices
+) -> MajoriseMinimise | None:
+    updates = config.log.majorise_minimise_updates
+    if not updates:
+        return None
+    return MajoriseMinimise(
+        problem,
+        teacher_variables,
+        devices,
+        sample_loss=sample_loss(config),
+        strategy=config.curriculum.strategy,
+        lambda_t=lambda_t(config),
+        batch_size=config.distill.batch_size,
+        updates=updates,
+    )
+
+
+class _BestStudent(Callback):
+    """Keeps the best student back until its epoch is in a checkpoint.
+
+    Published before, it could be of an epoch that a crash makes the run repeat, elsewhere with other bits; not
+    written before, it would be lost by a crash after the checkpoint.
+    """
+
+    def __init__(self, folder: Path, net: Net):
+        self._folder, self._net = folder, net
+        self._waiting: tuple[Net, Any] | None = None
+
+    def on_epoch_end(self, state: RunState, history: list[Record]) -> Sequence[str]:
+        """Takes the student of the newest epoch if it is the best so far."""
+        epoch = len(history)
+        best = records.best(history, "acc1")
+        if best and best.epoch == epoch:
+            chosen = _with_metrics(self._net, history[-1], epoch=epoch, chosen_on="test images")
+            self._waiting = chosen, jax.device_get(state.student.variables)
+        return ()
+
+    def before_checkpoint(self) -> None:
+        """Writes what is waiting, and does not publish it yet."""
+        if self._waiting:
+            weights.stage_net(self._folder, *self._waiting)
+            self._waiting = None
+
+    def after_checkpoint(self) -> None:
+        """Publishes what is written."""
+        weights.commit_net(self._folder)
+
+    def after_restore(self, epochs: int) -> None:
+        """Publishes what a crash kept from it, and drops what is of epochs after the first `epochs`."""
+        self._waiting = None
+        if processes.is_first():
+            weights.settle_net(self._folder, lambda metrics: metrics.get("epoch") in range(1, epochs + 1))
+
+
+class _Pictures(Callback):
+    """Draws synthetic images and observes their difficulty where it is time, and warns of what is found."""
+
+    def __init__(self, config: ConfigDict, workdir: Path, problem: Problem, measure: Measure):
+        self._config, self._workdir, self._measure = config, workdir, measure
+        self._preview = jax.jit(problem.method.preview, static_argnums=2)
+
+    def inspects(self, epoch: int) -> bool:
+        every = self._config.log.samples_every_epochs
+        return bool(every) and (epoch % every == 0 or epoch == self._config.distill.epochs)
+
+    def on_epoch_end(self, state: RunState, history: list[Record]) -> Sequence[str]:
+        epoch = len(history)
+        if not self.inspects(epoch):
+            return ()
+        folder = self._workdir / SAMPLES
+        if processes.is_first():
+            images = self._preview(state.aux, purpose_key(state.key, PREVIEW), _PREVIEWED)
+            samples.save_grid(folder / f"epoch_{epoch:04d}.png", np.asarray(images))
+        synthetic = self._measure.observe(
+            state,
+            epoch,
+            sample_loss=sample_loss(self._config),
+            loss=self._config.distill.loss,
+            workdir=self._workdir,
+            picture=folder / f"classes_{epoch:04d}.png",
+        )
+        if synthetic is None:  # another process writes and warns
+            return ()
+        return [*diagnostics.of_images(synthetic), *diagnostics.of_student(history, self._config.data.num_classes)]
+
+
+def _parameters(variables: Any) -> dict[str, int]:
+    return {"parameters": count_parameters(variables["params"])}
+
+
+def _with_metrics(net: Net, record: Record, **more: Any) -> Net:
+    metrics = {name: record[name] for name in TEST_METRICS if name in record}
+    return dataclasses.replace(net, metrics=metrics | more)

@@ -1,0 +1,71 @@
+"""Runs as they lie in their folders: their configuration, and their networks measured again."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from cudfkd_jax.config import access, build, networks, precision, validate
+from cudfkd_jax.evaluation.predict import evaluate, make_predict
+from cudfkd_jax.evaluation.summary import evaluation_table
+from cudfkd_jax.runs import distill, supervised
+from cudfkd_jax.runs.teacher import abstract_variables, find_teacher
+from cudfkd_jax.runtime.errors import UserError
+from cudfkd_jax.storage import weights, workdir
+from cudfkd_jax.storage.weights import Trained
+
+
+def evaluate_run(config: ConfigDict, folder: Path, say: Callable[[str], None] = print) -> dict[str, Any]:
+    """Measures the networks of a run on the test images and changes nothing.
+
+    Args:
+        config: the run's own; see `read_config`.
+        folder: the run's workdir.
+
+    Returns:
+        The test metrics by network: "teacher", "student", "student_best", "scratch" and "kd", as far as they
+        are there.
+    """
+    validate.check(config)
+    validate.check_one_process(config, "--stage=evaluate")
+    precision.settle(config, folder)
+    if config.data.source == access.NO_DATA:
+        raise UserError(
+            f"--stage=evaluate measures on test images and data.source={access.NO_DATA} has none; "
+            "name some with --config.data.source"
+        )
+    teacher = _teacher_of_run(config, folder, say)
+    nets = {"teacher": teacher} if teacher else {}
+    for name in (distill.STUDENT, distill.STUDENT_BEST, "scratch", "kd"):
+        where = folder / name / supervised.NET if name in ("scratch", "kd") else folder / name
+        if where.exists():
+            nets[name] = weights.load_net(where)
+            weights.check_weights(nets[name].variables, abstract_variables(config, nets[name].net), where)
+    if not nets:
+        raise UserError(f"--workdir={folder} holds no trained network yet; run --stage=all first")
+    test = build.dataset(config, ("test",)).splits["test"]
+    devices = build.devices(config)
+    logits = {
+        name: make_predict(networks.classifier(config, net.net), devices, config.evaluation.batch_size)(
+            devices.replicate(net.variables), test.images
+        )()
+        for name, net in nets.items()
+    }
+    measured = {name: evaluate(value, test.labels, logits.get("teacher")) for name, value in logits.items()}
+    say(evaluation_table(nets, measured))
+    return measured
+
+
+def _teacher_of_run(config: ConfigDict, folder: Path, say: Callable[[str], None]) -> Trained | None:
+    """The teacher that a run was distilled from; None, and why is told, where it is gone or another by now."""
+    try:
+        teacher = find_teacher(config, folder)
+    except UserError as error:
+        say(f"measured without the teacher: {error}")
+        return None
+    known = workdir.read_settings(folder).get(workdir.TEACHER) if (folder / workdir.CONFIG).exists() else None
+    if teacher and known not in (None, teacher.sha256):
+        say("measured without the teacher: it is not the one that the student was distilled from")
+        return None
+    return teacher

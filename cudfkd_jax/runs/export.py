@@ -1,0 +1,129 @@
+"""The student of a finished run, in the formats that other programs read.
+
+    <workdir>/export/<format>/    the student, and student.json, which says what it is and where it comes from
+
+The weight formats hold the bare network, whose inputs are to be normalised; the StableHLO program holds the
+normalisation too. Everything is written beside its place, read back and compared, and then renamed into it.
+"""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from cudfkd_jax import models
+from cudfkd_jax.evaluation.summary import SUMMARY
+from cudfkd_jax.runs.distill import STUDENT
+from cudfkd_jax.runtime.errors import RunFailedError, UserError
+from cudfkd_jax.storage import checkpoint, weights, workdir
+from cudfkd_jax.storage.files import write_json
+from cudfkd_jax.storage.formats import FORMATS, PYTORCH, Format, abstract_variables
+from cudfkd_jax.storage.weights import Trained
+
+EXPORTS = "export"
+DESCRIPTION = f"{STUDENT}.json"
+
+
+def export(folder: Path, format_: str, say: Callable[[str], None] = print) -> Path:
+    """Writes the student of a run to `<folder>/export/<format_>/`, unless it is there already.
+
+    Args:
+        folder: the run's workdir.
+        format_: a key of `FORMATS`.
+        say: told what a user should read.
+
+    Returns:
+        The exported file (with Orbax a folder); beside it lies `DESCRIPTION`.
+
+    Raises:
+        UserError: there is no finished student, a package is missing, or something else is in the place.
+        RunFailedError: what was written did not read back as the student; nothing was left.
+    """
+    student = _load_student(folder)
+    if format_ in PYTORCH and models.is_import_path(student.net.arch):
+        raise UserError(
+            f"{student.net.arch} has no names in PyTorch, which --format={format_} needs; export it as orbax or "
+            "stablehlo"
+        )
+    description = _describe(folder, format_, student)
+    place, file = folder / EXPORTS / format_, description["file"]
+    if place.exists():
+        _check_is_there(place, description)
+        say(f"already there: {place / file}")
+        return place / file
+    workdir.check_writable(folder)
+    with workdir.lock(folder):
+        temporary = place.with_name(f".{format_}.tmp")
+        shutil.rmtree(temporary, ignore_errors=True)
+        try:
+            temporary.mkdir(parents=True)
+            FORMATS[format_].write(temporary / file, student)
+            _check(FORMATS[format_], temporary / file, student)
+            write_json(temporary / DESCRIPTION, {**description, "sha256": checkpoint.digests(temporary)})
+            temporary.rename(place)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    say(f"written: {place / file}")
+    return place / file
+
+
+def _load_student(folder: Path) -> Trained:
+    where = folder / STUDENT
+    if not (where / weights.DESCRIPTION).exists() or not (folder / SUMMARY).exists():
+        raise UserError(
+            f"--workdir={folder} holds no finished student; run --stage=all with its --config there first"
+        )
+    student = weights.load_net(where)
+    weights.check_weights(student.variables, abstract_variables(student), where)
+    return student
+
+
+def _describe(folder: Path, format_: str, student: Trained) -> dict[str, Any]:
+    """The contents of `DESCRIPTION`."""
+    kind = FORMATS[format_]
+    try:
+        summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
+        settings = json.loads((folder / workdir.CONFIG).read_text(encoding="utf-8"))["results"]
+        return {
+            "format": format_,
+            "file": STUDENT + kind.suffix,
+            "input": kind.input,
+            **dataclasses.asdict(student.net),
+            "weights_sha256": student.sha256,
+            "teacher": {**summary["teacher"], "weights_sha256": settings[workdir.TEACHER]},
+            "dataset": summary["dataset"],
+            "versions": {
+                "run": summary["versions"],
+                "export": {package: metadata.version(package) for package in sorted({"jax", kind.package})},
+            },
+        }
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{folder / SUMMARY} or {workdir.CONFIG} beside it is damaged ({error}); restore them"
+        ) from error
+    except metadata.PackageNotFoundError as error:
+        raise UserError(f"--format={format_} needs {kind.package}; pip install 'cudfkd_jax[{format_}]'") from error
+
+
+def _check_is_there(place: Path, description: dict[str, Any]) -> None:
+    """Refuses to touch anything in the place but this very export, of whatever versions."""
+    try:
+        held = json.loads((place / DESCRIPTION).read_text(encoding="utf-8"))
+        found = checkpoint.digests(place)
+        del found[DESCRIPTION]
+        same = held == {**json.loads(json.dumps(description)), "versions": held["versions"], "sha256": found}
+    except (OSError, ValueError, TypeError, KeyError):
+        same = False
+    if not same:  # a damaged export, another student's, or what somebody put there
+        raise UserError(f"{place} holds something else than this student; move it away to export again")
+
+
+def _check(kind: Format, path: Path, student: Trained) -> None:
+    try:
+        kind.check(path, student)
+    except Exception as error:  # a file that is not what was written can fail anywhere in its reader
+        detail = (str(error).splitlines() or [type(error).__name__])[0]
+        raise RunFailedError(f"{path} does not read back as the student ({detail}); export it again") from error

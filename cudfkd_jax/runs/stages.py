@@ -1,0 +1,282 @@
+"""The stages of a run, their order and their folders.
+
+    teacher/   the trained teacher            scratch/, kd/   the student trained on data, for comparison
+    the top    the data-free run: everything else
+
+Everything that can be wrong with a configuration, a teacher or the data is found before a folder is touched.
+
+Of several processes the first one alone touches it, and tells the others what is in it and what the teacher is.
+Each reads the data by itself.
+"""
+
+import contextlib
+import functools
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from cudfkd_jax import report
+from cudfkd_jax.config import access, build, identity, networks, precision, validate
+from cudfkd_jax.config.networks import Pair
+from cudfkd_jax.data import Dataset, Split
+from cudfkd_jax.evaluation.summary import SUMMARY, describe
+from cudfkd_jax.models.capture import has_batch_norm
+from cudfkd_jax.runs import distill, supervised
+from cudfkd_jax.runs.teacher import abstract_variables, find_teacher
+from cudfkd_jax.runtime import processes
+from cudfkd_jax.runtime.errors import UserError
+from cudfkd_jax.runtime.memory import enough_memory
+from cudfkd_jax.storage import checkpoint, weights, workdir
+from cudfkd_jax.storage.weights import Trained
+from cudfkd_jax.training import trainer
+
+_WRITTEN = (
+    *(trainer.METRICS, SUMMARY, trainer.CHECKPOINTS, supervised.NET),
+    *(distill.STUDENT, distill.STUDENT_BEST, report.REPORT),
+)
+_FOLDERS = (
+    *(trainer.CHECKPOINTS, supervised.NET, distill.STUDENT, distill.STUDENT_BEST, distill.SAMPLES),
+    *(report.FOLDER, trainer.TENSORBOARD),
+)
+STAGES = ("all", "teacher", "scratch", "kd", "distill", "evaluate", "export", "report")
+
+
+def run(config: ConfigDict, stage: str, folder: Path, say: Callable[[str], None] = print) -> None:
+    """Runs a stage, or goes on with it, or says that it is done.
+
+    Args:
+        config: of the run.
+        stage: one of `STAGES` but "evaluate", "export" and "report".
+        folder: the run's workdir.
+        say: told what a user should read.
+
+    Raises:
+        UserError: before anything is compiled or written; in all processes where it is raised in one.
+        OutOfMemoryError: with the settings to lower.
+    """
+    validate.check_processes(config)
+    build.connect(config, say)
+    say = say if processes.is_first() else _say_nothing
+    processes.together(lambda: validate.check(config))
+    precision.settle(config, folder)
+    identity.check_same(config, stage)
+    found = processes.from_first(lambda: _look(config, stage, folder, say))
+    parts, teacher = found["parts"], found["teacher"] and weights.unpack(found["teacher"])
+    if not parts:
+        return
+    dataset = processes.together(lambda: _prepare(config, parts, teacher))
+    _advise(config, say)
+    with _locked(folder):
+        for part in parts:
+            with enough_memory(part, build.memory_settings(config, part)):
+                teacher = _run_part(config, part, folder, dataset, teacher, say)
+            processes.from_first(functools.partial(_say_finished, _folder(folder, part), say))
+
+
+def _look(config: ConfigDict, stage: str, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
+    """The parts of a stage that are left to do, and the teacher so far, packed; changes nothing."""
+    workdir.check_writable(folder)
+    workdir.check_free(folder)
+    if stage == "teacher" and config.teacher.checkpoint:
+        raise UserError(
+            f"teacher.checkpoint={config.teacher.checkpoint} is given, so there is no teacher to train; "
+            "leave it out, or choose another --stage"
+        )
+    teacher = find_teacher(config, folder)
+    parts = ["teacher", "distill"] if stage == "all" else [stage]
+    if stage == "all" and teacher:
+        parts.remove("teacher")
+    if teacher is None and stage in ("kd", "distill"):
+        raise UserError(
+            f"--stage={stage} needs a teacher and {folder} has none; run --stage=teacher first "
+            "or give --config.teacher.checkpoint"
+        )
+    validate.check_devices(config, parts)
+    with_data = [part for part in parts if part != "distill"]
+    if with_data and config.data.source == access.NO_DATA:
+        raise UserError(
+            f"data.source={access.NO_DATA} has no images to train on, as --stage={with_data[0]} does; "
+            "name the data with --config.data.source, or a trained teacher with --config.teacher.checkpoint"
+        )
+    for part in parts:
+        _check_folder(folder, _folder(folder, part))
+        workdir.check_config(_folder(folder, part), _settings(config, part, teacher))
+    done = [part for part in parts if _say_finished(_folder(folder, part), say)]
+    if "distill" in done:
+        _report(config, folder)
+    parts = [part for part in parts if part not in done]
+    for part in parts:
+        checkpoint.find_newest(_folder(folder, part) / trainer.CHECKPOINTS)
+    return {"parts": parts, "teacher": teacher and weights.pack(teacher)}
+
+
+def _prepare(config: ConfigDict, parts: list[str], teacher: Trained | None) -> Dataset | None:
+    """The data that the parts need, once it is known that all networks take them."""
+    dataset = None
+    if config.data.source != access.NO_DATA:
+        dataset = build.dataset(config, ("test",) if parts == ["distill"] else ("train", "test"))
+    _check_shapes(config, parts, dataset, teacher)
+    return dataset
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Holds the folder for the first process."""
+    with contextlib.ExitStack() as stack:
+        processes.from_first(lambda: stack.enter_context(workdir.lock(folder)))
+        yield
+
+
+def run_pair(
+    config: ConfigDict,
+    folder: Path,
+    pair: Pair,
+    test: Split | None,
+    say: Callable[[str], None] = print,
+) -> None:
+    """Distils networks that a program holds, or goes on with it, as `run` does with those a configuration names.
+
+    Args:
+        config: checked.
+        folder: the run's workdir.
+        pair: teacher and student.
+        test: only measured on; None where there are no data.
+        say: told what a user should read.
+
+    Raises:
+        UserError: before anything is compiled or written.
+        OutOfMemoryError: with the settings to lower.
+    """
+    precision.settle(config, folder)
+    settings = identity.result_settings(config, "distill")
+    settings[workdir.TEACHER] = weights.digest(pair.teacher_variables)
+
+    def is_finished() -> bool:
+        workdir.check_writable(folder)
+        workdir.check_free(folder)
+        validate.check_devices(config, ["distill"])
+        _check_folder(folder, folder)
+        workdir.check_config(folder, settings)
+        if (folder / SUMMARY).exists():
+            return True
+        checkpoint.find_newest(folder / trainer.CHECKPOINTS)
+        return False
+
+    def begin() -> None:
+        workdir.check_config(folder, settings)
+        workdir.write_config(folder, settings, _found_from_anywhere(config))
+
+    identity.check_same(config, "distill")
+    if processes.from_first(is_finished):
+        return
+    say = say if processes.is_first() else _say_nothing
+    processes.together(lambda: distill.check_shapes(config, pair))
+    _advise(config, say)
+    with _locked(folder):
+        processes.from_first(begin)
+        with enough_memory("distill", build.memory_settings(config, "distill")):
+            _distill(config, folder, pair, test, say)
+
+
+def _run_part(
+    config: ConfigDict,
+    part: str,
+    folder: Path,
+    dataset: Dataset | None,
+    teacher: Trained | None,
+    say: Callable[[str], None],
+) -> Trained | None:
+    part_folder, settings = _folder(folder, part), _settings(config, part, teacher)
+
+    def begin() -> None:
+        workdir.check_config(part_folder, settings)
+        workdir.write_config(part_folder, settings, _found_from_anywhere(config))
+
+    processes.from_first(begin)
+    if part == "distill":
+        assert teacher is not None
+        test = dataset.splits["test"] if dataset else None
+        _distill(config, part_folder, networks.pair(config, teacher.net, teacher.variables), test, say)
+        return teacher
+    assert dataset
+    supervised.train(config, part, part_folder, dataset, teacher)
+    if part != "teacher":
+        return teacher
+    return weights.unpack(
+        processes.from_first(lambda: weights.pack(weights.load_net(part_folder / supervised.NET)))
+    )
+
+
+def _found_from_anywhere(config: ConfigDict) -> dict[str, Any]:
+    """The settings to keep, with paths that do not depend on the current directory."""
+    whole = access.kept(config)
+    for key in ("teacher.checkpoint", "data.dir"):
+        if whole[key] and "://" not in whole[key]:
+            whole[key] = str(Path(whole[key]).expanduser().absolute())
+    return whole
+
+
+def _distill(config: ConfigDict, folder: Path, pair: Pair, test: Split | None, say: Callable[[str], None]) -> None:
+    if config.synthesis.bn_weight and not has_batch_norm(pair.teacher_variables):
+        say("the teacher has no BatchNorm: it is distilled without the BN term")
+    distill.distill(config, folder, pair, test)
+    processes.from_first(lambda: _report(config, folder))
+
+
+def _check_folder(workdir_: Path, folder: Path) -> None:
+    """Refuses the folder of a stage that is no run's, or leads out of its workdir."""
+    workdir.check_own(folder, _WRITTEN)
+    workdir.check_links(workdir_, (folder, *(folder / name for name in _FOLDERS)))
+
+
+def _report(config: ConfigDict, folder: Path) -> None:
+    if config.log.report and report.is_missing(folder):
+        report.write_report(folder)
+
+
+def _advise(config: ConfigDict, say: Callable[[str], None]) -> None:
+    if text := precision.advice(config):
+        say(text)
+
+
+def _say_nothing(text: str) -> None:
+    pass
+
+
+def _check_shapes(config: ConfigDict, parts: list[str], dataset: Dataset | None, teacher: Trained | None) -> None:
+    for part in parts:
+        if part != "distill":
+            assert dataset
+            supervised.check_shapes(config, part, dataset, teacher)
+        elif teacher:
+            distill.check_shapes(config, networks.pair(config, teacher.net, teacher.variables))
+        else:
+            net = networks.described(config, "teacher")
+            distill.check_shapes(config, networks.pair(config, net, abstract_variables(config, net)))
+
+
+def _settings(config: ConfigDict, part: str, teacher: Trained | None) -> dict[str, Any]:
+    settings = identity.result_settings(config, part)
+    if part in ("kd", "distill"):
+        settings[workdir.TEACHER] = teacher.sha256 if teacher else None
+    return settings
+
+
+def _folder(folder: Path, part: str) -> Path:
+    return folder if part == "distill" else folder / part
+
+
+def _say_finished(folder: Path, say: Callable[[str], None]) -> bool:
+    """Whether a stage has been finished in its folder; if so its outcome is told."""
+    path = folder / SUMMARY
+    if not path.exists():
+        return False
+    try:
+        text = describe(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged; remove it, and the same command writes it again") from error
+    say(f"{text}\nfinished: {folder}")
+    return True

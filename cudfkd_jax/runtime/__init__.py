@@ -1,0 +1,1 @@
+"""Errors, devices, processes, signals, memory and what command lines share."""

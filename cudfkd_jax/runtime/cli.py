@@ -1,0 +1,156 @@
+"""What the command lines share: options, one line for an error, exit status, the compilation cache."""
+
+import argparse
+import errno
+import os
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import jax
+from absl import logging
+
+from cudfkd_jax.runtime import processes
+from cudfkd_jax.runtime.errors import OutOfMemoryError, RunFailedError, StoppedError, UserError
+from cudfkd_jax.runtime.memory import out_of_memory
+
+_INTERRUPTED = 128 + signal.SIGINT
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_OF_ALL = (UserError, RunFailedError, StoppedError)  # errors that all processes of a run come to, and one tells
+_LONGEST = 1000  # characters of what is told of an error; a value or a path in it can have any length
+
+
+class Parser(argparse.ArgumentParser):
+    """Options by their whole names; what is wrong is one line, like every error of users."""
+
+    def __init__(self) -> None:
+        super().__init__(add_help=False, allow_abbrev=False)
+        self.add_argument("--debug", action="store_true")
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; --help shows what can be given")
+
+
+def guard(action: Callable[[Sequence[str]], None], arguments: Sequence[str], usage: str) -> int:
+    """Does what the arguments say and returns the exit status; errors become one line on stderr.
+
+    Args:
+        action: called with the arguments.
+        arguments: of the command line; `--help` prints `usage` instead, `--debug` prints tracebacks too.
+        usage: of the command.
+    """
+    if {"--help", "-h"} & set(arguments):
+        print(usage)
+        return 0
+    logging.set_verbosity(logging.WARNING)
+    try:
+        action(arguments)
+    except (Exception, KeyboardInterrupt) as error:
+        if "--debug" in arguments:
+            traceback.print_exception(error)
+        if processes.is_first() or not isinstance(error, _OF_ALL):
+            print(f"cudfkd: {_describe(error)}", file=sys.stderr)
+        if processes.count() > 1 and not isinstance(error, _OF_ALL):
+            _exit(_status(error))  # JAX would wait for the other processes, and these for this one
+        return _status(error)
+    return 0
+
+
+def leave(command: Callable[[Sequence[str]], int]) -> NoReturn:
+    """Runs a command on the arguments of this process and leaves with its exit status."""
+    sys.path.insert(0, "")  # as `python -m` has it: networks by import path may lie in the current folder
+    status = command(sys.argv[1:])
+    # JAX crashes in its clean-up when Ctrl-C came while it compiled; threads of a save that failed go on waiting.
+    if status == _INTERRUPTED or (status and processes.count() == 1):
+        _exit(status)
+    sys.exit(status)
+
+
+def _exit(status: int) -> NoReturn:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def say(text: str) -> None:
+    """Tells the user something now, also where the output goes to a file."""
+    print(text, flush=True)
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """Numbers separated by commas.
+
+    Raises:
+        UserError: something else is given, or one twice.
+    """
+    try:
+        seeds = tuple(int(seed) for seed in text.split(","))
+    except ValueError as error:
+        raise UserError(f"--seeds={text} must be whole numbers separated by commas, such as 0,1,2") from error
+    if min(seeds) < 0:
+        raise UserError(f"--seeds={text} must not be negative")
+    check_distinct("--seeds", seeds)
+    return seeds
+
+
+def parse_jobs(text: str) -> int:
+    """How many runs there are to be at a time.
+
+    Raises:
+        UserError: it is no whole number above 0.
+    """
+    if not text.isdecimal() or int(text) < 1:
+        raise UserError(f"--jobs={text} must be at least 1, a whole number")
+    return int(text)
+
+
+def check_distinct(option: str, values: tuple[Any, ...]) -> None:
+    """Refuses an option that names something twice."""
+    if len(set(values)) < len(values):
+        raise UserError(f"{option} names {next(v for v in values if values.count(v) > 1)} twice; name it once")
+
+
+def keep_devices_free() -> None:
+    """Leaves the accelerators of this machine to the processes that this one begins."""
+    jax.config.update("jax_platforms", "cpu")
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs in the user's cache folder unless JAX is told another one."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cudfkd_jax" / "xla"
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    # Programs that call oneDNN cannot be serialised (jaxlib 0.11.2, 0.12.0.1); they are compiled at every start.
+    warnings.filterwarnings("ignore", "(?s)Error writing persistent compilation cache entry.*MemoryError")
+
+
+def _describe(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    if len(text) > _LONGEST:
+        text = f"{text[: _LONGEST * 2 // 3]} … {text[-_LONGEST // 3 :]}"  # what is wrong, and the remedy
+    if isinstance(error, (StoppedError, KeyboardInterrupt)):
+        return text or "interrupted"
+    if isinstance(error, OutOfMemoryError):
+        return f"error: {text}"
+    if what := out_of_memory(error):
+        return f"error: {what}; lower --config.evaluation.batch_size, or free memory"
+    if processes.count() > 1 and not isinstance(error, (*_OF_ALL, OSError)) and "by peer" in text:
+        return "error: another process of the run has ended; the same command goes on from the last checkpoint"
+    if isinstance(error, OSError) and error.errno in _NO_ROOM:
+        return f"error: {text}; make room, and give the same command again"
+    if isinstance(error, (UserError, RunFailedError, OSError)):
+        return f"error: {text}"
+    return f"error: {type(error).__name__}: {text[:300]} (--debug shows where)"
+
+
+def _status(error: BaseException) -> int:
+    if isinstance(error, StoppedError):
+        return 128 + error.number
+    if isinstance(error, KeyboardInterrupt):
+        return _INTERRUPTED
+    return 2 if isinstance(error, UserError) else 1

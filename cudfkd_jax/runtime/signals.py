@@ -1,0 +1,80 @@
+"""What interrupts the steps of a run: signals, and checkpoints that are due."""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType, TracebackType
+from typing import Any
+
+from cudfkd_jax.runtime import processes
+from cudfkd_jax.runtime.errors import StoppedError
+
+
+class Signals:
+    """While entered, the first SIGINT or SIGTERM is only noted; a second SIGINT interrupts at once."""
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> "Signals":
+        if threading.current_thread() is not threading.main_thread():
+            return self  # only the main thread may handle signals
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.received == signal.SIGINT == number:
+            raise KeyboardInterrupt
+        self.received = number
+
+
+@contextlib.contextmanager
+def raise_on_sigterm() -> Iterator[None]:
+    """While entered, SIGTERM raises a `StoppedError` in the main thread, as Ctrl-C raises KeyboardInterrupt."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise StoppedError(number)
+
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+class Watch:
+    """Whether steps are to be interrupted.
+
+    All processes ask after the same steps and get the same answer: a signal to one of them stops all.
+    """
+
+    def __init__(self, signals: Signals, due: Callable[..., bool]):
+        """`due(at_epoch_end=...)`: whether it is time for a checkpoint."""
+        self._signals, self._due = signals, due
+
+    def interrupts(self, *, at_epoch_end: bool = False) -> bool:
+        """Whether the state is to be saved now."""
+        now = self._signals.received is not None or self._due(at_epoch_end=at_epoch_end)
+        return bool(processes.largest(int(now)))
+
+    def stop_if_told(self) -> None:
+        """Ends the run where a signal has come; the state has just been saved.
+
+        Raises:
+            StoppedError: the signal is named.
+        """
+        number = processes.largest(self._signals.received or 0)
+        if number:
+            raise StoppedError(number)

@@ -1,0 +1,1 @@
+"""Files: workdirs, records, checkpoints, weights and the formats of other libraries."""

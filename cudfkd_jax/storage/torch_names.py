@@ -1,0 +1,150 @@
+"""The weights of this package's networks under their PyTorch names, in both directions.
+
+The networks' modules carry PyTorch's own dotted names (see `models/layers.py`), so that a weight's path joined
+by dots is its PyTorch name but for the last part, and the translation is mechanical:
+
+    kernel [h, w, in, out]  weight [out, in, h, w]     convolution        mean  running_mean
+    kernel [in, out]        weight [out, in]           linear layer       var   running_var
+    scale                   weight                     BatchNorm          bias  bias
+"""
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import traverse_util
+
+from cudfkd_jax.models import MODELS, build_classifier
+from cudfkd_jax.runtime.errors import UserError
+
+_LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+_STEMS, _HEADS = ("conv1.weight", "block0.0.weight"), ("linear.bias", "fc.bias", "classifier.bias")
+_LISTED = 3  # of each kind of difference
+
+Path_ = tuple[str, ...]  # of a weight in a tree of variables
+
+
+class Network(NamedTuple):
+    """What a state dict tells of its network."""
+
+    arch: str
+    num_classes: int
+
+
+def to_variables(state_dict: Mapping[str, np.ndarray], expected: Any, where: Path) -> dict[str, Any]:
+    """The variables `{'params', 'batch_stats'}` that a state dict holds.
+
+    Args:
+        state_dict: in the release's names, or with torchvision's `downsample` and `fc`.
+        expected: a tree of arrays or `jax.ShapeDtypeStruct` with the structure and shapes to fill.
+        where: named in errors.
+
+    Raises:
+        UserError: weights are missing, unexpected or of another shape; they are listed, the nearest name of the
+            other side beside each.
+    """
+    wanted = {_torch_name(path): path for path in _flat(expected)}
+    shapes = _torch_shapes(expected)
+    given = _in_release_names(state_dict, wanted)
+    missing = [name for name in wanted if name not in given]
+    unexpected = [name for name in given if name not in wanted]
+    reshaped = [
+        f"{name} is {list(given[name].shape)} and should be {list(shape)}"
+        for name, shape in shapes.items()
+        if name in given and given[name].shape != shape
+    ]
+    kinds = {
+        "missing": [f"{name}{_nearest(name, unexpected)}" for name in missing],
+        "unexpected": [f"{name}{_nearest(name, missing)}" for name in unexpected],
+        "of another shape": reshaped,
+    }
+    if any(kinds.values()):
+        differences = "; ".join(f"{kind}: {_some(names)}" for kind, names in kinds.items() if names)
+        raise UserError(f"{where} holds weights of another network; {differences}; check --config.teacher.arch")
+    return traverse_util.unflatten_dict({path: _from_torch(path, given[name]) for name, path in wanted.items()})
+
+
+def to_state_dict(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The state dict, in the release's names, of `{'params', 'batch_stats'}` of one of this package's networks."""
+    return {
+        _torch_name(path): np.ascontiguousarray(_to_torch(path, np.asarray(leaf)))
+        for path, leaf in _flat(variables).items()
+    }
+
+
+def infer(state_dict: Mapping[str, np.ndarray]) -> Network | None:
+    """The network whose weights have these names and shapes; None where this package has none."""
+    stem = next((state_dict[name] for name in _STEMS if name in state_dict), None)
+    head = next((state_dict[name] for name in _HEADS if name in state_dict), None)
+    if stem is None or stem.ndim != 4 or head is None or head.ndim != 1 or not len(head):
+        return None
+    image = jax.ShapeDtypeStruct((1, 32, 32, stem.shape[1]), np.float32)  # no weight depends on height or width
+    for arch in _candidates(state_dict):
+        module = build_classifier(arch, len(head))
+        expected = jax.eval_shape(lambda x, m=module: m.init(jax.random.key(0), x, train=False), image)
+        shapes = _torch_shapes(expected)
+        given = _in_release_names(state_dict, shapes)
+        if {name: value.shape for name, value in given.items()} == shapes:
+            return Network(arch, len(head))
+    return None
+
+
+def _candidates(state_dict: Mapping[str, np.ndarray]) -> list[str]:
+    blocks = [name for name in state_dict if re.fullmatch(r"block1\.layer\.\d+\.conv1\.weight", name)]
+    if blocks:
+        width = state_dict[blocks[0]].shape[:1] or (16,)
+        return [f"wrn{6 * len(blocks) + 4}_{max(1, width[0] // 16)}"]
+    family = "vgg" if "classifier.bias" in state_dict else "resnet"
+    return [arch for arch in MODELS if arch.startswith(family)]
+
+
+def _flat(tree: Any) -> dict[Path_, Any]:
+    return traverse_util.flatten_dict(dict(tree))
+
+
+def _torch_name(path: Path_) -> str:
+    """`('params', 'layer1.0', 'conv1', 'kernel')` → `layer1.0.conv1.weight`."""
+    return ".".join((*path[1:-1], _LEAVES[path[-1]]))
+
+
+def _torch_shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    return {
+        _torch_name(path): _to_torch(path, np.broadcast_to(0.0, leaf.shape)).shape
+        for path, leaf in _flat(tree).items()
+    }
+
+
+def _from_torch(path: Path_, value: np.ndarray) -> np.ndarray:
+    if path[-1] == "kernel":
+        value = value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T
+    return np.ascontiguousarray(value)
+
+
+def _to_torch(path: Path_, value: np.ndarray) -> np.ndarray:
+    if path[-1] == "kernel":
+        value = value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T
+    return value
+
+
+def _in_release_names(state_dict: Mapping[str, np.ndarray], wanted: Iterable[str]) -> dict[str, np.ndarray]:
+    """Torchvision's `downsample` and `fc` as the release's `shortcut` and `linear`, where those are wanted."""
+    wanted, renamed = set(wanted), {}
+    for name, value in state_dict.items():
+        new = re.sub(r"^fc\.", "linear.", name.replace(".downsample.", ".shortcut."))
+        fits = name not in wanted and new in wanted and new not in state_dict
+        renamed[new if fits else name] = value
+    return renamed
+
+
+def _nearest(name: str, among: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, among, n=1)
+    return f" (nearest: {near[0]})" if near else ""
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return ", ".join(names[:_LISTED]) + more

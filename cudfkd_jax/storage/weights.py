@@ -1,0 +1,216 @@
+"""Trained networks on disk: `weights.msgpack` (Flax) and `net.json`, which says what network that is.
+
+Both are the same bytes whenever the weights and their description are the same, and loading runs no code.
+
+Two files cannot be replaced at once. New ones are written beside the old ones; that of the description into its
+place makes them count, for it holds the digest of its weights, and a reader takes those wherever they are.
+"""
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import serialization, traverse_util
+
+from cudfkd_jax.runtime.errors import UserError
+from cudfkd_jax.storage.files import write_bytes, write_json
+
+WEIGHTS, DESCRIPTION = "weights.msgpack", "net.json"
+_NEXT_WEIGHTS, _NEXT_DESCRIPTION = "next.msgpack", "next.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Net:
+    """A description of a trained classifier.
+
+    Attributes:
+        arch: its name in `cudfkd_jax.models`, or the import path or name of its linen module.
+        num_classes: length of its logits.
+        image_shape: `[H, W, C]` of its inputs.
+        mean, std: per channel, of images in [0, 1]; subtracted from and divided out of its inputs.
+        metrics: what it reached, in the names of `summary.json`.
+        train_argument: how it is told its mode; see `capture.mode_arguments`.
+    """
+
+    arch: str
+    num_classes: int
+    image_shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    metrics: dict[str, Any]
+    train_argument: str = ""
+
+    def __post_init__(self) -> None:
+        numbers = (*self.mean, *self.std)
+        if not len(self.mean) == len(self.std) == self.image_shape[2] or not all(map(math.isfinite, numbers)):
+            raise ValueError(f"mean={self.mean} and std={self.std} must hold {self.image_shape[2]} numbers each")
+        if min(self.std) <= 0:
+            raise ValueError(f"std={self.std} must be greater than 0")
+
+
+class Trained(NamedTuple):
+    """A trained classifier in memory; the variables are nested dictionaries of NumPy arrays."""
+
+    net: Net
+    variables: dict[str, Any]
+    sha256: str
+
+
+def save_net(folder: Path, net: Net, variables: Any) -> None:
+    """Writes a network; who reads the folder meanwhile, or after a crash, finds the old one or this one, whole."""
+    stage_net(folder, net, variables)
+    commit_net(folder)
+
+
+def stage_net(folder: Path, net: Net, variables: Any) -> None:
+    """Writes a network beside the one in its folder, which goes on to count until `commit_net`."""
+    (folder / _NEXT_DESCRIPTION).unlink(missing_ok=True)
+    _end_commit(folder)
+    content = _serialise(variables)
+    write_bytes(folder / _NEXT_WEIGHTS, content)
+    description = {**dataclasses.asdict(net), "sha256": _sha256(content)}
+    write_json(folder / _NEXT_DESCRIPTION, description)
+
+
+def commit_net(folder: Path) -> None:
+    """Makes the network that `stage_net` wrote the one of the folder; does nothing where there is none."""
+    if (folder / _NEXT_DESCRIPTION).exists():
+        (folder / _NEXT_DESCRIPTION).replace(folder / DESCRIPTION)
+        (folder / _NEXT_WEIGHTS).replace(folder / WEIGHTS)
+
+
+def settle_net(folder: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
+    """Ends what a crash left in a folder half done.
+
+    Args:
+        folder: of a network, or of none.
+        wanted: whether a staged network with these `metrics` is to count; else it is removed.
+    """
+    staged = folder / _NEXT_DESCRIPTION
+    if staged.exists():
+        metrics = _read_description(staged).get("metrics")
+        if isinstance(metrics, dict) and wanted(metrics):
+            commit_net(folder)
+        staged.unlink(missing_ok=True)
+    _end_commit(folder)
+
+
+def _end_commit(folder: Path) -> None:
+    """Moves new weights to their place where their description is at its own, and removes others."""
+    path = folder / _NEXT_WEIGHTS
+    if not path.exists():
+        return
+    if _sha256(path.read_bytes()) == _read_description(folder / DESCRIPTION).get("sha256"):
+        path.replace(folder / WEIGHTS)
+    else:
+        path.unlink()
+
+
+def _read_description(path: Path) -> dict[str, Any]:
+    """The object in a file; empty where that is missing or damaged."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def digest(variables: Any) -> str:
+    """SHA-256 of the bytes that `save_net` would write for these variables."""
+    return _sha256(_serialise(variables))
+
+
+def load_net(folder: Path) -> Trained:
+    """Reads a network that `save_net` wrote.
+
+    Raises:
+        UserError: the folder holds no network, or a damaged one.
+    """
+    try:
+        description, content = _read_pair(folder)
+        sha256 = description.pop("sha256")
+        net = _net(description)
+    except OSError as error:
+        raise UserError(f"no network in {folder}: {error.strerror} ({error.filename})") from error
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise UserError(f"{folder / DESCRIPTION} is damaged; restore it or train the network again") from error
+    if _sha256(content) != sha256:
+        raise UserError(f"{folder / WEIGHTS} is damaged (its SHA-256 differs); restore it or train again")
+    try:
+        variables = serialization.msgpack_restore(content)
+        if not isinstance(variables, dict) or not _holds_arrays(variables):
+            raise ValueError("not nested dictionaries of arrays")
+    except Exception as error:  # msgpack, Flax and NumPy answer nonsense with errors of many types
+        raise UserError(f"{folder / WEIGHTS} does not hold a network's weights; restore it") from error
+    return Trained(net, variables, sha256)
+
+
+def pack(trained: Trained) -> dict[str, Any]:
+    """A network as dictionaries, lists, numbers, texts and arrays; `unpack` takes it back."""
+    net = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(trained.net).items()}
+    return {"net": net, "variables": trained.variables, "sha256": trained.sha256}
+
+
+def unpack(packed: dict[str, Any]) -> Trained:
+    """The network that `pack` was given."""
+    return Trained(_net(packed["net"]), packed["variables"], packed["sha256"])
+
+
+def check_weights(variables: Any, expected: Any, where: Path) -> None:
+    """Compares variables with a tree of `jax.ShapeDtypeStruct`.
+
+    Raises:
+        UserError: a weight is missing, unexpected or of another type or shape; the first few are named.
+    """
+    found, wanted = (
+        {
+            "/".join(path): f"{leaf.dtype}{list(leaf.shape)}"
+            for path, leaf in traverse_util.flatten_dict(tree).items()
+        }
+        for tree in (variables, expected)
+    )
+    differences = [
+        f"{name} is {found.get(name, 'missing')} and should be {wanted.get(name, 'absent')}"
+        for name in sorted(found.keys() | wanted.keys())
+        if found.get(name) != wanted.get(name)
+    ]
+    if differences:
+        raise UserError(
+            f"the weights in {where} are not those of the network that its {DESCRIPTION} names: "
+            f"{'; '.join(differences[:3])} ({len(differences)} differ); restore the folder"
+        )
+
+
+def _net(description: dict[str, Any]) -> Net:
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in description.items()}
+    return Net(**fields)
+
+
+def _read_pair(folder: Path) -> tuple[dict[str, Any], bytes]:
+    """The description, and the weights that have its digest, or where none have what is in their place."""
+    for _ in range(2):  # once more where a run has replaced both in between
+        description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+        for path in (folder / _NEXT_WEIGHTS, folder / WEIGHTS):
+            content = path.read_bytes() if path.exists() else b""
+            if _sha256(content) == description["sha256"]:
+                return description, content
+    return description, (folder / WEIGHTS).read_bytes()
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _serialise(variables: Any) -> bytes:
+    return serialization.msgpack_serialize(jax.tree.map(np.asarray, variables))
+
+
+def _holds_arrays(tree: Any) -> bool:
+    if isinstance(tree, dict):
+        return all(isinstance(name, str) and _holds_arrays(child) for name, child in tree.items())
+    return isinstance(tree, np.ndarray)

@@ -1,0 +1,163 @@
+"""The folder of a run: one owner at a time, one configuration for good."""
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from cudfkd_jax.runtime.errors import UserError
+from cudfkd_jax.storage.files import write_json
+
+CONFIG = "config.json"
+TEACHER = "teacher weights (sha256)"  # the setting that stands for all of a teacher
+_LOCK = ".lock"
+
+
+def check_writable(workdir: Path) -> None:
+    """Refuses, without touching the disk, a folder that could not be made or written to.
+
+    Raises:
+        UserError: a part of the path is a file or a link to nothing, or writing is not permitted.
+    """
+    places = (workdir.absolute(), *workdir.absolute().parents)
+    try:
+        dangling = next((path for path in places if path.is_symlink() and not path.exists()), None)
+        existing = next(path for path in places if path.exists())
+    except OSError as error:
+        raise UserError(f"--workdir={workdir}: {error.strerror}; name another folder") from error
+    if dangling:
+        raise UserError(
+            f"--workdir={workdir}: {dangling} is a link to {dangling.readlink()}, which does not exist; mend it"
+        )
+    if not existing.is_dir():
+        raise UserError(f"--workdir={workdir}: {existing} is a file; name a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"--workdir={workdir}: {existing} is not writable; name a folder you may write to")
+
+
+@contextlib.contextmanager
+def lock(workdir: Path) -> Iterator[None]:
+    """Holds the folder for this process; the lock goes with the process, however that ends.
+
+    Raises:
+        UserError: another live process holds it.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(workdir / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        _acquire(descriptor, workdir)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def check_free(workdir: Path) -> None:
+    """Refuses a folder that another live process holds, without touching it.
+
+    Raises:
+        UserError: it is in use; the holder's pid is named.
+    """
+    if not (workdir / _LOCK).exists():
+        return
+    descriptor = os.open(workdir / _LOCK, os.O_RDWR)
+    try:
+        _acquire(descriptor, workdir)
+    finally:
+        os.close(descriptor)
+
+
+def check_own(folder: Path, names: Sequence[str]) -> None:
+    """Refuses a folder that is not a run's but holds files that a run would write over.
+
+    Raises:
+        UserError: one of `names` is there and the run's configuration is not.
+    """
+    foreign = [name for name in names if (folder / name).exists()]
+    if foreign and not (folder / CONFIG).exists():
+        raise UserError(
+            f"{folder} holds {foreign[0]} but no run ({CONFIG} is missing); name an empty or new --workdir"
+        )
+
+
+def check_links(workdir: Path, folders: Sequence[Path]) -> None:
+    """Refuses links that would make a run write to a place outside of its workdir, which may itself be a link.
+
+    Args:
+        workdir: of the run.
+        folders: in it that the run writes to; they may be missing.
+
+    Raises:
+        UserError: one of them leads elsewhere.
+    """
+    for folder in folders:
+        if folder.is_dir() and not folder.resolve().is_relative_to(workdir.resolve()):
+            raise UserError(
+                f"{folder} is a link to {folder.resolve()}, and a run writes to its own workdir alone; remove the "
+                "link, or make the whole workdir one"
+            )
+
+
+def check_config(folder: Path, config: dict[str, Any]) -> None:
+    """Refuses to go on in a folder that holds a run with other settings.
+
+    Args:
+        folder: of the stage.
+        config: the settings that change the stage's results, flat, by dotted name.
+
+    Raises:
+        UserError: settings differ; they are listed with both values.
+    """
+    path = folder / CONFIG
+    if not path.exists():
+        return
+    held = read_settings(folder)
+    wanted = json.loads(json.dumps(config))  # tuples become lists
+    differing = [
+        f"{key} is {_shown(held, key)} there and {_shown(wanted, key)} here"
+        for key in sorted(held.keys() | wanted.keys())
+        if held.get(key) != wanted.get(key)
+    ]
+    if differing:
+        raise UserError(
+            f"{folder} holds a run of another configuration: {'; '.join(differing)}; "
+            "name another --workdir or give the same settings"
+        )
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """The settings that change results of the run in this folder, as `write_config` wrote them.
+
+    Raises:
+        UserError: they cannot be read.
+    """
+    path = folder / CONFIG
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8"))["results"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged; restore it, or move {folder} away to start again") from error
+
+
+def write_config(folder: Path, config: dict[str, Any], whole: dict[str, Any]) -> None:
+    """Writes the settings: `results`, those that `check_config` compares, and `config`, all of them."""
+    write_json(folder / CONFIG, {"results": config, "config": whole})
+
+
+def _shown(settings: dict[str, Any], key: str) -> str:
+    # Settings that came later are left out while they have no effect.
+    return repr(settings[key]) if key in settings else "unset"
+
+
+def _acquire(descriptor: int, workdir: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        holder = os.read(descriptor, 32).decode(errors="replace").strip() or "unknown"
+        raise UserError(
+            f"--workdir={workdir} is in use by a running process (pid {holder}); "
+            "wait for it, stop it or name another folder"
+        ) from error

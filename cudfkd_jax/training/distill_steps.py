@@ -1,0 +1,173 @@
+"""The run state and the pure step functions.
+
+Both steps map a `RunState` to the next one, with explicit arguments, on one device or under a mapping (`axis`).
+A step whose metrics or gradient are not finite leaves the state as it was and marks it failed, and every step
+after it leaves it so: whoever drives the steps may look at the mark as rarely as it likes.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from cudfkd_jax.methods.base import Method, Turn
+from cudfkd_jax.models.capture import Outputs, Variables
+from cudfkd_jax.models.classifier import Classifier
+from cudfkd_jax.models.train_state import TrainState, gradient_norm
+from cudfkd_jax.objectives.terms import Metrics
+from cudfkd_jax.runtime.devices import SINGLE, Axis
+from cudfkd_jax.training.state import (
+    BEGIN,
+    DROPOUT,
+    FINISH,
+    METHOD_INIT,
+    STUDENT,
+    STUDENT_INIT,
+    SYNTHESIS,
+    RunState,
+    Tally,
+    keep_if_finite,
+    purpose_key,
+)
+
+
+class Problem(NamedTuple):
+    """What does not change while a student is distilled."""
+
+    method: Method
+    teacher: Classifier
+    student: Classifier
+    optimiser: optax.GradientTransformation  # the student's
+    learning_rate: optax.Schedule  # what `optimiser` follows, to report it
+    fold: bool = False  # the teacher's BatchNorm into its convolutions, in student steps
+
+
+class Batch(NamedTuple):
+    """What a student step learns from."""
+
+    images: jax.Array  # [B / axis.size, H, W, C]
+    teacher: Outputs  # what the teacher makes of them
+
+
+def init_state(
+    key: jax.Array, teacher_variables: Variables, *, problem: Problem, image_shape: tuple[int, int, int]
+) -> RunState:
+    """The state before the first step; `jax.eval_shape` of it traces every step and so checks all shapes."""
+    student = TrainState.create(
+        problem.student.init(purpose_key(key, STUDENT_INIT), image_shape), problem.optimiser
+    )
+    state = RunState.create(key, student, problem.method.init(purpose_key(key, METHOD_INIT)))
+    _, synthesis = jax.eval_shape(lambda s, t: _synthesise(s, t, problem, SINGLE), state, teacher_variables)
+    batch = jax.eval_shape(
+        lambda s, t: student_batch(s.aux, s.key, s.step, t, problem=problem, axis=SINGLE), state, teacher_variables
+    )
+    _, training = jax.eval_shape(lambda s, b: _train(s, b, problem, SINGLE), state, batch)
+    for turn in (begin_round, finish_round):
+        jax.eval_shape(lambda s, t, turn=turn: turn(s, t, problem=problem, axis=SINGLE), state, teacher_variables)
+    return state.replace(synthesis=Tally.zeros(synthesis), training=Tally.zeros(training))
+
+
+def synthesis_step(state: RunState, teacher_variables: Variables, *, problem: Problem, axis: Axis) -> RunState:
+    """One step of the method's synthesis; teacher and student are frozen, in evaluation mode."""
+    aux, metrics = _synthesise(state, teacher_variables, problem, axis)
+    updated = state.replace(
+        aux=aux, synthesis_step=state.synthesis_step + 1, synthesis=state.synthesis.add(metrics)
+    )
+    return keep_if_finite(state, updated, metrics, "synthesis")
+
+
+def student_batch(
+    aux: Any, key: jax.Array, step: jax.Array, teacher_variables: Variables, *, problem: Problem, axis: Axis
+) -> Batch:
+    """What student step `step` learns from, of a state's `aux` and root key, which no student step changes."""
+    method, teacher = problem.method, functools.partial(problem.teacher, teacher_variables, axis=axis)
+    images = method.sample(aux, teacher, purpose_key(key, STUDENT, step), axis)
+    outputs = teacher(images, capture=method.student_capture, fold=problem.fold)
+    return Batch(images, outputs._replace(batch_stats={}))
+
+
+def student_step(
+    state: RunState,
+    teacher_variables: Variables,
+    batch: Batch | None = None,
+    *,
+    problem: Problem,
+    axis: Axis,
+) -> RunState:
+    """One SGD step of the student (train mode) on images of the frozen method; teacher in evaluation mode.
+
+    Args:
+        state: before the step.
+        teacher_variables: frozen.
+        batch: what `student_batch` returned for this step; None computes it here.
+        problem, axis: see there.
+    """
+    if batch is None:
+        batch = student_batch(state.aux, state.key, state.step, teacher_variables, problem=problem, axis=axis)
+    student, metrics = _train(state, batch, problem, axis)
+    updated = state.replace(student=student, step=state.step + 1, training=state.training.add(metrics))
+    return keep_if_finite(state, updated, metrics, "training")
+
+
+def begin_round(state: RunState, teacher_variables: Variables, *, problem: Problem, axis: Axis) -> RunState:
+    """What the method does before the synthesis steps of a round."""
+    return _turn(state, teacher_variables, problem.method.begin, BEGIN, problem, axis)
+
+
+def finish_round(state: RunState, teacher_variables: Variables, *, problem: Problem, axis: Axis) -> RunState:
+    """What the method does after the synthesis steps of a round."""
+    return _turn(state, teacher_variables, problem.method.finish, FINISH, problem, axis)
+
+
+def _turn(
+    state: RunState,
+    teacher_variables: Variables,
+    turn: Turn | None,
+    purpose: int,
+    problem: Problem,
+    axis: Axis,
+) -> RunState:
+    if turn is None:
+        return state
+    aux = turn(
+        state.aux,
+        functools.partial(problem.teacher, teacher_variables, axis=axis),
+        purpose_key(state.key, purpose, state.synthesis_step),
+        state.step,
+        axis,
+    )
+    return state.replace(aux=jax.tree.map(functools.partial(jnp.where, state.failed), state.aux, aux))
+
+
+def _synthesise(
+    state: RunState, teacher_variables: Variables, problem: Problem, axis: Axis
+) -> tuple[Any, Metrics]:
+    return problem.method.synthesise(
+        state.aux,
+        functools.partial(problem.teacher, teacher_variables, axis=axis),
+        functools.partial(problem.student, state.student.variables, axis=axis),
+        purpose_key(state.key, SYNTHESIS, state.synthesis_step),
+        state.step,
+        axis,
+    )
+
+
+def _train(state: RunState, batch: Batch, problem: Problem, axis: Axis) -> tuple[TrainState, Metrics]:
+    method = problem.method
+    dropout_key = purpose_key(state.key, DROPOUT, state.step)
+
+    def objective(params):
+        variables = {"params": params, "batch_stats": state.student.batch_stats}
+        outputs = problem.student(
+            variables, batch.images, train=True, capture=method.student_capture, axis=axis, key=dropout_key
+        )
+        loss, metrics = method.student_loss(outputs, batch.teacher, state.step, axis)
+        return loss, (outputs.batch_stats, metrics)
+
+    gradients, (batch_stats, metrics) = jax.grad(objective, has_aux=True)(state.student.params)
+    gradients = axis.mean(gradients)
+    metrics["student_gradient_norm"] = gradient_norm(gradients)
+    metrics["learning_rate"] = problem.learning_rate(state.step)
+    return state.student.update(gradients, batch_stats, problem.optimiser), metrics

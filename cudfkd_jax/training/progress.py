@@ -1,0 +1,102 @@
+"""What somebody who watches a run sees: a bar on a terminal, plain lines elsewhere, and TensorBoard events."""
+
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+from cudfkd_jax.storage.records import Record
+
+if TYPE_CHECKING:
+    from tensorboardX import SummaryWriter
+
+_SHOWN = ("synthesis_loss", "student_loss", "loss", "acc1", "agree1")
+
+
+class Progress:
+    """Shows a stage of `epochs` epochs of `steps_per_epoch` steps each, or nothing; a context manager."""
+
+    def __init__(
+        self,
+        stage: str,
+        *,
+        epochs: int,
+        steps_per_epoch: int,
+        first_step: int,
+        tensorboard: Path | None,
+        shown: bool = True,
+    ):
+        self._stage, self._epochs, self._steps_per_epoch, self._shown = stage, epochs, steps_per_epoch, shown
+        self._bar: tqdm | None = None
+        if shown and sys.stderr.isatty():
+            self._bar = tqdm(
+                total=epochs * steps_per_epoch,
+                initial=first_step,
+                desc=f"{stage} epoch {first_step // steps_per_epoch + 1}/{epochs}",
+                unit="step",
+                dynamic_ncols=True,
+                smoothing=0.05,
+            )
+        self._events: SummaryWriter | None = None
+        if shown and tensorboard is not None:
+            self._events = _events(tensorboard, first_step // steps_per_epoch + 1)
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        if self._events is not None:
+            self._events.close()
+
+    def step(self, step: int) -> None:
+        """Moves the bar to a step, counted from the start of the run."""
+        if self._bar is not None:
+            epoch = min(step // self._steps_per_epoch + 1, self._epochs)
+            self._bar.set_description(f"{self._stage} epoch {epoch}/{self._epochs}", refresh=False)
+            self._bar.update(step - self._bar.n)
+
+    def epoch(self, record: Record) -> None:
+        """Shows what an epoch came to."""
+        shown = {key: f"{record[key]:.4g}" for key in _SHOWN if key in record}
+        if self._bar is not None:
+            self._bar.set_postfix(shown)
+        elif self._shown:
+            text = "  ".join(f"{key} {value}" for key, value in shown.items())
+            left = (self._epochs - record["epoch"]) * (record["seconds"] + record["evaluation_seconds"])
+            print(
+                f"{self._stage}  epoch {record['epoch']}/{self._epochs}  {text}  {duration(left)} left",
+                flush=True,
+            )
+        if self._events is not None:
+            for key, value in record.items():
+                if key != "epoch":
+                    self._events.add_scalar(key, value, record["epoch"])
+            self._events.flush()
+
+    def say(self, text: str) -> None:
+        """One line that neither breaks the bar nor is overwritten by it."""
+        if self._bar is not None:
+            tqdm.write(text)
+        elif self._shown:
+            print(text, flush=True)
+
+
+def duration(seconds: float) -> str:
+    """ "7 s", "3 min 05 s" or "2 h 10 min"."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def _events(folder: Path, first_epoch: int) -> "SummaryWriter":
+    from tensorboardX import SummaryWriter  # imports PyTorch where that is installed: a second for who writes none
+
+    return SummaryWriter(str(folder), purge_step=first_epoch)

@@ -1,0 +1,369 @@
+"""How a stage is run: resume, epochs, evaluation, records, checkpoints.
+
+The same for a distilled student and for a supervised network; a stage says what its steps, its evaluation and
+its products are.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cudfkd_jax.runtime import processes
+from cudfkd_jax.runtime.devices import Devices
+from cudfkd_jax.runtime.errors import RunFailedError
+from cudfkd_jax.runtime.signals import Signals, Watch
+from cudfkd_jax.storage import checkpoint, records
+from cudfkd_jax.storage.records import Record
+from cudfkd_jax.training.loops import EpochFunction
+from cudfkd_jax.training.progress import Progress
+from cudfkd_jax.training.state import ROLLBACK, RunState, Tally, purpose_key
+
+METRICS, CHECKPOINTS, TENSORBOARD = "metrics.jsonl", "checkpoints", "tensorboard"
+ON_NAN = ("stop", "rollback")
+_ROLLBACKS = 3  # of a run, at most
+
+
+class Callback:
+    """What happens beside the training of a stage; a hook that is not overridden does nothing.
+
+    After a crash or a rollback hooks are called again for the same epoch and overwrite what they wrote before.
+    """
+
+    def inspects(self, epoch: int) -> bool:
+        """Whether `on_epoch_end` reads `aux` after an epoch (counted from 1), so that the next one must wait."""
+        del epoch
+        return False
+
+    def on_epoch_end(self, state: RunState, history: list[Record]) -> Sequence[str]:
+        """Called before the epoch's checkpoint is written.
+
+        Args:
+            state: one copy; its `aux` is None where no callback inspects the epoch.
+            history: all records so far, that of the epoch last.
+
+        Returns:
+            Warnings for the user.
+        """
+        del state, history
+        return ()
+
+    def before_checkpoint(self) -> None:
+        """Called in the process that writes, before a checkpoint; a crash may follow."""
+
+    def after_checkpoint(self) -> None:
+        """Called in the process that writes, once all epochs so far are safe."""
+
+    def after_restore(self, epochs: int) -> None:
+        """Called at the start and after a rollback, with the number of epochs that are safe."""
+        del epochs
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One training of one network.
+
+    Attributes:
+        name: shown to the user.
+        folder: of its files: `checkpoints/`, `metrics.jsonl`, `tensorboard/`.
+        epochs, steps_per_epoch: its length.
+        images_per_step: that the trained network sees, over all devices.
+        init: makes the state before the first step; jit-compiled, and traced for the shapes of a checkpoint.
+        run_epoch: see `loops.make_epoch_function`.
+        frozen: replicated arguments of `run_epoch` after the state.
+        evaluate: begins to measure a state (one copy of it) and returns a callable that blocks until the test
+            metrics are ready; `{}` where there is nothing to measure.
+        devices: what everything above is compiled for.
+        callbacks: called in this order.
+        done: whether training ends with the epoch of this record, before `epochs`; None: never.
+        waits: whether each epoch is measured before the next one begins, because `evaluate` reads `aux`.
+    """
+
+    name: str
+    folder: Path
+    epochs: int
+    steps_per_epoch: int
+    images_per_step: int
+    init: Callable[[], RunState]
+    run_epoch: EpochFunction
+    frozen: tuple[Any, ...]
+    evaluate: Callable[[RunState], Callable[[], dict[str, float]]]
+    devices: Devices
+    callbacks: Sequence[Callback] = ()
+    done: Callable[[Record], bool] | None = None
+    waits: bool = False
+
+    def is_over(self, history: list[Record]) -> bool:
+        """Whether no epoch is left."""
+        return len(history) == self.epochs or bool(history and self.done and self.done(history[-1]))
+
+    def inspects(self, epoch: int) -> bool:
+        """Whether an epoch must be measured and recorded before the next one may begin."""
+        return self.waits or self.done is not None or any(c.inspects(epoch) for c in self.callbacks)
+
+
+@dataclasses.dataclass(frozen=True)
+class Upkeep:
+    """What does not change results, but those of a run whose numbers went wrong.
+
+    Attributes:
+        evaluate_every: epochs; the last one is always evaluated.
+        checkpoint_seconds: between two checkpoints, also inside an epoch where steps are driven from Python;
+            0: at the end of every epoch. The end is always saved.
+        keep: checkpoints.
+        tensorboard: whether to write events.
+        on_nan: one of `ON_NAN`: whether a step that is not finite ends the run, or takes it back to its newest
+            checkpoint and on from there with another random key.
+    """
+
+    evaluate_every: int
+    checkpoint_seconds: float
+    keep: int
+    tensorboard: bool
+    on_nan: str
+
+
+class _NotFiniteError(Exception):
+    """A step was not finite; holds one copy of the state before it, marked as failed."""
+
+    def __init__(self, state: RunState):
+        super().__init__()
+        self.state = state
+
+
+def run(stage: Stage, upkeep: Upkeep) -> tuple[RunState, list[Record]]:
+    """Runs a stage to its end, from its newest checkpoint where it has one.
+
+    Of several processes the first one reads and writes the folder; all return the same state and metrics.
+
+    Returns:
+        One copy of the last state, and a record an epoch.
+
+    Raises:
+        StoppedError: Ctrl-C or SIGTERM, of any process; the state is saved.
+        RunFailedError: a metric turned NaN or infinite; the state before that step is saved, or with
+            `on_nan="rollback"` the run has gone back to a checkpoint as often as it may.
+        UserError: the checkpoints or the records cannot be used.
+    """
+    state, history, damaged = _start(stage)
+    _restored(stage, history)
+    first_step = int(state.step)
+    if stage.is_over(history):
+        return state, history
+    progress = Progress(
+        stage.name,
+        epochs=stage.epochs,
+        steps_per_epoch=stage.steps_per_epoch,
+        first_step=first_step,
+        tensorboard=stage.folder / TENSORBOARD if upkeep.tensorboard else None,
+        shown=processes.is_first(),
+    )
+    for path in damaged:
+        progress.say(f"{path} is damaged and passed over")
+    if first_step:
+        progress.say(f"{stage.name}: going on from step {first_step}")
+    state = stage.devices.replicate(state)
+    saver = _Saver(stage, upkeep)
+    with Signals() as signals, progress:
+        watch = Watch(signals, saver.due)
+        begun: float | None = None
+        while not stage.is_over(history):
+            try:
+                one, record, state, begun = _run_epoch(
+                    stage, upkeep, state, begun, len(history) + 1, saver, watch, progress
+                )
+            except _NotFiniteError as error:
+                one, history = _roll_back(stage, upkeep, error.state, saver, progress)
+                state, begun = stage.devices.replicate(one), None
+                continue
+            history.append(record)
+            if processes.is_first():
+                records.append(stage.folder / METRICS, record)
+            progress.epoch(record)
+            for callback in stage.callbacks:
+                for warning in callback.on_epoch_end(one, history):
+                    progress.say(f"{stage.name}: epoch {len(history)}: warning: {warning}")
+            if begun is None and (watch.interrupts(at_epoch_end=True) or stage.is_over(history)):
+                saver.save(stage.devices.unreplicate(state))
+                watch.stop_if_told()
+    return stage.devices.unreplicate(state), history
+
+
+def _start(stage: Stage) -> tuple[RunState, list[Record], list[str]]:
+    """The state to go on from, the records up to it, and the damaged checkpoints that were passed over."""
+    like = jax.eval_shape(stage.init)
+
+    def read() -> dict[str, Any]:
+        state, damaged = checkpoint.restore_newest(stage.folder / CHECKPOINTS, like)
+        state = initialise(stage.init) if state is None else state
+        return {
+            "history": records.cut_back(stage.folder / METRICS, int(state.step) // stage.steps_per_epoch),
+            "state": jax.tree.leaves(checkpoint.to_host(state)),
+            "damaged": [str(path) for path in damaged],
+        }
+
+    found = processes.from_first(read)
+    state = checkpoint.with_keys(jax.tree.unflatten(jax.tree.structure(like), found["state"]), like)
+    return state, found["history"], found["damaged"]
+
+
+def _roll_back(
+    stage: Stage, upkeep: Upkeep, failed: RunState, saver: "_Saver", progress: Progress
+) -> tuple[RunState, list[Record]]:
+    """One copy of the state of the newest checkpoint, with another random key, and the records up to it.
+
+    Raises:
+        RunFailedError: the run is to stop, or has gone back as often as it may.
+    """
+    what, times = _failure(stage.name, failed), int(failed.rollbacks)
+    if upkeep.on_nan == "stop":
+        saver.save(failed.replace(failed=jnp.zeros((), bool)))
+        raise RunFailedError(
+            f"{what}; the state before it is saved; start again with a lower learning rate in another --workdir, "
+            "or go on from here with another random key (--config.on_nan=rollback)"
+        )
+    if times == _ROLLBACKS:
+        raise RunFailedError(
+            f"{what}, after {times} rollbacks; start again with a lower learning rate in another --workdir"
+        )
+    state, history, _ = _start(stage)
+    _restored(stage, history)
+    progress.say(f"{what}; back to step {int(state.step)} with another random key, {times + 1} of {_ROLLBACKS}")
+    key = purpose_key(state.key, ROLLBACK, times)
+    return state.replace(key=key, rollbacks=jnp.int32(times + 1)), history
+
+
+def _restored(stage: Stage, history: list[Record]) -> None:
+    for callback in stage.callbacks:
+        callback.after_restore(len(history))
+
+
+class _Saver:
+    """Writes checkpoints and knows when the next one is due."""
+
+    def __init__(self, stage: Stage, upkeep: Upkeep):
+        self._stage, self._upkeep, self._saved_at = stage, upkeep, time.monotonic()
+
+    def due(self, *, at_epoch_end: bool) -> bool:
+        """Whether it is time: 0 seconds mean at the end of every epoch and only there."""
+        every = self._upkeep.checkpoint_seconds
+        return (every > 0 or at_epoch_end) and time.monotonic() - self._saved_at >= every
+
+    def save(self, state: RunState) -> None:
+        """Writes one copy of a state between the callbacks' two hooks; one process alone does."""
+        if processes.is_first():
+            folder = self._stage.folder / CHECKPOINTS
+            for callback in self._stage.callbacks:
+                callback.before_checkpoint()
+            checkpoint.save(folder, int(state.step + state.synthesis_step), state, keep=self._upkeep.keep)
+            for callback in self._stage.callbacks:
+                callback.after_checkpoint()
+        self._saved_at = time.monotonic()
+
+
+def _run_epoch(
+    stage: Stage,
+    upkeep: Upkeep,
+    state: RunState,
+    begun: float | None,
+    epoch: int,
+    saver: _Saver,
+    watch: Watch,
+    progress: Progress,
+) -> tuple[RunState, Record, RunState, float | None]:
+    """The (rest of the) epoch, saved inside it where that is due, and its record.
+
+    Where nothing stands against it, the next epoch is begun before this one is measured: devices that take whole
+    epochs at a time never wait for Python.
+
+    Args:
+        state: replicated; where `begun` is None in or before the epoch, else on its way to the end of it.
+        begun: when, on the monotonic clock.
+        epoch: counted from 1.
+
+    Returns:
+        One copy of the state at the end of the epoch, its record, and the next `state` and `begun`.
+    """
+    end = epoch * stage.steps_per_epoch
+    first_step = end - stage.steps_per_epoch
+    if begun is None:
+        first_step, begun = int(stage.devices.unreplicate(state.step)), time.monotonic()
+        state = _to_the_end(stage, state, end, saver, watch, progress)
+    _check_finite(stage, state)
+    computed = time.monotonic()
+    progress.step(end)
+
+    whole = None if stage.inspects(epoch) or epoch == stage.epochs else stage.run_epoch.whole
+    if whole and watch.interrupts(at_epoch_end=True):
+        whole = None
+    one = stage.devices.snapshot(state.replace(aux=None)) if whole else stage.devices.unreplicate(state)
+    evaluated = epoch % upkeep.evaluate_every == 0 or epoch == stage.epochs
+    measured = stage.evaluate(one) if evaluated else dict
+    state = state.start_epoch()
+    if whole:
+        state = whole(state, *stage.frozen)
+    means, metrics = _means(one.synthesis) | _means(one.training), measured()
+    # Measured while the next epoch runs, an evaluation adds nothing; that epoch has run since this one ended.
+    evaluation_s = 0.0 if whole else time.monotonic() - computed
+    record = {
+        "epoch": epoch,
+        "step": end,
+        **means,
+        **({"rollbacks": int(one.rollbacks)} if one.rollbacks else {}),
+        **metrics,
+        "seconds": computed - begun,
+        "evaluation_seconds": evaluation_s,
+        "images_per_s": (end - first_step) * stage.images_per_step / (computed - begun),
+    }
+    return one, record, state, computed if whole else None
+
+
+def _to_the_end(
+    stage: Stage, state: RunState, end: int, saver: _Saver, watch: Watch, progress: Progress
+) -> RunState:
+    """A state at step `end`, the end of its epoch, from one in or before it."""
+
+    def on_step(steps_in_epoch: int) -> bool:
+        progress.step(end - stage.steps_per_epoch + steps_in_epoch)
+        return watch.interrupts()
+
+    while True:
+        state = stage.run_epoch(state, *stage.frozen, progress=on_step)
+        _check_finite(stage, state)
+        if int(stage.devices.unreplicate(state.step)) == end:
+            return state
+        saver.save(stage.devices.unreplicate(state))
+        watch.stop_if_told()
+
+
+def _check_finite(stage: Stage, state: RunState) -> None:
+    """Waits for a replicated state and raises where a step on the way to it was not finite."""
+    if stage.devices.unreplicate(state.failed):
+        raise _NotFiniteError(stage.devices.unreplicate(state))
+
+
+def initialise(init: Callable[[], Any]) -> Any:
+    """Compiles and calls a function that runs once, such as an initialisation."""
+    # Optimising code that runs once takes XLA's CPU compiler far longer than it saves.
+    options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    return jax.jit(init, compiler_options=options)()
+
+
+def _means(tally: Tally) -> dict[str, float]:
+    count = max(int(tally.count), 1)
+    return {name: float(total) / count for name, total in jax.device_get(tally.total).items()}
+
+
+def _failure(name: str, state: RunState) -> str:
+    kinds = {"synthesis": (state.synthesis, state.synthesis_step), "student": (state.training, state.step)}
+    for kind, (tally, counter) in kinds.items():
+        values = {key: float(value) for key, value in jax.device_get(tally.last).items()}
+        if not np.isfinite(list(values.values())).all():
+            terms = ", ".join(f"{key} {value:.4g}" for key, value in values.items())
+            return f"{name}: {kind} step {int(counter)} is not finite ({terms})"
+    raise AssertionError("a state is marked failed and all its terms are finite")

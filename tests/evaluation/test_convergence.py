@@ -1,0 +1,151 @@
+"""Eq. 8 before and after real student steps: against another formulation, and where its answer is known."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import nets
+import numpy as np
+import optax
+import pytest
+from scipy.integrate import quad
+
+from cudfkd_jax.config.methods import lambda_t, sample_loss
+from cudfkd_jax.evaluation.convergence import MajoriseMinimise
+from cudfkd_jax.objectives import curriculum
+from cudfkd_jax.objectives.losses import l1_distance
+from cudfkd_jax.runs import stages
+from cudfkd_jax.runtime.devices import SINGLE, local_devices
+from cudfkd_jax.runtime.errors import UserError
+from cudfkd_jax.storage import records
+from cudfkd_jax.training import distill_steps
+from cudfkd_jax.training.state import HELD_OUT, purpose_key
+
+UPDATES, BATCH_SIZE, _LAMBDA_0 = 3, 12, 12.0
+
+
+def _config():
+    config = nets.config()
+    config.distill.loss = "l1"
+    config.curriculum.update(lambda_0=_LAMBDA_0, lambda_max=0.0)  # near the first losses
+    return config
+
+
+@functools.cache
+def _problem(learning_rate: float):
+    return nets.problem(_config())._replace(optimiser=optax.sgd(learning_rate))
+
+
+def _state(problem):
+    init = functools.partial(distill_steps.init_state, problem=problem, image_shape=nets.IMAGE_SHAPE)
+    return jax.jit(init)(jax.random.key(1), nets.teacher_variables())
+
+
+def _diagnostic(problem, *, updates=UPDATES, strategy="log"):
+    config = _config()
+    return MajoriseMinimise(
+        problem,
+        nets.teacher_variables(),
+        local_devices(1),
+        sample_loss=sample_loss(config),
+        strategy=strategy,
+        lambda_t=lambda_t(config),
+        batch_size=BATCH_SIZE,
+        updates=updates,
+    )
+
+
+def _bits(state):
+    return jax.device_get(state.replace(key=jax.random.key_data(state.key)))
+
+
+def _by_hand(problem, state):
+    """Objective, bound and outcome of each update, by quadrature of v* and without `majoriser`."""
+    images = problem.method.preview(state.aux, purpose_key(state.key, HELD_OUT), BATCH_SIZE)
+    teacher = problem.teacher(nets.teacher_variables(), images).value
+
+    @jax.jit
+    def logits(variables):
+        return problem.student(variables, images, train=True, key=jax.random.key(0)).value
+
+    def losses(state):
+        student = logits(state.student.variables)
+        return np.asarray(l1_distance(teacher, student), np.float64)
+
+    def weight(loss, lam):
+        return (1 + np.exp(-lam)) / (1 + np.exp(loss - lam))
+
+    step = jax.jit(functools.partial(distill_steps.student_step, problem=problem, axis=SINGLE))
+    found = []
+    for update in range(UPDATES):
+        lam = _LAMBDA_0 + 1e-4 * (int(state.step))
+        before = losses(state)
+        state = step(state, nets.teacher_variables())
+        after = losses(state)
+        latent, reached = (
+            np.array([quad(weight, 0, loss, args=(lam,), epsabs=1e-12)[0] for loss in each])
+            for each in (before, after)
+        )
+        bound = latent + weight(before, lam) * (after - before)
+        found.append((latent.mean(), bound.mean(), reached.mean()))
+        assert int(state.step) == update + 1
+    return np.array(found).T
+
+
+@pytest.mark.parametrize("learning_rate", [0.1, -0.1])
+def test_shares_are_those_of_the_inequalities(learning_rate):
+    problem = _problem(learning_rate)
+    state = _state(problem)
+    before = _bits(state)
+    found = _diagnostic(problem)(state)
+    jax.tree.map(np.testing.assert_array_equal, before, _bits(state))  # training goes on from where it was
+
+    objective, bound, reached = _by_hand(problem, state)
+    assert found["latent_objective"] == pytest.approx(objective[0], rel=1e-4)
+    assert np.abs(bound - objective).min() > 1e-4 * objective[0]  # far from equality: the shares are certain
+    assert found["minimised"] == pytest.approx(100 * np.mean(bound <= objective))
+    assert found["descended"] == pytest.approx(100 * np.mean(reached <= objective))
+    assert found["majorised"] == 100
+
+
+def test_a_step_downhill_descends_and_one_uphill_does_not():
+    down, up = (_diagnostic(_problem(rate), updates=1) for rate in (0.1, -0.1))
+    state = _state(_problem(0.1))
+    assert down(state)["descended"] == 100 and down(state)["minimised"] == 100
+    assert up(state)["descended"] == 0 and up(state)["minimised"] == 0 and up(state)["majorised"] == 100
+
+
+def test_a_majoriser_that_is_none_is_found_out(monkeypatch):
+    """With v* at the free point, as Eq. 8 is printed, Q does not bound F from above."""
+
+    def as_printed(strategy, losses, losses_ref, lam):
+        slope = curriculum.spl_weights(strategy, losses, lam)
+        return curriculum.latent_objective(strategy, losses_ref, lam) + slope * (losses - losses_ref)
+
+    monkeypatch.setattr(curriculum, "majoriser", as_printed)
+    problem = _problem(1.0)
+    assert _diagnostic(problem, updates=1)(_state(problem))["majorised"] == 0
+
+
+def test_without_weights_the_bound_is_the_loss():
+    problem = _problem(0.1)
+    found = _diagnostic(problem, updates=1, strategy="none")(_state(problem))
+    assert found["minimised"] == found["descended"] and jnp.isfinite(found["latent_objective"])
+
+
+def test_a_run_records_the_shares_and_shows_them(finished_run, tmp_path, tiny_config):
+    tiny_config.teacher.checkpoint = str(finished_run)
+    tiny_config.distill.epochs, tiny_config.log.majorise_minimise_updates = 1, 2
+    stages.run(tiny_config, "distill", tmp_path, say=lambda text: None)
+    (record,) = records.read(tmp_path / "metrics.jsonl")
+    assert record["majorised"] == 100 and record["minimised"] in (0, 50, 100) and record["latent_objective"] > 0
+    assert "Majorise–minimise inequality (Eq. 8)" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    (first,) = [r for r in records.read(finished_run / "metrics.jsonl") if r["epoch"] == 1]
+    assert first["student_loss"] == record["student_loss"]  # nothing else has changed
+
+
+def test_methods_without_weights_are_refused(tmp_path, tiny_config):
+    tiny_config.method, tiny_config.log.majorise_minimise_updates = "dafl", 1
+    with pytest.raises(UserError, match=r"log\.majorise_minimise_updates=1 is for cudfkd"):
+        stages.run(tiny_config, "all", tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,129 @@
+"""Capturing BatchNorm inputs of modules that were not written for it."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cudfkd_jax.models import MODELS, build_classifier
+from cudfkd_jax.models.capture import BN, apply
+from cudfkd_jax.models.classifier import Classifier
+from cudfkd_jax.objectives.losses import bn_alignment
+from cudfkd_jax.runtime.errors import UserError
+
+
+class Block(nn.Module):
+    @nn.compact
+    def __call__(self, x, train: bool):
+        x = nn.Conv(4, (3, 3))(x)
+        return nn.relu(nn.BatchNorm(use_running_average=not train)(x))
+
+
+class Net(nn.Module):
+    wrap: str = ""
+
+    @nn.compact
+    def __call__(self, x, train: bool):
+        block = {"": Block, "remat": nn.remat(Block, static_argnums=2), "jit": nn.jit(Block, static_argnums=2)}
+        x = block[self.wrap]()(x, train)
+        x = nn.GroupNorm(2)(x)
+        x = nn.BatchNorm(use_running_average=not train, axis=1)(x)  # features not last
+        return nn.Dense(3)(x.mean((1, 2)))
+
+
+class Scanned(nn.Module):
+    @nn.compact
+    def __call__(self, x, train: bool):
+        class Layer(nn.Module):
+            @nn.compact
+            def __call__(self, carry, _):
+                return nn.BatchNorm(use_running_average=not train)(carry), None
+
+        layers = nn.scan(
+            Layer, variable_axes={"params": 0, "batch_stats": 0}, split_rngs={"params": True}, length=2
+        )
+        return layers()(x, None)[0].mean((1, 2))
+
+
+@pytest.fixture(name="x")
+def _x():
+    return jax.random.normal(jax.random.key(1), (6, 8, 8, 3)) * 3 + 5
+
+
+def _random_statistics(variables):
+    leaves, tree = jax.tree.flatten(variables)
+    keys = jax.random.split(jax.random.key(2), len(leaves))
+    return tree.unflatten([leaf + jax.random.uniform(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)])
+
+
+@pytest.mark.parametrize("wrap", ["", "remat", "jit"])
+def test_statistics_are_those_of_the_batch_norm_inputs(x, wrap):
+    variables = _random_statistics(dict(Net(wrap).init(jax.random.key(0), x, False)))
+    outputs = jax.jit(lambda v, x: apply(Net(wrap), v, x, capture=(BN,)))(variables, x)
+    plain = Net(wrap).apply(variables, x, train=False)
+    np.testing.assert_allclose(outputs.value, plain, rtol=1e-4)
+    assert len(outputs.bn) == 2
+    # The one inside the block sees the convolution's output.
+    first = next(bn for bn in outputs.bn if bn.mean.shape == (4,))
+    params = next(p for name, p in variables["params"].items() if "Block" in name)["Conv_0"]
+    conv = nn.Conv(4, (3, 3)).apply({"params": params}, x)
+    np.testing.assert_allclose(first.mean, np.mean(conv, (0, 1, 2)), rtol=1e-5)
+    np.testing.assert_allclose(first.var, np.var(conv, (0, 1, 2)), rtol=1e-4)
+    # The other normalises axis 1, of length 8.
+    assert {bn.mean.shape for bn in outputs.bn} == {(4,), (8,)}
+
+
+def test_capture_has_gradients(x):
+    variables = dict(Net().init(jax.random.key(0), x, False))
+    gradient = jax.grad(lambda x: sum(bn.var.sum() for bn in apply(Net(), variables, x, capture=(BN,)).bn))(x)
+    assert np.all(np.isfinite(gradient)) and np.any(gradient)
+
+
+def test_layers_hidden_by_a_lifted_transform_are_refused_by_name():
+    x = jnp.ones((2, 4, 4, 3))
+    variables = Scanned().init(jax.random.key(0), x, False)
+    with pytest.raises(UserError, match=r"BatchNorm layers cannot be seen \(.*BatchNorm_0.*nn\.scan"):
+        apply(Scanned(), variables, x, capture=(BN,))
+
+
+def test_train_updates_running_statistics_and_evaluation_does_not(x):
+    variables = dict(Net().init(jax.random.key(0), x, False))
+    trained = apply(Net(), variables, x, train=True).batch_stats
+    kept = apply(Net(), variables, x).batch_stats
+    old = variables["batch_stats"]
+    assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), kept, old)))
+    assert not any(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), trained, old)))
+
+
+@pytest.mark.parametrize("arch", sorted(MODELS))
+def test_every_registered_model_is_captured_whole(arch):
+    network = Classifier(build_classifier(arch, 10), (0.5,) * 3, (0.2,) * 3)
+    variables = jax.eval_shape(lambda: network.init(jax.random.key(0), (32, 32, 3)))
+    images = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
+    outputs = jax.eval_shape(lambda v, x: network(v, x, capture=(BN,)), variables, images)
+    assert len(outputs.bn) == len(jax.tree.leaves(variables["batch_stats"])) // 2
+
+
+def test_classifier_normalises(x):
+    variables = dict(Net().init(jax.random.key(0), x, False))
+    mean, std = (0.1, 0.2, 0.3), (1.0, 2.0, 4.0)
+    expected = Net().apply(variables, (x - np.float32(mean)) / np.float32(std), train=False)
+    np.testing.assert_allclose(Classifier(Net(), mean, std)(variables, x).value, expected, rtol=1e-5)
+
+
+def test_bfloat16_changes_the_alignment_by_less_than_a_percent():
+    """Statistics are sums in float32 of what bfloat16 layers return: their errors average out."""
+    seen, others = jax.random.normal(jax.random.key(1), (2, 32, 16, 16, 3))
+    module = build_classifier("wrn10_1", 10, None)
+    variables = dict(jax.jit(lambda: module.init(jax.random.key(0), seen, False))())
+    train = jax.jit(lambda v: apply(module, v, seen, train=True).batch_stats)
+    for _ in range(40):  # the running statistics become those of the images
+        variables["batch_stats"] = train(variables)
+
+    def alignment(dtype):
+        rounded = build_classifier("wrn10_1", 10, dtype)
+        return float(jax.jit(lambda v: bn_alignment(apply(rounded, v, others, capture=(BN,)).bn))(variables))
+
+    exact = alignment(None)
+    assert alignment(jnp.bfloat16) == pytest.approx(exact, rel=0.01) and alignment(jnp.bfloat16) != exact

@@ -1,0 +1,228 @@
+"""The convolution of the networks: its forms for oneDNN against JAX's in float64, and that oneDNN is called."""
+
+import functools
+import platform
+import re
+from pathlib import Path
+
+import flax.linen as nn
+import hypothesis
+import jax
+import jax.numpy as jnp
+import jaxlib.version
+import nets
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+from jax import lax
+
+from cudfkd_jax.models import convolution, normalisation
+from cudfkd_jax.models.capture import apply
+from cudfkd_jax.models.convolution import conv_general_dilated, conv_of_upsampled, upsample_2x
+from cudfkd_jax.runtime import onednn
+from cudfkd_jax.runtime.devices import SINGLE, local_devices
+from cudfkd_jax.training import distill_steps
+
+LAYOUT = ("NHWC", "HWIO", "NHWC")
+EPSILON = 2.0**-8  # bfloat16's rounding error
+
+
+@pytest.fixture(name="in_use")
+def _in_use(monkeypatch):
+    """The forms for oneDNN in bfloat16, also where it is not there: they are right anywhere."""
+    monkeypatch.setattr(onednn, "in_use", lambda dtype: jnp.dtype(dtype) == jnp.bfloat16)
+    monkeypatch.setattr(convolution, "_WIDE", 8 * 12)  # small enough to be computed in float64 at once
+
+
+def normal(seed: int, *shape: int) -> np.ndarray:
+    return np.asarray(jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.bfloat16), np.float64)
+
+
+def check_gradients(ours, exact, x: np.ndarray, kernel: np.ndarray) -> None:
+    """Result and gradients of a function of bfloat16 arrays against those of another in float64."""
+    with jax.enable_x64(True):
+        expected, pull = jax.vjp(exact, x, kernel)
+        gradient = normal(2, *expected.shape)
+        wanted = [np.asarray(value) for value in (expected, *pull(jnp.asarray(gradient)))]
+    found, pull = jax.vjp(ours, jnp.asarray(x, jnp.bfloat16), jnp.asarray(kernel, jnp.bfloat16))
+    for ours_, exact_ in zip((found, *pull(jnp.asarray(gradient, jnp.bfloat16))), wanted, strict=True):
+        assert ours_.dtype == jnp.bfloat16
+        np.testing.assert_allclose(
+            np.asarray(ours_, np.float64), exact_, rtol=0, atol=EPSILON * np.abs(exact_).max()
+        )
+
+
+@hypothesis.given(
+    batch=st.integers(1, 3),
+    height=st.integers(7, 9),
+    width=st.integers(7, 11),
+    # Of the first kind JAX's form, of the second exchanged operands, of the third products.
+    channels=st.sampled_from([(1, 5), (8, 3), (8, 12)]),
+    size=st.sampled_from([1, 2, 3, 7]),
+    stride=st.sampled_from([1, 2]),
+    padding=st.sampled_from(["SAME", "VALID", "torch", ((2, 0), (0, 1))]),
+)
+@hypothesis.settings(
+    max_examples=25,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
+)
+def test_gradients_are_those_of_float64(in_use, batch, height, width, channels, size, stride, padding):
+    if padding == "torch":
+        padding = ((size // 2, size // 2),) * 2
+    x, kernel = normal(0, batch, height, width, channels[0]), normal(1, size, size, *channels)
+    arguments = {"window_strides": (stride, stride), "padding": padding, "dimension_numbers": LAYOUT}
+    check_gradients(
+        functools.partial(conv_general_dilated, **arguments),
+        functools.partial(lax.conv_general_dilated, **arguments),
+        x,
+        kernel,
+    )
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 5, 6, 7), (1, 4, 4, 128, 70)])
+def test_repeated_pixels_need_not_be_read(in_use, shape):
+    batch, height, width, channels, features = shape
+    arguments = {"window_strides": (1, 1), "padding": [(1, 1), (1, 1)], "dimension_numbers": LAYOUT}
+
+    def rounded_taps(x, kernel):  # the sums of taps are rounded, as the kernel's gradient is
+        return lax.conv_general_dilated(upsample_2x(x), kernel, **arguments)
+
+    # Integers small enough that the sums of their taps are exact.
+    kernel = np.random.default_rng(1).integers(-8, 8, (3, 3, channels, features)).astype(np.float64)
+    check_gradients(
+        functools.partial(conv_of_upsampled, **arguments),
+        rounded_taps,
+        normal(0, batch, height, width, channels),
+        kernel,
+    )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"feature_group_count": 2},
+        {"rhs_dilation": (2, 2)},
+        {"lhs_dilation": (2, 1)},
+        {"dtype": jnp.float32},
+        {"dtype": jnp.float16},
+    ],
+    ids=str,
+)
+def test_everything_else_is_left_to_jax(in_use, monkeypatch, change):
+    """To the bit, gradients included; float32 is what it was before."""
+    monkeypatch.setattr(convolution, "_convolve", None)
+    change = dict(change)
+    dtype = change.pop("dtype", jnp.bfloat16)
+    arguments = {"window_strides": (1, 1), "padding": [(1, 1), (1, 0)], "dimension_numbers": LAYOUT} | change
+    groups = change.get("feature_group_count", 1)
+    x, kernel = jnp.asarray(normal(0, 2, 8, 8, 4), dtype), jnp.asarray(normal(1, 3, 3, 4 // groups, 6), dtype)
+
+    def results(operation):
+        value, pull = jax.vjp(functools.partial(operation, **arguments), x, kernel)
+        return value, *pull(jnp.ones_like(value))
+
+    for ours, jax_s in zip(results(conv_general_dilated), results(lax.conv_general_dilated), strict=True):
+        assert (ours == jax_s).all()
+
+
+class Users(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Conv(8, (3, 3), strides=2, dtype=jnp.bfloat16)(x)
+
+
+def test_a_users_network_takes_the_operation(in_use, monkeypatch):
+    calls = []
+    monkeypatch.setattr(
+        convolution, "conv_general_dilated", lambda *a, **k: calls.append(a) or conv_general_dilated(*a, **k)
+    )
+    variables = Users().init(jax.random.key(0), jnp.zeros((1, 8, 8, 4)))
+    assert not calls
+    apply(Users(), variables, jnp.zeros((1, 8, 8, 4)))
+    assert len(calls) == 1
+
+
+def _rewrites() -> bool:
+    """Whether jaxlib and the processor are such that XLA has been seen to call oneDNN."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
+    except OSError:
+        return False
+    new = jaxlib.version.__version_info__ >= (0, 11)
+    return new and platform.machine() == "x86_64" and "avx512f" in flags and jax.default_backend() == "cpu"
+
+
+@pytest.mark.skipif(not _rewrites(), reason="this jaxlib does not call oneDNN here")
+@pytest.mark.parametrize("stride", [1, 2])
+def test_convolution_and_both_gradients_are_calls_of_onednn(stride):
+    """Fails where a new jaxlib no longer recognises a form, which is ten times as slow then."""
+    assert onednn.in_use(jnp.bfloat16) and not onednn.in_use(jnp.float32)
+    module = nn.Conv(
+        16, (3, 3), strides=stride, padding=1, dtype=jnp.bfloat16, conv_general_dilated=conv_general_dilated
+    )
+    x = jnp.zeros((4, 8, 8, 16), jnp.bfloat16)
+    variables = module.init(jax.random.key(0), x)
+
+    def step(variables, x, axis):
+        del axis
+        return jax.vjp(module.apply, variables, x)[1](jnp.ones((4, 8 // stride, 8 // stride, 16), jnp.bfloat16))
+
+    def calls(bfloat16):
+        compiled = (
+            local_devices(1, bfloat16=bfloat16).compile(step, donate_state=False).lower(variables, x).compile()
+        )
+        return compiled.as_text().count(f'custom_call_target="{onednn.CONVOLUTION}"')
+
+    assert calls(bfloat16=True) == 2  # the result itself is not used
+    assert calls(bfloat16=False) == 0
+
+
+@pytest.mark.skipif(not _rewrites(), reason="this jaxlib does not call oneDNN here")
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_loop_calls_onednn_with_the_same_layouts(stride):
+    """Those that XLA chooses in a loop are computed by oneDNN's reference code, fifty times as slow."""
+    x, kernel = jnp.zeros((4, 8, 8, 16), jnp.bfloat16), jnp.zeros((3, 3, 16, 16), jnp.bfloat16)
+    convolve = functools.partial(
+        conv_general_dilated,
+        window_strides=(stride, stride),
+        padding=[(1, 1), (1, 1)],
+        dimension_numbers=LAYOUT,
+    )
+
+    def once(x, kernel, axis):
+        del axis
+        y, pull = jax.vjp(convolve, x, kernel)
+        return pull(y)
+
+    def looped(x, kernel, axis):
+        return lax.scan(lambda both, _: (once(*both, axis), None), (x, kernel), None, length=3)[0]
+
+    def results(step):
+        compile = local_devices(1, bfloat16=True).compile
+        text = compile(step, donate_state=False).lower(x, kernel).compile().as_text()
+        return sorted(re.findall(rf"\((\w+\[[\d,]+\]).*? custom-call\(.*{re.escape(onednn.CONVOLUTION)}", text))
+
+    assert len(results(once)) == 3
+    assert results(looped) == results(once)
+
+
+@pytest.mark.parametrize("kind", ["synthesis", "student"])
+def test_a_step_in_these_forms_is_that_of_jax(kind, monkeypatch):
+    """In float32 all forms together, those of the statistics too, may change nothing but rounding."""
+    problem = nets.problem(nets.config())
+    step = {"synthesis": distill_steps.synthesis_step, "student": distill_steps.student_step}[kind]
+    state = distill_steps.init_state(
+        jax.random.key(0), nets.teacher_variables(), problem=problem, image_shape=nets.IMAGE_SHAPE
+    )
+    leaves = {}
+    for taken in (True, False):
+        for module in (onednn, normalisation):
+            monkeypatch.setattr(module, "in_use", lambda dtype, taken=taken: taken)
+        after = jax.jit(functools.partial(step, problem=problem, axis=SINGLE))(state, nets.teacher_variables())
+        kept = (after.student, after.aux, after.synthesis.total, after.training.total)
+        leaves[taken] = [np.asarray(x, np.float64) for x in jax.tree.leaves(kept)]
+    assert any(np.any(a != b) for a, b in zip(leaves[True], leaves[False], strict=True))  # they were taken
+    for found, expected in zip(leaves[True], leaves[False], strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5 * np.abs(expected).max() + 1e-7)

@@ -1,0 +1,135 @@
+"""BatchNorm folded into convolutions, and student steps whose teacher works on one large batch."""
+
+import functools
+import types
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import nets
+import numpy as np
+import pytest
+
+from cudfkd_jax import models
+from cudfkd_jax.config import validate
+from cudfkd_jax.models.capture import BN, FEATURES, STAGES
+from cudfkd_jax.models.classifier import Classifier
+from cudfkd_jax.runtime.devices import local_devices
+from cudfkd_jax.runtime.errors import UserError
+from cudfkd_jax.training import batching
+from cudfkd_jax.training.distill_steps import init_state
+from cudfkd_jax.training.loops import Epoch, distillation_steps, make_epoch_function
+
+_SHAPE = (16, 16, 3)
+
+
+def _shaken(classifier, shape):
+    """Variables none of which is at its first value; variances stay positive."""
+    variables = jax.jit(lambda: classifier.init(jax.random.key(0), shape))()
+    leaves, tree = jax.tree.flatten(variables)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    return tree.unflatten(
+        [x * (1 + 0.4 * jax.random.uniform(k, x.shape)) + 0.03 for x, k in zip(leaves, keys, strict=True)]
+    )
+
+
+def test_folding_changes_no_logits():
+    classifier = Classifier(models.build_classifier("vgg8", 10, None), (0.5,) * 3, (0.3,) * 3)
+    variables = _shaken(classifier, _SHAPE)
+    images = jax.random.uniform(jax.random.key(2), (4, *_SHAPE))
+    plain, folded = (
+        jax.jit(lambda v, x, fold=fold: classifier(v, x, fold=fold).value)(variables, images)
+        for fold in (False, True)
+    )
+    np.testing.assert_allclose(folded, plain, rtol=1e-4, atol=1e-5 * float(jnp.abs(plain).max()))
+    assert not np.array_equal(folded, plain)  # it was done
+
+
+class _Mixed(nn.Module):
+    """A biased and dilated convolution, one whose result is used twice, and a BatchNorm that follows none."""
+
+    @nn.compact
+    def __call__(self, x, train: bool):
+        x = nn.Conv(4, (3, 3), kernel_dilation=2, padding="VALID")(x)
+        x = nn.BatchNorm(use_running_average=not train, use_scale=False)(x)
+        y = nn.Conv(4, (1, 1), feature_group_count=2)(nn.relu(x))
+        x = nn.BatchNorm(use_running_average=not train, use_bias=False)(y) + y
+        x = nn.BatchNorm(use_running_average=not train)(nn.relu(x))
+        return nn.Dense(10)(x.mean((1, 2)))
+
+
+def test_all_kinds_of_convolutions_and_norms():
+    classifier = Classifier(_Mixed(), (0.5,) * 3, (0.3,) * 3)
+    variables = _shaken(classifier, _SHAPE)
+    images = jax.random.uniform(jax.random.key(2), (4, *_SHAPE))
+    plain, folded = (classifier(variables, images, fold=fold) for fold in (False, True))
+    np.testing.assert_allclose(folded.value, plain.value, rtol=1e-5, atol=1e-6)
+    assert not np.array_equal(folded.value, plain.value)
+
+
+def test_what_is_captured_stays():
+    classifier = Classifier(models.build_classifier("wrn10_1", 10, None), (0.5,) * 3, (0.3,) * 3)
+    variables = _shaken(classifier, _SHAPE)
+    images = jax.random.uniform(jax.random.key(2), (4, *_SHAPE))
+    plain, folded = (
+        classifier(variables, images, capture=(BN, FEATURES, STAGES), fold=fold) for fold in (False, True)
+    )
+    jax.tree.map(np.testing.assert_array_equal, folded, plain)  # BatchNorm inputs are asked for: nothing is folded
+    capture = (FEATURES, STAGES)
+    plain, folded = (classifier(variables, images, capture=capture, fold=fold) for fold in (False, True))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), folded, plain)
+
+
+def test_training_is_never_folded():
+    classifier, variables = nets.classifier(8), nets.teacher_variables()
+    images = jax.random.uniform(jax.random.key(2), (4, *nets.IMAGE_SHAPE))
+    plain, folded = (classifier(variables, images, train=True, fold=fold) for fold in (False, True))
+    jax.tree.map(np.testing.assert_array_equal, folded, plain)
+
+
+EPOCH = Epoch(rounds=2, synthesis_steps=1, student_steps=4)
+
+
+def _epoch(batches, fold):
+    config = nets.config()
+    config.fold_bn = fold
+    problem, teacher = nets.problem(config), nets.teacher_variables()
+    init = functools.partial(init_state, jax.random.key(3), problem=problem, image_shape=nets.IMAGE_SHAPE)
+    drive = make_epoch_function("scan", EPOCH, local_devices(1), distillation_steps(problem), batches=batches)
+    return jax.device_get(drive(jax.jit(init)(teacher), teacher, progress=lambda _: False))
+
+
+def test_epoch_with_large_batches_for_the_teacher_is_the_same():
+    plain, batched = _epoch(1, False), _epoch(2, True)
+    assert (int(batched.step), int(batched.synthesis_step), int(batched.training.count)) == (8, 2, 8)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=1e-4),
+        (plain.student.params, plain.training.total, plain.synthesis.total),
+        (batched.student.params, batched.training.total, batched.synthesis.total),
+    )
+
+
+def _devices(memory):
+    device = types.SimpleNamespace(memory_stats=lambda: memory)
+    return types.SimpleNamespace(local=(device,), devices=(device,))
+
+
+def test_as_many_batches_at_once_as_memory_allows():
+    problem, teacher = nets.problem(nets.config()), nets.teacher_variables()
+
+    def found(memory, steps=10):
+        epoch = Epoch(rounds=1, synthesis_steps=1, student_steps=steps)
+        return batching.batches_at_once(problem, teacher, _devices(memory), epoch)
+
+    assert found(None) == found({}) == 1  # a CPU does not say what it has
+    # The largest array is a layer's, [16, 8, 8, 8] floats; images and logits are [16, 8, 8, 3] and [16, 10].
+    step = 4 * (16 * 8 * 8 * 8) * 4 + (16 * 8 * 8 * 3 + 16 * 10) * 4
+    assert found({"bytes_limit": 4 * 10 * step}) == 10 and found({"bytes_limit": 4 * 10 * step - 8}) == 5
+    assert found({"bytes_limit": 1}) == 1 and found({"bytes_limit": 1 << 40}, steps=7) == 7
+
+
+def test_batches_at_once_divide_a_round():
+    config = nets.config()
+    config.batches_at_once = 3
+    with pytest.raises(UserError, match=r"batches_at_once=3 does not divide distill\.student_steps=2; set"):
+        validate.check(config)

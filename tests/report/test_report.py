@@ -1,0 +1,451 @@
+"""The report of a run: what it shows, in which states of a run, and that it asks for nothing outside itself."""
+
+import base64
+import html.parser
+import io
+import json
+import math
+import re
+import runpy
+import shutil
+import subprocess
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.special import rel_entr, softmax
+
+from cudfkd_jax import main, report
+from cudfkd_jax.config import access, defaults, loading
+from cudfkd_jax.evaluation import observations, samples
+from cudfkd_jax.objectives import losses
+from cudfkd_jax.runs import stages
+from cudfkd_jax.runtime.errors import UserError
+
+_EPOCHS = 6
+_CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-headless-shell", "google-chrome"))), None)
+_VOID = {"meta", "link", "img", "br"}
+_EVIL = '<script>alert("x")</script>&'
+_UNPRINTABLE = "\0\x1b\ud800\n"
+
+
+class _Page(html.parser.HTMLParser):
+    """What a page refers to, its elements, and its text."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.markup = path.read_text(encoding="utf-8")
+        self.references, self.tags, self.text, self._open = [], [], "", []
+        self.feed(self.markup)
+        self.close()
+        assert self._open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        if tag not in _VOID:
+            self._open.append(tag)
+        for name, value in attributes:
+            if name in ("src", "href", "xlink:href", "srcset", "data", "action", "poster"):
+                self.references.append(value)
+
+    def handle_startendtag(self, tag, attributes):
+        self.handle_starttag(tag, attributes)
+        if tag not in _VOID:
+            self._open.pop()
+
+    def handle_endtag(self, tag):
+        assert self._open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def _record(epoch: int, **more) -> dict:
+    terms = {f"{name}_loss": 3.0 / epoch for name in ("adversarial", "bn", "class", "synthesis", "student")}
+    curriculum = {"alpha_adv": 0.1 * epoch, "lambda": 2 + 0.01 * epoch, "mean_v": 0.9, "difficulty": 1 / epoch}
+    measured = {"acc1": 90 + epoch, "agree1": 91 + epoch, "loyalty": 0.9, "loyalty_released": 0.7}
+    times = {"seconds": 2.0, "evaluation_seconds": 0.5, "images_per_s": 100.0}
+    return {"epoch": epoch, "step": 10 * epoch, **terms, **curriculum, **measured, **times, **more}
+
+
+def _write_records(folder: Path, records) -> None:
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def _make_run(folder: Path, *, epochs: int = _EPOCHS, **settings) -> Path:
+    """A finished run of six epochs as the stages leave it, without the networks."""
+    config = access.flatten(defaults.get_config()) | {"distill.epochs": _EPOCHS, **settings}
+    (folder / "samples").mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"results": {}, "config": config}))
+    _write_records(folder, map(_record, range(1, epochs + 1)))
+    random = np.random.default_rng(0)
+    for epoch in range(1, epochs + 1):
+        teacher, student = random.normal(size=(2, 60, 10)) * 3
+        images, labels = random.random((60, 8, 8, 1)), random.integers(0, 10, 60)
+        samples.save_grid(folder / f"samples/epoch_{epoch:04d}.png", images)
+        observations.save_classes(folder / f"samples/classes_{epoch:04d}.png", images, teacher)
+        synthetic = observations.of_synthetic_images(images, teacher, student, losses.l1_distance, loss="l1")
+        test = observations.of_test_images(teacher, student, labels)
+        observations.save(observations.path_of(folder, epoch), epoch, synthetic, test)
+    network = {"arch": "resnet34", "parameters": 123456, "acc1": 95.5}
+    summary = {"teacher": network, "student": network, "wall_s": 15.0, "images_per_s": 100.0}
+    if epochs == _EPOCHS:
+        (folder / "summary.json").write_text(json.dumps(summary))
+    return folder
+
+
+@pytest.fixture
+def made(tmp_path):
+    return _make_run(tmp_path / "made")
+
+
+def _check_pictures(page: _Page) -> None:
+    """Nothing outside the file is referred to, and every picture in it can be decoded."""
+    data = [r for r in page.references if r.startswith("data:image/png;base64,")]
+    assert set(page.references) - {*data, "data:,"} == {r for r in page.references if r.startswith("#")}
+    assert not re.search(r"url\((?!#)|@import|<script|<iframe|http-equiv=.refresh", page.markup)
+    assert len(data) == page.tags.count("img")
+    assert "mathdefault" not in page.markup  # a formula that was drawn as text
+    for each in data:
+        with Image.open(io.BytesIO(base64.b64decode(each.partition(",")[2], validate=True))) as picture:
+            picture.load()
+    drawn = re.findall(r"<svg .*?</svg>", page.markup, re.DOTALL)
+    assert len(drawn) == page.tags.count("svg")
+    for each in drawn:
+        ids = {element.get("id") for element in ET.fromstring(each).iter()}
+        assert set(re.findall(r'(?:href="|url\()#([^")]+)', each)) <= ids
+    every_id = re.findall(r' id="([^"]+)"', page.markup)
+    assert len(every_id) == len(set(every_id))
+
+
+def _report(folder: Path) -> _Page:
+    page = _Page(report.write_report(folder))
+    _check_pictures(page)
+    return page
+
+
+# What it shows
+
+
+def test_a_finished_run_has_every_part(made):
+    page = _report(made)
+    figures = ("accuracy", "loyalty", "losses", "curriculum", "difficulty", "loyalty_histogram", "classes")
+    for name in figures:
+        assert (made / f"report/{name}.svg").exists()
+        ET.parse(made / f"report/{name}.svg")
+        with Image.open(made / f"report/{name}.png") as picture:
+            picture.load()
+    assert page.tags.count("svg") == len(figures)
+    assert page.tags.count("img") == 4  # early and late, as drawn and by class
+    for text in (
+        "acc@1 %",
+        "96.00",
+        "95.50",
+        "α_adv(t)",
+        "λ(t)",
+        "bn loss",
+        "epoch 6",
+        "Fig. 5a",
+        "curriculum.lambda_0",
+    ):
+        assert text in page.text
+    assert page.tags.count("ul") == 0  # nothing to say about its state
+
+
+def test_the_real_run_ends_with_a_report(finished_run):
+    """And what it recorded of single images agrees with what it measured."""
+    page = _Page(finished_run / "report.html")
+    _check_pictures(page)
+    assert page.tags.count("ul") == 1 and "The student is at chance" in page.text  # it is too short to learn
+    summary = json.loads((finished_run / "summary.json").read_text())
+    found = json.loads(observations.path_of(finished_run, summary["epochs"]).read_text())
+    test = found["test"]
+    for role, key in (("student", "acc1_last"), ("teacher", "acc1")):
+        share = 100 * sum(test[role]) / sum(test["images"])
+        assert share == pytest.approx(summary[role][key], abs=1e-3)
+    for key in ("loyalty", "loyalty_released"):
+        counts = np.array(test[key])
+        assert counts.sum() == sum(test["images"])
+        mean = (counts * (np.arange(counts.size) + 0.5)).sum() / counts.size / counts.sum()
+        assert mean == pytest.approx(summary["student"][key], abs=0.5 / counts.size)
+    assert len(found["synthetic"]["difficulty"]) == sum(found["synthetic"]["classes"]) > 100
+    assert min(found["synthetic"]["difficulty"]) >= 0
+
+
+def test_the_configuration_file_repeats_the_run(finished_run):
+    """Also where values are tuples, which JSON does not have."""
+    config = runpy.run_path(str(finished_run / "report/config.py"))["get_config"]()
+    assert access.flatten(config) == access.flatten(loading.read_config(finished_run))
+    assert "--config=" in _Page(finished_run / "report.html").text
+
+
+def test_an_older_run_without_observations_says_what_is_missing(made):
+    shutil.rmtree(made / "report")
+    shutil.rmtree(made / "samples")
+    page = _report(made)
+    assert page.tags.count("li") == 5
+    for text in ("No difficulty of single images", "No loyalty of single test images", "No accuracy by class"):
+        assert text in page.text
+
+
+def test_the_majorise_minimise_curve(made):
+    counted = {"latent_objective": 2.0, "majorised": 100.0, "minimised": 80.0, "descended": 90.0}
+    assert "Eq. 8" not in _report(made).text
+    _write_records(made, [_record(epoch, **counted) for epoch in (1, 2)])
+    page = _report(made)
+    assert "Majorise–minimise inequality (Eq. 8)" in page.text and "F(L′) ≤ Q: it bounds" in page.text
+
+
+def test_many_classes(tmp_path):
+    folder = _make_run(tmp_path / "many")
+    teacher, student = np.random.default_rng(0).normal(size=(2, 500, 100))
+    test = observations.of_test_images(teacher, student, np.arange(500) % 100)
+    observations.save(
+        observations.path_of(folder, 6), 6, {"loss": "l1", "difficulty": [1.0], "classes": [1]}, test
+    )
+    assert "each curve in its own order" in _report(folder).text
+
+
+def test_text_from_files_is_escaped(tmp_path):
+    folder = _make_run(
+        tmp_path / "<b>$x_1$&",
+        **{"method": _EVIL, "data.name": _EVIL, "student.arch": _EVIL, "teacher.arch": _UNPRINTABLE},
+    )
+    summary = {"teacher": {"arch": _EVIL}, "versions": {_EVIL: _EVIL}, "devices": {"kind": _EVIL, "count": 1}}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    _write_records(folder, [_record(1, **{f"{_EVIL}_loss": 1.0, _EVIL: 2.0, _UNPRINTABLE: 1.0})])
+    page = _report(folder)
+    assert "script" not in page.tags and "b" in page.tags
+    assert page.text.count(_EVIL) >= 6
+    other = _make_run(tmp_path / "other")
+    page = _Page(report.write_comparison([folder, other], tmp_path))
+    _check_pictures(page)
+    assert "script" not in page.tags and "<b>$x_1$&" in page.text
+
+
+# Runs that are not finished, or damaged
+
+
+def test_a_run_that_is_still_going(tmp_path):
+    folder = _make_run(tmp_path / "going", epochs=3)
+    observations.save_teacher(folder, {"arch": "resnet34", "parameters": 123456, "acc1": 95.5})
+    assert "teacher, acc@1 95.50 %" in _report(folder).text  # measured before the first epoch
+    with stages.workdir.lock(folder):
+        assert "This run is still going: 3 of 6 epochs are finished." in _report(folder).text
+    assert "This run was stopped before its end: 3 of 6 epochs are finished." in _report(folder).text
+
+
+@pytest.mark.parametrize("epochs", [0, 1])
+def test_a_run_of_hardly_an_epoch(tmp_path, epochs):
+    page = _report(_make_run(tmp_path / "short", epochs=epochs))
+    assert (f"{epochs} of 6 epochs are finished" if epochs else "No epoch of 6 is finished") in page.text
+    assert ("No losses have been recorded yet." in page.text) == (epochs == 0)
+
+
+def test_a_line_that_was_cut_off(made):
+    path = made / "metrics.jsonl"
+    path.write_text(path.read_text()[:-40])
+    (made / "summary.json").unlink()
+    page = _report(made)
+    assert "metrics.jsonl is cut off or damaged in line 6; 5 whole epochs of it are shown." in page.text
+    assert "95.00" in page.text
+
+
+def test_numbers_that_are_not_finite(made):
+    bad = {"bn_loss": math.nan, "acc1": math.inf, "student_loss": "text", "mean_v": None}
+    _write_records(made, [_record(1), _record(2, **bad), _record(3, acc1=math.nan)])
+    path = observations.path_of(made, 6)
+    observation = json.loads(path.read_text())
+    observation["synthetic"]["difficulty"][:3] = [math.nan, math.inf, -1.0]
+    path.write_text(json.dumps(observation))
+    page = _report(made)
+    assert (
+        "Not finite, and left out of the curves: bn_loss (first in epoch 2), acc1 (first in epoch 2)" in page.text
+    )
+    assert "not finite" in page.text and "91.00" in page.text
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("summary.json", b'{"teacher": '),
+        ("samples/epoch_0006.png", b"\x89PNG\r\n\x1a\n no"),
+        ("samples/classes_0006.png", b""),
+        ("report/data/epoch_0006.json", b"[1]"),
+        (
+            "report/data/epoch_0006.json",
+            b'{"synthetic": {"difficulty": "x", "classes": [], "loss": "l1"}, "test": null}',
+        ),
+    ],
+)
+def test_damaged_files_are_left_out_and_named(made, name, content):
+    (made / name).write_bytes(content)
+    assert f"{Path(name).name} is damaged and left out." in _report(made).text
+
+
+def test_a_summary_of_another_shape(made):
+    (made / "summary.json").write_text(
+        json.dumps({"teacher": 3, "student": None, "stability": [], "versions": "x"})
+    )
+    assert "acc@1 %" in _report(made).text
+
+
+def test_a_run_that_goes_nowhere_is_warned_of(made):
+    assert _report(made).tags.count("ul") == 0
+    path = observations.path_of(made, 6)
+    observation = json.loads(path.read_text())
+    observation["synthetic"] |= {"spread": 0.0012, "classes": [1, 0, 59, 0]}
+    path.write_text(json.dumps(observation))
+    _write_records(made, [_record(epoch, acc1=9.0 + epoch) for epoch in range(1, 4)])
+    text = _report(made).text
+    assert "Epoch 6: the synthetic images are all alike: a pixel's standard deviation over them is 0.0012" in text
+    assert "Epoch 6: 98 % of the synthetic images are of class 2 to the teacher." in text
+    assert "The student is at chance: acc@1 12.00 % at best after 3 epochs, 10.00 % is chance." in text
+    for wrong in ({"spread": math.nan}, {"spread": "x"}, {"classes": []}, {"classes": [0, math.nan]}):
+        path.write_text(json.dumps({**observation, "synthetic": observation["synthetic"] | wrong}))
+        assert f"{path.name} is damaged and left out." in _report(made).text
+
+
+# Several runs
+
+
+def test_runs_are_compared(tmp_path, made):
+    other = _make_run(tmp_path / "b" / "made", **{"curriculum.lambda_0": 2.5})
+    page = _Page(report.write_comparison([made, other], tmp_path / "page"))
+    _check_pictures(page)
+    assert page.tags.count("svg") == 4
+    for text in ("b/made", "Settings that differ", "curriculum.lambda_0", "2.5", "teacher, acc@1 95.50 %"):
+        assert text in page.text
+    observations.save_teacher(other, {"acc1": [95.5]})
+    (other / "summary.json").unlink()
+    assert "teacher, acc@1" not in _Page(report.write_comparison([made, other], tmp_path / "page")).text
+    assert (tmp_path / "page/report/compare_accuracy.png").exists()
+    assert not (tmp_path / "page/report.html").exists()
+
+
+# The command line
+
+
+def test_command_writes_the_page_and_says_where(made, capsys):
+    assert main.main(["--stage=report", f"--workdir={made}"]) == 0
+    assert capsys.readouterr().out == f"written: {made}/report.html\n"
+
+
+def test_command_compares(tmp_path, made, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    _make_run(tmp_path / "b")
+    assert main.main(["--stage=report", "--compare=made,b"]) == 0
+    assert capsys.readouterr().out == "written: runs/compare-made-b/compare.html\n"
+    assert main.main(["--stage=report", "--compare=b", "--workdir=made"]) == 0  # the run in it and the other
+    assert (made / "compare.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--stage=report"], "no run; give its folder with --workdir, or several with --compare=runs/a,runs/b"),
+        (["--stage=report", "--workdir=none"], "--workdir=none holds no distilled run (no config.json)"),
+        (["--stage=report", "--workdir=damaged"], "config.json is damaged or of another version; restore it"),
+        (["--stage=report", "--workdir=listed"], "config.json is damaged or of another version; restore it"),
+        (["--stage=report", "--workdir=made", "--config.seed=1"], "unexpected argument '--config.seed=1'"),
+        (["--stage=report", "--compare=made"], "--compare needs two runs or more and got 1"),
+        (["--stage=report", "--compare="], "--compare needs two runs or more and got 0"),
+        (["--stage=report", "--compare=made,made/../made"], "--compare names made twice; name each run once"),
+        (["--stage=report", "--compare=made,none"], "none holds no distilled run"),
+        (
+            ["--stage=evaluate", "--workdir=made", "--compare=a,b"],
+            "--compare=a,b is for --stage=report; leave it out",
+        ),
+        (["--stage=report", "--workdir=made/config.json"], "is a file; name a folder"),
+    ],
+)
+def test_wrong_input_is_one_line(made, arguments, text, monkeypatch, capsys):
+    monkeypatch.chdir(made.parent)
+    for name, content in (("damaged", '{"config": '), ("listed", "[]")):
+        Path(name).mkdir()
+        Path(name, "config.json").write_text(content)
+    assert main.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("cudfkd: error: ") and error.count("\n") == 1 and text in error
+    assert not list(Path().rglob("*.html")) and not Path("runs").exists()
+
+
+def test_a_report_that_cannot_be_made_writes_nothing(tmp_path):
+    with pytest.raises(UserError, match="holds no distilled run"):
+        report.write_report(tmp_path / "none")
+    assert list(tmp_path.iterdir()) == []
+
+
+# What it reads of single images
+
+
+def test_observations_are_those_of_an_independent_computation():
+    teacher, student = np.random.default_rng(1).normal(size=(2, 40, 5)) * 2
+    images = np.random.default_rng(2).random((40, 4, 4, 3))
+    labels = np.arange(40) % 5
+    made = observations.of_test_images(teacher, student, labels)
+    p, q = softmax(student, -1), softmax(teacher, -1)
+    m = (p + q) / 2
+    divergence = (rel_entr(p, m).sum(-1) + rel_entr(q, m).sum(-1)) / 2
+    expected = np.histogram(1 - np.sqrt(divergence), observations.LOYALTY_BINS, (0, 1))[0]
+    assert np.abs(np.cumsum(expected) - np.cumsum(made["loyalty"])).max() <= 1  # one on the border of two bins
+    assert made["images"] == [8] * 5
+    assert made["student"] == [int((student.argmax(1) == labels)[labels == c].sum()) for c in range(5)]
+    synthetic = observations.of_synthetic_images(images, teacher, student, losses.l1_distance, loss="l1")
+    np.testing.assert_allclose(synthetic["difficulty"], np.abs(teacher - student).mean(1), rtol=1e-5)
+    assert synthetic["classes"] == [int((teacher.argmax(1) == c).sum()) for c in range(5)]
+    deviations = np.sqrt(((images - images.mean(0)) ** 2).mean(0))
+    assert synthetic["spread"] == pytest.approx(deviations.mean())
+
+
+def test_the_picture_by_class_has_a_row_a_class(tmp_path):
+    images = np.linspace(0, 1, 6)[:, None, None, None] * np.ones((6, 4, 4, 1))
+    logits = np.eye(3)[[2, 0, 2, 0, 0, 2]]
+    observations.save_classes(tmp_path / "x.png", images, logits)
+    with Image.open(tmp_path / "x.png") as picture:
+        small = np.asarray(picture.resize((8 * 6 + 2, 3 * 6 + 2), Image.Resampling.NEAREST))
+    cells = small[4::6, 4::6][:3, :8]
+    grey = [samples.GREY] * 8
+    of = {c: [round(255 * i / 5) for i in indices] for c, indices in {0: (1, 3, 4), 2: (0, 2, 5)}.items()}
+    assert cells.tolist() == [(of[0] + grey)[:8], grey, (of[2] + grey)[:8]]
+
+
+# In a browser
+
+
+@pytest.mark.skipif(_CHROMIUM is None, reason="needs Chromium")
+@pytest.mark.parametrize("width", [400, 1200])
+def test_a_browser_shows_it_without_complaint(made, tmp_path, width):
+    """No message in the console, every picture decoded, and nothing wider than the window."""
+    path = report.write_report(made)
+    markup = path.read_text()
+    policy = re.search(r"<meta http-equiv[^>]+>", markup)[0]
+    probe = (
+        "<script>addEventListener('load', () => {"
+        "const pen = document.createElement('canvas').getContext('2d');"
+        "const drawn = [...document.images].filter(i => { pen.drawImage(i, 0, 0); return i.naturalWidth });"
+        "const over = document.documentElement.scrollWidth - innerWidth;"
+        "document.title = `${drawn.length} decoded, ${over} over` })</script>"
+    )
+    probed = tmp_path / "probed.html"
+    probed.write_text(
+        markup.replace(policy, policy.replace("img-src", "script-src 'unsafe-inline'; img-src") + probe)
+    )
+    for page in (path, probed):
+        done = subprocess.run(
+            [
+                *(_CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"),
+                *(f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},900"),
+                *("--dump-dom", page.as_uri()),
+            ],
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stderr
+        assert "CONSOLE" not in done.stderr
+    found = re.search(r"<title>(\d+) decoded, (-?\d+) over</title>", done.stdout)
+    assert found, done.stdout[:1000]
+    assert int(found[1]) == 4 and int(found[2]) <= 0

@@ -1,0 +1,146 @@
+"""Distilling from Python."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+import user_nets
+from helpers import snapshot
+
+import cudfkd_jax
+from cudfkd_jax.data import load
+from cudfkd_jax.models.classifier import Classifier
+from cudfkd_jax.runtime.errors import UserError
+
+SHAPE = (8, 8, 1)
+
+
+def _settings():
+    config = tiny.get_config()
+    config.distill.epochs = 1
+    return config
+
+
+def _teacher(module=None):
+    module = module or user_nets.Plain()
+    return module, Classifier(module, (0.3,), (0.3,)).init(jax.random.key(0), SHAPE)
+
+
+def _arguments(**changes):
+    arguments = {
+        "teacher": _teacher(),
+        "student": user_nets.Training(),
+        "image_shape": SHAPE,
+        "num_classes": 10,
+        "mean": [0.3],
+        "std": [0.3],
+        "config": _settings(),
+    }
+    return arguments | changes
+
+
+@pytest.fixture(scope="module", name="digits")
+def _digits():
+    data = load("digits", name="digits", directory="", image_shape=SHAPE, num_classes=10, splits=["test"])
+    return data.splits["test"]
+
+
+@pytest.mark.slow
+def test_without_data_the_student_is_measured_on_synthetic_images_and_nothing_is_left(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    result = cudfkd_jax.distill(**_arguments())
+    logits = user_nets.Training().apply(result.student.variables, jnp.zeros((3, *SHAPE)), training=False)
+    assert logits.shape == (3, 10)
+    assert "agree1_synthetic" in result.metrics and not {"acc1_last", "agree1"} & result.metrics.keys()
+    assert result.summary["student"] == result.metrics
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_test_images_only_measure(digits, tmp_path):
+    arguments = _arguments(student="wrn10_1", workdir=tmp_path / "run")
+    with_data = cudfkd_jax.distill(**arguments, test=digits)
+    assert {"acc1_last", "agree1", "loyalty"} <= with_data.metrics.keys()
+    without = cudfkd_jax.distill(**_arguments(student="wrn10_1"))
+    jax.tree.map(np.testing.assert_array_equal, with_data.student.variables, without.student.variables)
+    before = snapshot(tmp_path)
+    again = cudfkd_jax.distill(**arguments, test=digits)  # finished: nothing is done
+    assert again.student.sha256 == with_data.student.sha256 and snapshot(tmp_path) == before
+    assert json.loads((tmp_path / "run/summary.json").read_text()) == again.summary
+
+
+def test_a_workdir_goes_on_with_the_same_networks_only(tmp_path):
+    cudfkd_jax.distill(**_arguments(workdir=tmp_path))
+    for changes in ({"student": user_nets.NoMode()}, {"teacher": _teacher(user_nets.Training())}):
+        with pytest.raises(UserError, match="holds a run of another configuration"):
+            cudfkd_jax.distill(**_arguments(workdir=tmp_path, **changes))
+
+
+@pytest.mark.slow
+def test_a_function_of_jax_numpy_is_a_teacher():
+    module, variables = _teacher()
+    result = cudfkd_jax.distill(**_arguments(teacher=lambda x: module.apply(variables, x, train=False)))
+    assert "agree1_synthetic" in result.metrics
+
+
+def test_settings_by_key():
+    config = _settings()
+    keys = ("generator.width", "generator.latent_dim", "distill.epochs", "distill.rounds_per_epoch")
+    keys += ("distill.student_steps", "distill.batch_size", "distill.loss", "log.tensorboard")
+    given = {key: config[key.split(".")[0]][key.split(".")[1]] for key in keys}
+    result = cudfkd_jax.distill(**_arguments(config=given))
+    assert result.summary["epochs"] == 1
+
+
+def _numpy_teacher(x):
+    return np.asarray(x).mean((1, 2)) @ np.ones((1, 10))
+
+
+def _callback_teacher(x):
+    return jax.pure_callback(_numpy_teacher, jax.ShapeDtypeStruct((x.shape[0], 10), jnp.float32), x)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"teacher": _numpy_teacher}, "the teacher function has no gradients in JAX"),
+        ({"teacher": _callback_teacher}, "the teacher function has no gradients in JAX"),
+        ({"teacher": (user_nets.Plain(), {})}, "the teacher cannot be applied to images"),
+        ({"teacher": (user_nets.Plain(), _teacher(user_nets.Training())[1])}, "the teacher cannot be applied"),
+        ({"teacher": (user_nets.Plain(7), _teacher(user_nets.Plain(7))[1])}, "the teacher returns shape .2, 7."),
+        ({"student": user_nets.NotLogits()}, "the student returns a dict"),
+        ({"student": "wrn11_1"}, "unknown model 'wrn11_1'"),
+        ({"num_classes": 1}, "data.num_classes=1 must be at least 2"),
+        ({"mean": [0.3, 0.3]}, "data.mean"),
+        ({"std": [0.0]}, "data.std"),
+        ({"image_shape": (8, 8)}, "data.image_shape"),
+        (
+            {"config": {"distill.epoch": 3}},
+            "unknown configuration key 'distill.epoch'; the nearest are distill.epochs",
+        ),
+        ({"config": {"distill.epochs": "x"}}, "config: .*'epochs'"),
+        ({"test": (np.zeros((3, 9, 9, 1), np.uint8), np.zeros(3, int))}, "test: images are"),
+        ({"test": (np.zeros((3, *SHAPE), np.float32), np.zeros(3, int))}, "test: images are float32"),
+        ({"test": (np.zeros((3, *SHAPE), np.uint8), np.full(3, 10))}, "test: labels run from 10 to 10"),
+    ],
+)
+def test_arguments_that_do_not_fit(changes, text, tmp_path):
+    with pytest.raises(UserError, match=text):
+        cudfkd_jax.distill(**_arguments(workdir=tmp_path / "run", **changes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_teacher_with_nan_is_refused():
+    module, variables = _teacher()
+    variables = jax.tree.map(lambda x: x * np.nan, variables)
+    with pytest.raises(UserError, match=r"teacher: params/.* holds NaN"):
+        cudfkd_jax.distill(**_arguments(teacher=(module, variables)))
+
+
+def test_the_package_offers_its_functions_and_no_others():
+    assert cudfkd_jax.load_config("tests/support/tiny.py").distill.epochs == 16
+    with pytest.raises(AttributeError, match="no attribute 'distil'"):
+        cudfkd_jax.distil  # noqa: B018

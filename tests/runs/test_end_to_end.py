@@ -1,0 +1,39 @@
+"""The demo itself: real digits, a trained teacher, and a student that never saw them."""
+
+import json
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cudfkd_jax.runs import stages
+
+
+@pytest.mark.slow
+def test_digits(tmp_path):
+    config = runpy.run_path(str(Path(__file__).parents[2] / "configs" / "digits.py"))["get_config"]()
+    stages.run(config, "all", tmp_path, say=print)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["teacher"]["acc1"] >= 98.5
+    assert summary["student"]["acc1_last"] >= 97.5
+    assert summary["student"]["agree1"] >= 97.5
+    assert summary["student"]["acc1_best"] >= summary["student"]["acc1_last"]
+    assert 0.167 <= summary["student"]["loyalty_released"] <= summary["student"]["loyalty"] <= 1
+
+    records = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [record["epoch"] for record in records] == list(range(1, config.distill.epochs + 1))
+    first, last = records[0], records[-1]
+    assert last["bn_loss"] < 0.5 * first["bn_loss"]
+    # At first almost every image is too difficult to count, at the end almost every one counts.
+    assert last["difficulty"] < 0.1 * first["difficulty"]
+    assert first["mean_v"] < 0.5 < 0.9 < last["mean_v"]
+    assert last["balance_loss"] < -2.2  # the teacher's mean prediction is close to uniform: −ln 10 = −2.303
+    assert last["alpha_adv"] > first["alpha_adv"] and last["lambda"] > first["lambda"]
+
+    images = sorted((tmp_path / "samples").glob("epoch_*.png"))
+    assert len(images) == config.distill.epochs // config.log.samples_every_epochs
+    early, late = (np.asarray(Image.open(path), np.float32) for path in (images[0], images[-1]))
+    assert early.std() > 20 and late.std() > 20 and np.abs(early - late).mean() > 5
+    assert list((tmp_path / "tensorboard").iterdir())

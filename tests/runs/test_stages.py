@@ -1,0 +1,353 @@
+"""The stages: what each reads and writes, what it reuses, and when it leaves everything as it is."""
+
+import itertools
+import json
+import shutil
+
+import jax
+import pytest
+from helpers import flip_byte, snapshot
+
+from cudfkd_jax import data
+from cudfkd_jax.config import access, identity, loading, networks
+from cudfkd_jax.runs import distill, evaluate, stages, supervised
+from cudfkd_jax.runtime.errors import UserError
+from cudfkd_jax.storage import weights
+from cudfkd_jax.training import state
+
+DISTILLED = ("config.json", "metrics.jsonl", "summary.json", "checkpoints", "samples", "student", "student_best")
+DISTILLED += ("report", "report.html")
+
+
+def _run(config, stage, folder) -> list[str]:
+    said: list[str] = []
+    stages.run(config, stage, folder, said.append)
+    return said
+
+
+@pytest.fixture
+def refused(monkeypatch):
+    """Runs a stage that is to fail before anything is compiled, and returns the message."""
+
+    def run(config, stage, folder) -> str:
+        def compile_(*args, **kwargs):
+            raise AssertionError("compiled")
+
+        before = snapshot(folder.parent)
+        with monkeypatch.context() as patch, pytest.raises(UserError) as caught:
+            patch.setattr("cudfkd_jax.runtime.devices.Devices.compile", compile_)
+            stages.run(config, stage, folder)
+        assert snapshot(folder.parent) == before
+        return str(caught.value)
+
+    return run
+
+
+@pytest.fixture
+def recorded(monkeypatch):
+    """Replaces the training of both kinds by notes of what they were called with."""
+    calls = []
+
+    def train_(config, section, folder, dataset, teacher):
+        calls.append((section, folder, sorted(dataset.splits), teacher and teacher.sha256))
+        raise KeyboardInterrupt
+
+    def distill_(config, folder, pair, test):
+        calls.append(("distill", folder, len(test.labels), weights.digest(pair.teacher_variables)))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(supervised, "train", train_)
+    monkeypatch.setattr(distill, "distill", distill_)
+    return calls
+
+
+def _unfinish(folder):
+    """Makes a finished data-free run one that was stopped before its end."""
+    for name in ("summary.json", "student", "student_best"):
+        path = folder / name
+        path.unlink() if path.is_file() else shutil.rmtree(path)
+
+
+def _remove_distilled(folder):
+    for name in DISTILLED:
+        path = folder / name
+        path.unlink() if path.is_file() else shutil.rmtree(path)
+
+
+def test_a_whole_run_leaves_what_it_promises(finished_run, tiny_config):
+    files = {str(path.relative_to(finished_run)) for path in finished_run.rglob("*") if path.is_file()}
+    for net in ("teacher/net", "student", "student_best"):
+        assert {f"{net}/weights.msgpack", f"{net}/net.json"} <= files
+    for part in ("", "teacher/"):
+        assert {f"{part}config.json", f"{part}metrics.jsonl", f"{part}summary.json"} <= files
+    assert {"samples/epoch_0008.png", "samples/epoch_0016.png"} <= files
+    assert len((finished_run / "metrics.jsonl").read_text().splitlines()) == tiny_config.distill.epochs
+    held = loading.read_config(finished_run)
+    assert access.flatten(held) == access.flatten(tiny_config)
+
+
+@pytest.mark.parametrize("stage", ["all", "teacher", "distill"])
+def test_a_finished_run_says_so_and_does_nothing(run_copy, tiny_config, stage, recorded):
+    before = snapshot(run_copy)
+    (text,) = _run(tiny_config, stage, run_copy)
+    assert f"finished: {run_copy}" in text
+    assert snapshot(run_copy) == before
+    assert recorded == []
+
+
+def test_a_finished_run_whose_page_was_not_written_gets_it(run_copy, tiny_config):
+    page = run_copy / "report.html"
+    (run_copy / "summary.json").touch()  # the page is older: of a time when the run was still going
+    _run(tiny_config, "all", run_copy)
+    assert page.stat().st_mtime_ns >= (run_copy / "summary.json").stat().st_mtime_ns
+    page.unlink()
+    tiny_config.log.report = False
+    _run(tiny_config, "all", run_copy)
+    assert not page.exists()
+
+
+def test_settings_that_change_no_result_may_differ(run_copy, tiny_config):
+    tiny_config.checkpoint.keep = 1
+    tiny_config.evaluation.batch_size = 7
+    tiny_config.log.tensorboard = True
+    assert "finished" in _run(tiny_config, "all", run_copy)[0]
+
+
+def test_all_uses_the_teacher_that_its_workdir_has(run_copy, tiny_config, recorded):
+    _remove_distilled(run_copy)
+    before = snapshot(run_copy / "teacher")
+    with pytest.raises(KeyboardInterrupt):
+        _run(tiny_config, "all", run_copy)
+    assert recorded == [("distill", run_copy, 359, weights.load_net(run_copy / "teacher/net").sha256)]
+    assert snapshot(run_copy / "teacher") == before
+
+
+def test_all_without_a_teacher_begins_with_one(tmp_path, tiny_config, recorded):
+    with pytest.raises(KeyboardInterrupt):
+        _run(tiny_config, "all", tmp_path)
+    assert recorded == [("teacher", tmp_path / "teacher", ["test", "train"], None)]
+
+
+@pytest.mark.parametrize("part", ["", "teacher", "teacher/net", "student", "student_best"])
+def test_a_teacher_from_another_run(finished_run, tmp_path, tiny_config, recorded, part):
+    tiny_config.teacher.checkpoint = str(finished_run / part)
+    with pytest.raises(KeyboardInterrupt):
+        _run(tiny_config, "all", tmp_path)
+    sha256 = weights.load_net(finished_run / (part if "/" in part or "st" in part else "teacher/net")).sha256
+    assert recorded == [("distill", tmp_path, 359, sha256)]
+
+
+def test_distilling_reads_no_training_split(finished_run, tmp_path, tiny_config, monkeypatch):
+    asked = []
+
+    def load(request, digits=data.SOURCES["digits"]):
+        asked.append(request.splits)
+        assert "train" not in request.splits
+        return digits(request)
+
+    monkeypatch.setitem(data.SOURCES, "digits", load)
+    tiny_config.teacher.checkpoint = str(finished_run)
+    _run(tiny_config, "distill", tmp_path)
+    assert asked == [("test",)]
+    # And it is the run that had the training data at hand, bit for bit.
+    name = "student/weights.msgpack"
+    assert (tmp_path / name).read_bytes() == (finished_run / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_the_comparisons_train_and_are_measured(run_copy, tiny_config):
+    before = {name: snapshot(run_copy / name) for name in ("teacher", "student")}
+    for stage in ("scratch", "kd"):
+        assert f"finished: {run_copy / stage}" in _run(tiny_config, stage, run_copy)[-1]
+        summary = json.loads((run_copy / stage / "summary.json").read_text())
+        assert summary["stage"] == stage
+        assert summary["network"]["arch"] == tiny_config.student.arch
+        assert {"acc1", "agree1", "loyalty"} <= summary["network"].keys()
+        measured = evaluate.evaluate_run(tiny_config, run_copy, say=lambda text: None)
+        assert measured[stage]["acc1"] == summary["network"]["acc1"]
+    assert {name: snapshot(run_copy / name) for name in ("teacher", "student")} == before
+
+
+def test_evaluation_changes_nothing_and_gives_the_numbers_of_the_summary(run_copy):
+    before = snapshot(run_copy)
+    said: list[str] = []
+    measured = evaluate.evaluate_run(loading.read_config(run_copy), run_copy, said.append)
+    assert snapshot(run_copy) == before
+    summary = json.loads((run_copy / "summary.json").read_text())
+    assert list(measured) == ["teacher", "student", "student_best"]
+    assert measured["teacher"]["acc1"] == summary["teacher"]["acc1"]
+    assert measured["teacher"]["agree1"] == 100
+    student = summary["student"]
+    assert measured["student"]["acc1"] == student["acc1_last"]
+    assert measured["student_best"]["acc1"] == student["acc1_best"]
+    for name in ("acc5", "agree1", "loyalty", "loyalty_released"):
+        assert measured["student"][name] == pytest.approx(student[name], rel=1e-6)
+    assert [line.split()[0] for line in said[0].splitlines()[1:]] == list(measured)
+
+
+def test_evaluation_of_a_teacher_alone(run_copy):
+    _remove_distilled(run_copy)
+    measured = evaluate.evaluate_run(loading.read_config(run_copy), run_copy, say=lambda text: None)
+    assert list(measured) == ["teacher"]
+
+
+def test_evaluation_needs_a_run(tmp_path, tiny_config):
+    with pytest.raises(UserError, match="holds no run"):
+        loading.read_config(tmp_path)
+    with pytest.raises(UserError, match="holds no trained network yet"):
+        evaluate.evaluate_run(tiny_config, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[]", '{"results": {}}', '{"config": {"sed": 0}}', '{"config": {"seed": "x"}}']
+)
+def test_a_damaged_saved_configuration_is_an_error(tmp_path, content):
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UserError, match="damaged or of another version"):
+        loading.read_config(tmp_path)
+
+
+def test_distilling_needs_a_teacher(tmp_path, tiny_config, refused):
+    for stage in ("distill", "kd"):
+        assert f"--stage={stage} needs a teacher" in refused(tiny_config, stage, tmp_path / "run")
+
+
+def test_training_a_teacher_that_is_given_is_refused(finished_run, tmp_path, tiny_config, refused):
+    tiny_config.teacher.checkpoint = str(finished_run)
+    assert "there is no teacher to train" in refused(tiny_config, "teacher", tmp_path / "run")
+
+
+def test_a_run_of_other_settings_is_refused(run_copy, tiny_config, refused):
+    tiny_config.distill.temperature = 3.0
+    tiny_config.curriculum.strategy = "soft"
+    for stage in ("all", "distill"):
+        text = refused(tiny_config, stage, run_copy)
+        assert "distill.temperature is 20.0 there and 3.0 here" in text
+        assert "curriculum.strategy is 'log' there and 'soft' here" in text
+        assert "seed" not in text
+    tiny_config.teacher.epochs = 2
+    assert "teacher.epochs is 1 there and 2 here" in refused(tiny_config, "teacher", run_copy)
+
+
+def test_a_run_goes_on_with_its_own_teacher_only(run_copy, tiny_config, refused):
+    _unfinish(run_copy)
+    other = run_copy.with_name("other")
+    net = weights.load_net(run_copy / "teacher" / "net")
+    weights.save_net(other, net.net, jax.tree.map(lambda weight: weight + 1, net.variables))
+    tiny_config.teacher.checkpoint = str(other)
+    assert "teacher weights (sha256) is" in refused(tiny_config, "all", run_copy)
+
+
+def test_a_run_whose_teacher_is_gone_does_not_train_another(run_copy, tiny_config, refused):
+    _unfinish(run_copy)
+    shutil.rmtree(run_copy / "teacher")
+    assert "teacher weights (sha256)" in refused(tiny_config, "all", run_copy)
+
+
+def test_a_run_without_an_intact_checkpoint_is_refused(run_copy, tiny_config, refused):
+    _unfinish(run_copy)
+    for path in (run_copy / "checkpoints").iterdir():
+        if path.is_dir():
+            flip_byte(path / "_METADATA")
+    assert "every checkpoint in" in refused(tiny_config, "all", run_copy)
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", "{"])
+def test_a_damaged_summary_is_refused(run_copy, tiny_config, refused, content):
+    (run_copy / "summary.json").write_text(content)
+    assert "summary.json is damaged; remove it" in refused(tiny_config, "all", run_copy)
+
+
+def test_a_run_without_its_summary_only_writes_its_end_again(run_copy, tiny_config):
+    before = {name: (run_copy / name).read_bytes() for name in ("metrics.jsonl", "student/weights.msgpack")}
+    summary = json.loads((run_copy / "summary.json").read_text())
+    (run_copy / "summary.json").unlink()
+    _run(tiny_config, "all", run_copy)
+    written = json.loads((run_copy / "summary.json").read_text())
+    assert written | {"peak_memory_mib": summary["peak_memory_mib"]} == summary  # of this process
+    assert {name: (run_copy / name).read_bytes() for name in before} == before
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "text"),
+    [
+        ("data.num_classes", 7, "has num_classes 10 and the configuration 7"),
+        ("data.image_shape", (16, 16, 1), "has image_shape (8, 8, 1) and the configuration (16, 16, 1)"),
+        ("teacher.arch", "wrn16_1", "has arch wrn10_1 and the configuration wrn16_1"),
+    ],
+)
+def test_a_teacher_of_another_kind_is_refused(finished_run, tmp_path, tiny_config, refused, key, value, text):
+    tiny_config.teacher.checkpoint = str(finished_run)
+    tiny_config.update_from_flattened_dict({key: value})
+    assert text in refused(tiny_config, "all", tmp_path / "run")
+
+
+def test_a_teacher_that_is_not_what_it_says_is_refused(run_copy, tiny_config, refused):
+    description = json.loads((run_copy / "student/net.json").read_text())
+    (run_copy / "student/net.json").write_text(json.dumps(description | {"arch": "wrn16_1"}))
+    tiny_config.teacher.update(checkpoint=str(run_copy / "student"), arch="wrn16_1")
+    text = refused(tiny_config, "all", run_copy.parent / "other")
+    assert "is missing and should be" in text
+
+
+@pytest.mark.parametrize(
+    "damage", ["no folder", "empty", "no weights", "truncated", "flipped byte", "broken JSON"]
+)
+def test_a_teacher_that_cannot_be_read_is_refused(finished_run, tmp_path, tiny_config, refused, damage):
+    net = tmp_path / "net"
+    if damage == "empty":
+        net.mkdir()
+    elif damage != "no folder":
+        shutil.copytree(finished_run / "teacher" / "net", net)
+    if damage == "no weights":
+        (net / "weights.msgpack").unlink()
+    elif damage == "truncated":
+        (net / "weights.msgpack").write_bytes((net / "weights.msgpack").read_bytes()[:1000])
+    elif damage == "flipped byte":
+        flip_byte(net / "weights.msgpack", 1000)
+    elif damage == "broken JSON":
+        (net / "net.json").write_text('{"arch": ')
+    tiny_config.teacher.checkpoint = str(net)
+    text = refused(tiny_config, "all", tmp_path / "run")
+    assert str(net) in text
+    assert {"no weights": "no network in", "truncated": "is damaged", "flipped byte": "is damaged"}.get(
+        damage, "net.json"
+    ) in text
+
+
+def test_a_path_that_cannot_be_looked_at_is_refused(tmp_path, tiny_config, refused):
+    tiny_config.teacher.checkpoint = "x" * 300
+    assert "File name too long" in refused(tiny_config, "all", tmp_path / "run")
+
+
+def test_the_student_does_not_start_from_the_teachers_first_weights(tiny_config):
+    """Networks of one family share names and shapes: only their keys keep them apart."""
+    network = networks.classifier(tiny_config, networks.described(tiny_config, "student"))
+    first = {
+        stage: jax.tree.leaves(
+            network.init(state.purpose_key(identity.root_key(tiny_config, stage), state.STUDENT_INIT), (8, 8, 1))
+        )
+        for stage in ("teacher", "scratch", "kd", "distill")
+    }
+    for a, b in itertools.combinations(first.values(), 2):
+        drawn = [(x, y) for x, y in zip(a, b, strict=True) if x.ndim > 1]
+        assert drawn and not any((x == y).any() for x, y in drawn)
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "student", "summary.json"])
+def test_files_that_are_no_runs_are_not_written_over(tmp_path, tiny_config, refused, name):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / name).mkdir() if name == "student" else (folder / name).write_text("mine")
+    assert f"holds {name} but no run" in refused(tiny_config, "all", folder)
+
+
+def test_evaluate_without_the_teacher_says_so(run_copy):
+    config = loading.read_config(run_copy)
+    shutil.rmtree(run_copy / "teacher")
+    said = []
+    config.teacher.checkpoint = "gone"
+    measured = evaluate.evaluate_run(config, run_copy, say=said.append)
+    assert "measured without the teacher" in said[0] and set(measured) == {"student", "student_best"}
+    assert "agree1" not in measured["student"]

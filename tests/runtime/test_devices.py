@@ -1,0 +1,186 @@
+"""N devices compute what one computes: one update from the same state on 1, 2 and 4 forced host devices.
+
+Devices and float64 are chosen before JAX starts, hence in processes of their own.
+"""
+
+import functools
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+COUNTS = (1, 2, 4)
+KINDS = ("synthesis", "student", "kd")
+
+
+@pytest.fixture(scope="module", name="differences")
+def _differences():
+    """By precision, kind of step and tree: the largest difference to one device, of each tensor's maximum."""
+
+    @functools.cache
+    def run(precision: str):
+        environment = os.environ | {
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={max(COUNTS)}",
+            "JAX_ENABLE_X64": str(precision == "float64"),
+            "JAX_PLATFORMS": "cpu",
+        }
+        process = subprocess.run(
+            [sys.executable, __file__, precision], env=environment, capture_output=True, text=True, check=False
+        )
+        assert process.returncode == 0, process.stderr
+        return json.loads(process.stdout.splitlines()[-1])
+
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("count", COUNTS[1:])
+def test_float64_updates_are_equal(differences, kind, count):
+    found = differences("float64")[kind][str(count)]
+    assert {"student", "tallies"} <= found.keys()
+    assert max(found.values()) < 1e-9, found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("count", COUNTS[1:])
+def test_float32_statistics_and_metrics_are_close(differences, kind, count):
+    found = differences("float32")[kind][str(count)]
+    assert found["batch_stats"] < 1e-5, found
+    assert found["losses"] < 1e-5, found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("count", COUNTS[1:])
+def test_bfloat16_on_several_devices_is_that_of_one(differences, kind, count):
+    """On CPUs one device calls oneDNN, in forms of its own, and several do not: equal but for rounding."""
+    found = differences("bfloat16")[kind][str(count)]
+    assert found["batch_stats"] < 0.02, found
+    # Rounding alone can flip the mask of the adversarial term, and moves a divergence of nearly equal logits.
+    assert kind == "synthesis" or found["losses"] < 0.1, found
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_another_number_of_devices(finished_run, tmp_path):
+    """Saved on one device, gone on with on two, and then on one again."""
+    command = [
+        *(sys.executable, "-m", "cudfkd_jax.main", f"--config={Path(__file__).parents[1] / 'support/tiny.py'}"),
+        *(f"--workdir={tmp_path / 'run'}", f"--config.teacher.checkpoint={finished_run}"),
+        *(
+            "--config.distill.epochs=3",
+            "--config.distill.rounds_per_epoch=1",
+            "--config.checkpoint.every_seconds=0",
+        ),
+    ]
+    stop_after_an_epoch = (
+        "import sys, signal, os; from cudfkd_jax import main; from cudfkd_jax.storage import records\n"
+        "append = records.append\n"
+        "def note(path, record): append(path, record); os.kill(os.getpid(), signal.SIGTERM)\n"
+        "records.append = note; sys.exit(main.main(sys.argv[1:]))"
+    )
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    for epoch, count in enumerate((1, 2), 1):
+        arguments = [sys.executable, "-c", stop_after_an_epoch, *command[3:], f"--config.devices={count}"]
+        process = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False)
+        assert process.returncode == 128 + signal.SIGTERM, process.stderr
+        assert len((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()) == epoch
+    arguments = [*command, "--config.devices=1"]
+    process = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+    assert (tmp_path / "run" / "summary.json").exists()
+
+
+def _measure(precision: str) -> dict[str, dict[int, dict[str, float]]]:
+    import jax
+    import jax.numpy as jnp
+    import nets
+    import numpy as np
+
+    from cudfkd_jax.config import access, build
+    from cudfkd_jax.runtime.devices import local_devices
+    from cudfkd_jax.training import distill_steps, supervised_steps
+
+    config = nets.config()
+    config.compute_dtype = "bfloat16" if precision == "bfloat16" else "float32"
+    dtype = jnp.dtype("float32" if precision == "bfloat16" else precision)
+
+    @jax.jit
+    def cast(tree):
+        return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
+
+    key = jax.random.key(0)
+    network = nets.classifier(8, access.compute_dtype(config))
+    teacher_variables = cast(nets.teacher_variables())
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (40, 8, 8, 3), np.uint8)
+    labels = random.integers(0, 10, 40, np.int32)
+    problem = nets.problem(config)
+    distil = functools.partial(distill_steps.init_state, problem=problem, image_shape=nets.IMAGE_SHAPE)
+    init = jax.jit(functools.partial(distil, key, teacher_variables))
+    epoch = build.supervised_epoch(config, "teacher", len(labels))
+    cases = {
+        kind: (step, problem, init, (teacher_variables,))
+        for kind, step in (("synthesis", distill_steps.synthesis_step), ("student", distill_steps.student_step))
+    }
+    task = build.supervised_problem(config, "kd", network, epoch, network)
+    data = (images, labels, teacher_variables)
+    init = jax.jit(functools.partial(supervised_steps.init_state, key, *data, problem=task))
+    cases["kd"] = (supervised_steps.supervised_step, task, init, data)
+
+    def start(init):
+        """The same state in new buffers, because a step gives up those of the state it is called with."""
+        return cast(init())
+
+    def update(count, step, task, init, frozen):
+        devices = local_devices(count, bfloat16=precision == "bfloat16")
+        compiled = devices.compile(functools.partial(step, problem=task))
+        after = compiled(devices.replicate(start(init)), *devices.replicate(frozen))
+        if count > 1:
+            same = jax.tree.map(lambda x: bool((np.asarray(x) == np.asarray(x)[:1]).all()), cast_keys(after))
+            assert all(jax.tree.leaves(same)), "the devices disagree"
+        return jax.device_get(cast_keys(devices.unreplicate(after)))
+
+    def cast_keys(tree):
+        return tree.replace(key=jax.random.key_data(tree.key))
+
+    def compare(one, many):
+        def relative(a, b):
+            a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+            return float(np.max(np.abs(a - b)) / max(np.max(np.abs(a)), 1e-12))
+
+        def worst(part):
+            return max(jax.tree.leaves(jax.tree.map(relative, part(one), part(many))), default=0.0)
+
+        def losses(tree):
+            totals = {**tree.synthesis.total, **tree.training.total}
+            return {name: value for name, value in totals.items() if "gradient" not in name}
+
+        def statistics(tree):
+            return tree.student.batch_stats, getattr(tree.aux, "batch_stats", ())
+
+        return {
+            "student": worst(lambda t: t.student),
+            "method": worst(lambda t: t.aux),
+            "tallies": worst(lambda t: (t.synthesis, t.training)),
+            "batch_stats": worst(statistics),
+            "losses": worst(losses),
+        }
+
+    result = {}
+    for kind, case in cases.items():
+        after = {count: update(count, *case) for count in COUNTS}
+        before = jax.device_get(cast_keys(start(case[2])))
+        moved = jax.tree.map(lambda a, b: bool(np.any(a != b)), before, after[1])
+        assert any(jax.tree.leaves((moved.student, moved.aux))), "the step changed nothing"
+        result[kind] = {count: compare(after[1], after[count]) for count in COUNTS[1:]}
+    return result
+
+
+if __name__ == "__main__":
+    print(json.dumps(_measure(sys.argv[1])))

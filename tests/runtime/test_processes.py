@@ -1,0 +1,395 @@
+"""Several processes compute what one computes: two real ones on this machine, joined by JAX, Gloo between them.
+
+Most runs are of the whole command line, in float32, on two-layer networks. Losses then agree to 1e-5 of their
+value; those that are small differences of large numbers (KL divergences of nearly equal logits) to 1e-6.
+"""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import tiny
+
+from cudfkd_jax.config import build, loading, validate
+from cudfkd_jax.experiments import compare
+from cudfkd_jax.runs import evaluate
+from cudfkd_jax.runtime import processes
+from cudfkd_jax.runtime.errors import UserError
+from cudfkd_jax.storage import checkpoint
+
+TIMES = ("seconds", "evaluation_seconds", "images_per_s")
+ROOT = Path(__file__).parents[2]
+SUPPORT = ROOT / "tests" / "support"  # where the processes find their networks
+TIMEOUT = 300  # seconds, on a machine that has other work; a hang fails the test
+EPOCHS = 3
+SETTINGS = (
+    *("--config.teacher.module=nets:TinyNet", "--config.student.module=nets:TinyNet"),
+    *("--config.distill.rounds_per_epoch=1", "--config.distill.loss=l1", f"--config.distill.epochs={EPOCHS}"),
+    *("--config.log.samples_every_epochs=2", "--config.checkpoint.every_seconds=0"),
+)
+# A process that gets a signal where its first epoch of distillation is shown, or would be.
+_SIGNALLED = """
+import os, sys
+from cudfkd_jax import main
+from cudfkd_jax.runtime import cli
+from cudfkd_jax.training import progress
+shown = progress.Progress.epoch
+def epoch(self, record):
+    shown(self, record)
+    if self._stage == "distill":
+        os.kill(os.getpid(), {})
+progress.Progress.epoch = epoch
+cli.leave(main.main)
+"""
+
+
+class Process(NamedTuple):
+    """What became of one."""
+
+    status: int
+    out: str
+    err: str
+
+
+def _address() -> str:
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return f"localhost:{free.getsockname()[1]}"
+
+
+def _slurm(count: int) -> list[dict[str, str]]:
+    """The environment that SLURM gives to each of some tasks on this machine."""
+    job = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": str(count)}
+    job["JAX_COORDINATOR_PORT"] = _address().rpartition(":")[2]  # by the number of the job it might not be free
+    return [job | {"SLURM_PROCID": str(index), "SLURM_LOCALID": str(index)} for index in range(count)]
+
+
+def _run_all(commands: list[list], logs: Path, own=None, **environment) -> list[Process]:
+    """Runs commands at the same time to their end; none may outlive the test. `own`: an environment for each."""
+    logs.mkdir(parents=True, exist_ok=True)
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": f"{ROOT}{os.pathsep}{SUPPORT}"} | environment
+    environment = {name: value for name, value in environment.items() if "proxy" not in name.lower()}
+    running, files = [], []
+    try:
+        for index, command in enumerate(commands):
+            files.append(((logs / f"{index}.out").open("w+"), (logs / f"{index}.err").open("w+")))
+            out, err = files[-1]
+            env = environment | (own[index] if own else {})
+            running.append(subprocess.Popen(command, cwd=SUPPORT, env=env, stdout=out, stderr=err))
+        deadline = time.monotonic() + TIMEOUT
+        for process in running:
+            process.wait(deadline - time.monotonic())
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+        texts = [[file.seek(0) or file.read() for file in pair] for pair in files]
+        for file in (file for pair in files for file in pair):
+            file.close()
+    return [Process(process.returncode, *text) for process, text in zip(running, texts, strict=True)]
+
+
+def _run(count: int, workdir: Path, *arguments: str, own=None, signalled=None, slurm=False) -> list[Process]:
+    """Runs a configuration on some processes.
+
+    Args:
+        count: how many.
+        workdir: of the first; the others are given folders that are not there.
+        arguments: beside `SETTINGS`, of all.
+        own: by process, arguments of its own.
+        signalled: (process, number) of a signal that one gets at the end of its first epoch of distillation.
+        slurm: they are not told of each other but find SLURM's environment.
+    """
+    address, commands = _address(), []
+    for index in range(count):
+        program = ["-m", "cudfkd_jax.main"]
+        if signalled and signalled[0] == index:
+            program = ["-c", _SIGNALLED.format(int(signalled[1]))]
+        folder = workdir if index == 0 else workdir.with_name(f"{workdir.name}_of_{index}")
+        joined = [f"--config.distributed.{name}" for name in (f"processes={count}", f"process={index}")]
+        joined = [f"--config.distributed.coordinator={address}", *joined] if count > 1 else []
+        joined = ["--config.distributed.detect=true"] if slurm else joined
+        commands.append(
+            [
+                *(sys.executable, *program, f"--config={SUPPORT / 'tiny.py'}", f"--workdir={folder}"),
+                *(*SETTINGS, *joined, *arguments, *(own or {}).get(index, ())),
+            ]
+        )
+    environments = _slurm(count) if slurm else None
+    done = _run_all(commands, workdir.with_name(f"{workdir.name}_logs"), environments)
+    assert not list(workdir.parent.glob(f"{workdir.name}_of_*")), "another process than the first has written"
+    return done
+
+
+@pytest.fixture(scope="module", name="one")
+def _one(tmp_path_factory):
+    """A finished run of one process."""
+    folder = tmp_path_factory.mktemp("one") / "run"
+    (done,) = _run(1, folder)
+    assert done.status == 0, done
+    return folder
+
+
+@pytest.fixture(scope="module", name="other")
+def _other(tmp_path_factory):
+    """The same run on two processes, on one and on two of SLURM, and what became of them each time."""
+    folder = tmp_path_factory.mktemp("other") / "run"
+    # Of the two the second alone is told to stop.
+    first = _run(2, folder, signalled=(1, signal.SIGTERM))
+    epochs = [len(_records(folder))]
+    second = _run(1, folder, signalled=(0, signal.SIGTERM))
+    epochs.append(len(_records(folder)))
+    return folder, [first, second, _run(2, folder, slurm=True)], epochs
+
+
+def _records(folder: Path) -> list[dict[str, float]]:
+    records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in record.items() if key not in TIMES} for record in records]
+
+
+def _assert_same_metrics(one: Path, other: Path) -> None:
+    for part in ("teacher", ""):
+        left, right = _records(one / part), _records(other / part)
+        assert len(left) == len(right)
+        for a, b in zip(left, right, strict=True):
+            assert b == pytest.approx(a, rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.slow
+def test_two_processes_measure_what_one_measures_also_after_a_change(one, other):
+    folder, _, _ = other
+    assert len(_records(folder)) == EPOCHS
+    _assert_same_metrics(one, folder)
+    assert json.loads((folder / "summary.json").read_text())["devices"]["count"] == 2
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_saves_the_state_and_ends_all(other):
+    _, runs, epochs = other
+    stopped = 128 + signal.SIGTERM
+    assert [[process.status for process in run] for run in runs] == [[stopped, stopped], [stopped], [0, 0]], runs
+    assert epochs == [1, 2]
+    for (first, *_), end in zip(runs, ("stopped by SIGTERM", "stopped by SIGTERM", ""), strict=True):
+        assert end in first.err
+    for first, *_ in runs[1:]:
+        assert "distill: going on from step " in first.out
+
+
+@pytest.mark.slow
+def test_the_first_process_alone_writes_and_talks(one, other):
+    """The second one is given a folder of its own, which never comes to be (see `_run`)."""
+    folder, runs, _ = other
+
+    def names(workdir):
+        files = (path for path in workdir.rglob("*") if path.is_file() and "checkpoints" not in path.parts)
+        return sorted(str(path.relative_to(workdir)) for path in files)
+
+    assert names(folder) == names(one)
+    for run, epoch in zip(runs, (1, 2, 3), strict=True):
+        assert run[0].out.count("distill  epoch ") == 1 and f"distill  epoch {epoch}/3" in run[0].out
+        for second in run[1:]:
+            said = [line for line in (second.out + second.err).splitlines() if line and "[Gloo]" not in line]
+            assert said == []
+
+
+@pytest.mark.slow
+def test_a_run_says_nothing_of_where_it_took_place(other):
+    """So that it goes on anywhere, and is measured by a process alone."""
+    held = json.loads((other[0] / "config.json").read_text())
+    assert not [key for key in (*held["config"], *held["results"]) if key.startswith("distributed")]
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_takes_the_other_with_it(other, tmp_path):
+    teacher = f"--config.teacher.checkpoint={other[0]}"
+    first, second = _run(2, tmp_path / "run", teacher, signalled=(1, signal.SIGKILL))
+    assert second.status == -signal.SIGKILL
+    assert first.status not in (0, -signal.SIGKILL)  # its own error, or JAX ends it
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "own", "text"),
+    [
+        (("--config.distill.batch_size=33",), {}, "distill.batch_size=33 cannot be divided by 2 devices"),
+        ((), {1: ("--config.seed=7",)}, "process 1: seed is 7 here and 0 in the first process"),
+        ((), {1: ("--config.data.dir=nowhere.npz",)}, r"process 1: .*nowhere\.npz"),
+    ],
+    ids=["found by the first", "another setting", "found by the second"],
+)
+def test_an_error_of_one_process_is_one_line_and_ends_all(tmp_path, arguments, own, text):
+    images, labels = np.zeros((40, 8, 8, 1), np.uint8), np.arange(40) % 10
+    np.savez(tmp_path / "data.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
+    if "data.dir" in str(own):
+        source = ("--config.data.source=npz", f"--config.data.dir={tmp_path / 'data.npz'}")
+        arguments = (*source, "--config.teacher.batch_size=40")
+    folder = tmp_path / "runs" / "run"
+    done = _run(2, folder, *arguments, own=own)
+    assert [process.status for process in done] == [2, 2], done
+    (line,) = [line for line in done[0].err.splitlines() if "[Gloo]" not in line]
+    assert line.startswith("cudfkd: error: ") and re.search(text, line), line
+    assert "cudfkd" not in done[1].out + done[1].err
+    assert not folder.exists()
+
+
+@pytest.mark.slow
+def test_methods_with_memories_come_to_the_same_state(tmp_path):
+    """In float64; memories and pools have the same shape whatever the number of processes."""
+    address = _address()
+    commands = [
+        [
+            [sys.executable, __file__, str(tmp_path / f"{count}.npz"), address, str(count), str(n)]
+            for n in range(count)
+        ]
+        for count in (1, 2)
+    ]
+    flags = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    for command in commands:
+        done = _run_all(command, tmp_path, JAX_ENABLE_X64="True", XLA_FLAGS=flags)
+        assert not any(process.status for process in done), done
+    one, two = (np.load(tmp_path / f"{count}.npz") for count in (1, 2))
+    assert one.files == two.files and {name.split("/")[0] for name in one.files} == {"adi", "pre_dfkd"}
+    for name in one.files:
+        assert one[name].shape == two[name].shape and one[name].dtype == two[name].dtype
+        a, b = (state[name].astype(np.float64) for state in (one, two))
+        scale = np.max(np.abs(a), initial=1e-4)  # biases before BatchNorm have no gradient but noise
+        np.testing.assert_allclose(b / scale, a / scale, rtol=0, atol=1e-9, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"coordinator": "node1"}, "distributed.coordinator=node1 is not host:port"),
+        ({"coordinator": "node1:70000"}, "distributed.coordinator=node1:70000 is not host:port"),
+        ({"coordinator": "node1:1234"}, "distributed.processes is missing"),
+        ({"coordinator": "node1:1234", "processes": 2}, "distributed.process is missing"),
+        ({"processes": 2, "process": 0}, "distributed.coordinator is missing"),
+        ({"coordinator": "a:1", "processes": 2, "process": 2}, "distributed.process=2 of distributed.processes=2"),
+        ({"processes": -1}, "distributed.processes=-1 must not be negative"),
+    ],
+)
+def test_how_processes_find_each_other_is_checked_before_they_look(settings, text):
+    config = tiny.get_config()
+    config.distributed.update(settings)
+    with pytest.raises(UserError, match=text):
+        validate.check_processes(config)
+
+
+def test_a_cluster_that_is_not_there_is_one_line(tmp_path):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "OMPI"))}
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "cudfkd_jax.main", f"--config={SUPPORT / 'tiny.py'}", f"--workdir={tmp_path}"),
+            "--config.distributed.detect=true",
+        ],
+        env=environment | {"JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("cudfkd: error: the processes of the run do not find each other: ")
+    assert done.stderr.count("\n") == 1 and list(tmp_path.iterdir()) == []
+
+
+def test_the_environment_of_slurm_is_picked_up(monkeypatch):
+    """What JAX is asked for, under SLURM and by hand; it is not asked where nothing is given."""
+    asked = []
+    monkeypatch.setattr("jax.distributed.initialize", lambda *args, **kwargs: asked.append((args, kwargs)))
+    config = tiny.get_config()
+    build.connect(config, print)
+    assert asked == []
+    config.distributed.detect = True
+    build.connect(config, print)
+    config.distributed.update(detect=False, coordinator="node1:1234", processes=4, process=0)
+    build.connect(config, lambda text: None)
+    assert asked == [
+        ((None, None, None), {"cluster_detection_method": None}),
+        (("node1:1234", 4, 0), {"cluster_detection_method": "deactivate"}),
+    ]
+
+
+def test_several_processes_are_refused_where_one_does_the_work(tmp_path):
+    config = tiny.get_config()
+    config.distributed.detect = True
+    with pytest.raises(UserError, match="--stage=evaluate takes one process; leave"):
+        evaluate.evaluate_run(config, tmp_path)
+    with pytest.raises(UserError, match="a comparison takes one process"):
+        file, several = str(SUPPORT / "tiny.py"), ["--config.distributed.detect=true"]
+        compare.compare(file, ["cudfkd"], [0], tmp_path / "compared", several)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_process_has_the_same_default_workdir():
+    changes = {"distill.epochs": 3}
+    folders = {
+        loading.run_name("configs/digits.py", changes | {"distributed.process": n, "distributed.processes": 2})
+        for n in range(2)
+    }
+    assert folders == {loading.run_name("configs/digits.py", changes)}
+
+
+def test_one_process_asks_nobody(monkeypatch):
+    """It returns what it is given, of any type, and its errors are as they were raised."""
+    monkeypatch.setattr("jax.experimental.multihost_utils.process_allgather", None)
+    thing, rows = object(), np.arange(3)
+    assert processes.from_first(lambda: thing) is thing and processes.together(lambda: thing) is thing
+    assert processes.largest(7) == 7 and processes.gather(rows) is rows and processes.is_first()
+    with pytest.raises(ZeroDivisionError):
+        processes.from_first(lambda: 1 / 0)
+
+
+def _state_after(kinds, method) -> dict[str, np.ndarray]:
+    import jax
+    import jax.numpy as jnp
+    import nets
+    import rounds
+
+    from cudfkd_jax.runtime.devices import local_devices
+    from cudfkd_jax.training.loops import distillation_steps
+
+    def cast(tree):
+        return jax.tree.map(
+            lambda x: x.astype(float) if jnp.issubdtype(x.dtype, jnp.floating) else jnp.copy(x), tree
+        )
+
+    devices = local_devices()
+    parts = distillation_steps(rounds.problem(method)).compile(devices)
+    state = devices.replicate(cast(rounds.initial_state(method)))
+    teacher = devices.replicate(cast(nets.teacher_variables()))
+    for kind in kinds:
+        state = getattr(parts, kind)(state, teacher)
+    state = devices.unreplicate(state)
+    assert not state.failed
+    leaves = jax.tree_util.tree_leaves_with_path(checkpoint.to_host(state))
+    return {jax.tree_util.keystr(path): np.nan_to_num(leaf, posinf=0) for path, leaf in leaves}
+
+
+def _measure(file: str, address: str, count: int, index: int) -> None:
+    processes.connect(coordinator=address if count > 1 else "", processes=count, process=index, detect=False)
+    import optax
+    import replay_nets
+    import test_inversion
+
+    # With SGD a factor in the gradient is one in the update.
+    adi = test_inversion.method(optimiser=optax.sgd(0.5))
+    pre_dfkd = replay_nets.pre_method(optimiser=replay_nets.SGD, memory_optimiser=replay_nets.SGD)
+    states = {
+        "adi": _state_after(("synthesis", "finish", "student"), adi),
+        "pre_dfkd": _state_after(("finish", "student"), pre_dfkd),
+    }
+    if processes.is_first():
+        np.savez(file, **{f"{name}/{path}": x for name, state in states.items() for path, x in state.items()})
+
+
+if __name__ == "__main__":
+    _measure(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))

@@ -1,0 +1,54 @@
+"""A problem small enough to compile in a second: two-layer classifiers and a small generator at 8×8."""
+
+import flax.linen as nn
+import jax
+from jax.typing import DTypeLike
+from ml_collections import ConfigDict
+
+from cudfkd_jax.config import access, build, defaults, networks
+from cudfkd_jax.models.classifier import Classifier
+from cudfkd_jax.training.distill_steps import Problem
+
+IMAGE_SHAPE = (8, 8, 3)
+
+
+class TinyNet(nn.Module):
+    features: int = 6
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, x, train: bool):
+        for stride in (1, 2):
+            x = nn.Conv(self.features, (3, 3), stride, use_bias=False, dtype=self.dtype)(x)
+            x = nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.9, dtype=self.dtype)(x))
+        return nn.Dense(10)(x.mean((1, 2)))
+
+
+def classifier(features: int = 6, dtype: DTypeLike | None = None) -> Classifier:
+    return Classifier(TinyNet(features, dtype), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
+
+
+def config() -> ConfigDict:
+    c = defaults.get_config()
+    c.data.update(image_shape=IMAGE_SHAPE, padding=1)
+    c.generator.update(latent_dim=8, width=4)
+    c.distill.update(epochs=4, rounds_per_epoch=3, student_steps=2, batch_size=16, loss="kl")
+    c.curriculum.adv = 1.5  # so that the first step already has an adversarial term
+    for section in (c.teacher, c.scratch, c.kd):
+        section.update(batch_size=16, epochs=2)
+    return c
+
+
+def problem(c: ConfigDict) -> Problem:
+    net = networks.described(c, "teacher")
+    dtype = access.compute_dtype(c)
+    pair = networks.Pair(classifier(8, dtype), net, teacher_variables(), classifier(4, dtype), net)
+    return build.problem(c, pair)
+
+
+@jax.jit
+def teacher_variables():
+    variables = classifier(8).init(jax.random.key(7), IMAGE_SHAPE)
+    keys = iter(jax.random.split(jax.random.key(8), 100))
+    # Any statistics but the initial ones, so that no term vanishes.
+    return jax.tree.map(lambda x: x + 0.3 * jax.random.uniform(next(keys), x.shape), variables)

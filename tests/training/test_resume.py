@@ -1,0 +1,26 @@
+"""Checkpoints inside epochs change nothing; kills at any moment are in `test_crash.py`."""
+
+import pytest
+from helpers import outcome
+
+from cudfkd_jax.runs import stages
+from cudfkd_jax.storage import checkpoint
+
+
+@pytest.mark.parametrize("compute_dtype", ["float32", "bfloat16"])  # on some CPUs other programs altogether
+def test_saving_inside_epochs_changes_nothing(finished_run, tiny_config, tmp_path, compute_dtype):
+    tiny_config.compute_dtype = compute_dtype
+    tiny_config.teacher.checkpoint = str(finished_run)
+    tiny_config.distill.epochs = 2
+    for name, seconds in (("ends", 0.0), ("every_step", 1e-6)):
+        tiny_config.checkpoint.update(every_seconds=seconds, keep=100)
+        stages.run(tiny_config, "distill", tmp_path / name, say=lambda text: None)
+    d = tiny_config.distill
+    steps_per_epoch = d.rounds_per_epoch * (d.synthesis_steps + d.student_steps)
+    saved = {
+        name: [int(path.name) for path in checkpoint.checkpoints(tmp_path / name / "checkpoints")]
+        for name in ("ends", "every_step")
+    }
+    assert saved["ends"] == [steps_per_epoch, 2 * steps_per_epoch]
+    assert saved["every_step"] == list(range(1, 2 * steps_per_epoch + 1))
+    assert outcome(tmp_path / "ends") == outcome(tmp_path / "every_step")

@@ -1,0 +1,296 @@
+"""What one step changes, by an independent computation, and what it leaves alone."""
+
+import functools
+import itertools
+import re
+
+import jax
+import jax.numpy as jnp
+import nets
+import numpy as np
+import optax
+import pytest
+from scipy.special import log_softmax, softmax
+
+from cudfkd_jax.runtime.devices import SINGLE, local_devices
+from cudfkd_jax.training import distill_steps, trainer
+from cudfkd_jax.training.batching import equations
+from cudfkd_jax.training.loops import Epoch, distillation_steps, make_epoch_function
+from cudfkd_jax.training.state import STUDENT, SYNTHESIS, purpose_key
+
+
+@pytest.fixture(scope="module", name="run")
+def _run():
+    """Configuration, problem, teacher and the compiled initial state and steps, all tiny."""
+    config = nets.config()
+    problem = nets.problem(config)
+    teacher = nets.teacher_variables()
+    init = functools.partial(distill_steps.init_state, problem=problem, image_shape=nets.IMAGE_SHAPE)
+    compiled = {
+        name: jax.jit(functools.partial(step, problem=problem, axis=SINGLE))
+        for name, step in (("synthesis", distill_steps.synthesis_step), ("student", distill_steps.student_step))
+    }
+    return config, problem, teacher, jax.jit(init)(jax.random.key(3), teacher), compiled
+
+
+def _equal(a, b):
+    return all(jax.tree.leaves(jax.tree.map(lambda x, y: bool((x == y).all()), a, b)))
+
+
+def _host(tree):
+    return jax.tree.map(np.asarray, jax.device_get(tree))
+
+
+def test_synthesis_trains_the_generator_alone(run):
+    *_, teacher, state, compiled = run
+    after = compiled["synthesis"](state, teacher)
+    assert _equal(after.student, state.student)
+    assert not _equal(after.aux.params, state.aux.params)
+    assert not _equal(after.aux.batch_stats, state.aux.batch_stats)  # the generator is in train mode
+    assert (int(after.synthesis_step), int(after.step)) == (1, 0)
+
+
+def test_student_step_trains_the_student_alone(run):
+    *_, teacher, state, compiled = run
+    after = compiled["student"](state, teacher)
+    assert _equal(after.aux, state.aux)  # the generator's running statistics too: evaluation mode
+    assert not _equal(after.student.params, state.student.params)
+    assert not _equal(after.student.batch_stats, state.student.batch_stats)
+    assert (int(after.synthesis_step), int(after.step)) == (0, 1)
+
+
+def test_student_update_is_sgd_on_the_weighted_divergence(run):
+    """Eq. 6 with the logarithmic v* at λ0, T² KL, and PyTorch's SGD, all written out again."""
+    config, problem, teacher, state, compiled = run
+    after = compiled["student"](state, teacher)
+    d, lam = config.distill, config.curriculum.lambda_0
+    key = purpose_key(state.key, STUDENT, 0)
+    images = problem.method.sample(state.aux, None, key, SINGLE)
+    assert images.shape == (d.batch_size, *nets.IMAGE_SHAPE) and 0 <= images.min() < images.max() <= 1
+    teacher_logits = np.asarray(problem.teacher(teacher, images).value, np.float64)
+
+    def student_logits(params):
+        variables = {"params": params, "batch_stats": state.student.batch_stats}
+        return problem.student(variables, images, train=True).value
+
+    z = np.asarray(student_logits(state.student.params), np.float64)
+    p_teacher = softmax(teacher_logits / d.temperature, axis=1)
+    log_ratio = log_softmax(teacher_logits / d.temperature, axis=1) - log_softmax(z / d.temperature, axis=1)
+    losses = d.temperature**2 * np.sum(p_teacher * log_ratio, axis=1)
+    v = (1 + np.exp(-lam)) / (1 + np.exp(losses - lam))
+    tally = _host(after.training.last)
+    np.testing.assert_allclose(tally["difficulty"], losses.mean(), rtol=1e-4)
+    np.testing.assert_allclose(tally["mean_v"], v.mean(), rtol=1e-5)
+    np.testing.assert_allclose(tally["student_loss"], (v * losses).mean(), rtol=1e-4)
+    np.testing.assert_allclose(tally["share_v_below_half"], (v < 0.5).mean())
+    np.testing.assert_allclose(tally["lambda"], lam)  # the index before it is incremented
+
+    # d loss / d z = v T (softmax(z_s/T) − softmax(z_t/T)) / B: v is a constant.
+    dz = v[:, None] * d.temperature * (softmax(z / d.temperature, axis=1) - p_teacher) / d.batch_size
+    _, pull_back = jax.vjp(student_logits, state.student.params)
+    (gradient,) = pull_back(jnp.asarray(dz, jnp.float32))
+    expected = jax.tree.map(
+        lambda w, g: w - d.learning_rate * (g + d.weight_decay * w), state.student.params, gradient
+    )
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
+    jax.tree.map(close, after.student.params, expected)
+
+
+def test_second_step_has_momentum_and_its_own_images(run):
+    *_, teacher, state, compiled = run
+    first = compiled["student"](state, teacher)
+    second = compiled["student"](first, teacher)
+    params = [s.student.params for s in (state, first, second)]
+    moved = [optax.tree.sub(after, before) for before, after in itertools.pairwise(params)]
+    overlap = optax.tree.vdot(*moved) / optax.tree.norm(moved[0]) ** 2
+    assert 0.3 < overlap < 2  # most of it is the momentum's 0.9 of the first
+    assert float(first.training.last["difficulty"]) != float(second.training.last["difficulty"])
+
+
+def _convolutions(function, *arguments):
+    traced = jax.make_jaxpr(function)(*arguments).jaxpr
+    return sum(equation.primitive.name == "conv_general_dilated" for equation in equations(traced))
+
+
+def test_gradients_are_of_the_trained_network_alone(run):
+    """A convolution of a trained network costs three: itself, by its kernel, by its input; of a frozen one two."""
+    _, problem, teacher, state, _ = run
+    synthesis, student = (
+        _convolutions(functools.partial(step, problem=problem, axis=SINGLE), state, teacher)
+        for step in (distill_steps.synthesis_step, distill_steps.student_step)
+    )
+    generator = _convolutions(lambda aux: problem.method.sample(aux, None, state.key, SINGLE), state.aux)
+    layers = 2  # of teacher and student each
+    assert synthesis == 3 * generator + 2 * layers + 2 * layers
+    assert student == generator + layers + 3 * layers - 1  # nobody asks for the gradient by the images
+
+
+def test_synthesis_loss_is_the_weighted_sum_of_its_terms(run):
+    """Eq. 4 and 5 on the same images, written out with NumPy."""
+    config, problem, teacher, state, compiled = run
+    last = _host(compiled["synthesis"](state, teacher).synthesis.last)
+    from cudfkd_jax.models.capture import BN, apply
+    from cudfkd_jax.models.generator import Generator
+
+    g = config.generator
+    generator = Generator(nets.IMAGE_SHAPE, g.latent_dim, g.width, g.stages)
+    z = jax.random.normal(purpose_key(state.key, SYNTHESIS, 0), (config.distill.batch_size, g.latent_dim))
+    images = apply(generator, state.aux.variables, z, train=True).value
+    seen = problem.teacher(teacher, images, capture=(BN,))
+    t = np.asarray(seen.value, np.float64)
+    s = np.asarray(problem.student(state.student.variables, images).value, np.float64)
+    bn = sum(
+        np.linalg.norm(layer.mean - layer.running_mean) + np.linalg.norm(layer.var - layer.running_var)
+        for layer in seen.bn
+    )
+    oh = -np.mean(log_softmax(t, axis=1).max(axis=1))
+    mean_p = softmax(t / config.distill.temperature, axis=1).mean(axis=0)
+    balance = np.sum(mean_p * np.log(mean_p))
+    p = softmax(t / 3, axis=1)
+    kl = 9 * np.sum(p * (np.log(p) - log_softmax(s / 3, axis=1)), axis=1)
+    adversarial = -np.mean(kl * (t.argmax(1) == s.argmax(1)))
+    for name, value in {
+        "bn_loss": bn,
+        "class_loss": oh,
+        "balance_loss": balance,
+        "adversarial_loss": adversarial,
+        "alpha_adv": 1.5,
+        "synthesis_loss": bn + oh + 20 * balance + 1.5 * adversarial,
+    }.items():
+        np.testing.assert_allclose(last[name], value, rtol=2e-4, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "term"),
+    [
+        ("synthesis", "bn_weight", "bn_loss"),
+        ("synthesis", "class_weight", "class_loss"),
+        ("synthesis", "balance_weight", "balance_loss"),
+        ("curriculum", None, "adversarial_loss"),
+    ],
+)
+def test_a_term_without_weight_is_not_computed(section, key, term):
+    config = nets.config()
+    if key:
+        config[section][key] = 0.0
+    else:
+        config.curriculum.update(adv=0.0, alpha=0.0)
+    init = functools.partial(distill_steps.init_state, problem=nets.problem(config), image_shape=nets.IMAGE_SHAPE)
+    state = jax.eval_shape(init, jax.random.key(0), nets.teacher_variables())
+    assert term not in state.synthesis.total and len(state.synthesis.total) >= 4
+
+
+@pytest.mark.parametrize("name", ["synthesis", "student"])
+def test_a_step_that_is_not_finite_is_undone_and_named(run, name):
+    *_, teacher, state, compiled = run
+    good = compiled["student"](compiled["synthesis"](state, teacher), teacher)
+    broken = jax.tree.map(lambda x: x, teacher)
+    broken["params"]["Dense_0"]["bias"] = broken["params"]["Dense_0"]["bias"].at[3].set(jnp.nan)
+    failed = compiled[name](good, broken)
+    assert bool(failed.failed)
+    tally = "synthesis" if name == "synthesis" else "training"
+    last = _host(getattr(failed, tally).last)
+    assert any(np.isnan(value) for value in last.values())
+    later = compiled["student"](compiled["synthesis"](failed, teacher), teacher)
+    for after in (failed, later):
+        for part in ("student", "aux", "step", "synthesis_step"):
+            assert _equal(getattr(after, part), getattr(good, part)), part
+        assert _equal(getattr(after, tally).total, getattr(good, tally).total)
+        assert any(np.isnan(value) for value in _host(getattr(after, tally).last).values())
+
+
+def _message(state):
+    """The terms of the step that failed, as a user reads them."""
+    kind, terms = re.fullmatch(
+        r"test: (\w+) step 0 is not finite \((.*)\)", trainer._failure("test", state)
+    ).groups()
+    return kind, dict(term.rsplit(" ", 1) for term in terms.split(", "))
+
+
+@pytest.mark.parametrize("value", [jnp.nan, jnp.inf])
+@pytest.mark.parametrize("kind", ["synthesis", "student"])
+@pytest.mark.parametrize("where", ["teacher", "generator"])
+def test_what_is_not_finite_in_the_networks_is_found_at_once_and_named(run, where, kind, value):
+    *_, teacher, state, compiled = run
+
+    def break_(params):
+        return jax.tree.map(lambda x: jnp.full_like(x, value), params)
+
+    if where == "teacher":
+        teacher = teacher | {"params": break_(teacher["params"])}
+    else:
+        state = state.replace(aux=state.aux.replace(params=break_(state.aux.params)))
+    failed = compiled[kind](state, teacher)
+    assert bool(failed.failed) and _equal(failed.student, state.student)
+    found, terms = _message(failed)
+    assert found == kind and terms[f"{kind}_loss"] in ("nan", "inf")
+
+
+def test_a_gradient_that_is_not_finite_is_named_where_the_loss_is_finite(run):
+    _, problem, teacher, state, _ = run
+
+    def student_loss(outputs, *more):
+        loss, metrics = problem.method.student_loss(outputs, *more)
+        return loss + jnp.sqrt(jnp.sum(0 * outputs.value)), metrics  # 0, with an infinite slope
+
+    broken = problem._replace(method=problem.method._replace(student_loss=student_loss))
+    failed = jax.jit(functools.partial(distill_steps.student_step, problem=broken, axis=SINGLE))(state, teacher)
+    assert bool(failed.failed) and _equal(failed.student, state.student)
+    kind, terms = _message(failed)
+    assert kind == "student" and [term for term in terms if terms[term] == "nan"] == ["student_gradient_norm"]
+
+
+EPOCH = Epoch(rounds=3, synthesis_steps=1, student_steps=2)
+
+
+@pytest.fixture(scope="module", name="loops")
+def _loops(run):
+    _, problem, *_ = run
+    parts = distillation_steps(problem)
+    return {kind: make_epoch_function(kind, EPOCH, local_devices(1), parts) for kind in ("python", "scan")}
+
+
+def _copy(state):
+    """Buffers of its own: the loops give up those of the state they are called with."""
+    return jax.tree.map(jnp.copy, state)
+
+
+def _bits(state):
+    return jax.tree.leaves(jax.device_get(state.replace(key=jax.random.key_data(state.key))))
+
+
+def test_both_loops_agree(run, loops):
+    *_, teacher, state, _ = run
+    ends = {kind: loop(_copy(state), teacher, progress=lambda _: False) for kind, loop in loops.items()}
+    for end in ends.values():
+        assert (int(end.step), int(end.synthesis_step)) == (6, 3)
+        assert (int(end.training.count), int(end.synthesis.count)) == (6, 3)
+    a, b = (_host((end.training.total, end.synthesis.total)) for end in ends.values())
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-3, atol=1e-4), a, b)
+
+
+def test_python_loop_goes_on_from_any_step_with_the_same_bits(run, loops):
+    *_, teacher, state, _ = run
+    whole = loops["python"](_copy(state), teacher, progress=lambda _: False)
+    piecewise = _copy(state)
+    for stop in range(1, EPOCH.steps + 1):
+        piecewise = loops["python"](piecewise, teacher, progress=lambda done, stop=stop: done == stop)
+        assert int(piecewise.step) == stop
+    assert all((a == b).all() for a, b in zip(_bits(whole), _bits(piecewise), strict=True))
+
+
+def test_scan_finishes_an_epoch_that_was_saved_inside_a_round(run, loops):
+    *_, teacher, state, _ = run
+    part = loops["python"](_copy(state), teacher, progress=lambda done: done == 3)
+    end = loops["scan"](part, teacher, progress=lambda _: False)
+    whole = loops["python"](_copy(state), teacher, progress=lambda _: False)
+    assert all((a == b).all() for a, b in zip(_bits(whole), _bits(end), strict=True))
+
+
+def test_loop_stops_at_a_failed_step(run, loops):
+    *_, teacher, state, _ = run
+    broken = jax.tree.map(lambda x: x * jnp.nan, teacher)
+    seen = []
+    for loop in loops.values():
+        end = loop(_copy(state), broken, progress=lambda done: seen.append(done))
+        assert bool(end.failed) and int(end.step) == 0
