@@ -13,26 +13,20 @@ from cudfkd_jax.runtime.errors import UserError
 # What may differ from process to process: paths, which are of its machine.
 _OF_A_PROCESS = ("data.dir", "teacher.checkpoint")
 
-# What each stage's results depend on. The teacher enters the others by its weights.
+# Folded into the seed for the key of each stage; they never change. Networks of one family that are initialised
+# from the same key share their first weights, and a student must not start from what its teacher started from.
+_STAGE_KEYS = {"teacher": 0, "scratch": 1, "kd": 2, "distill": 3}
+
+# The sections and settings on which the results of a stage depend. A teacher enters the others by its weights.
+_EVERYWHERE = ("seed", "compute_dtype", "data")
+_METHODS = ("released_js", "generator", "curriculum", "synthesis", "memory", "zskt", "adi", "cmi", "pre_dfkd")
 _RESULT_KEYS = {
-    "teacher": ("seed", "compute_dtype", "data", "teacher"),
-    "scratch": ("seed", "compute_dtype", "data", "student", "scratch"),
-    "kd": ("seed", "compute_dtype", "data", "student", "kd"),
-    "distill": (
-        *(
-            "seed",
-            "compute_dtype",
-            "data",
-            "method",
-            "released_js",
-            "student",
-            "generator",
-            "distill",
-            "curriculum",
-        ),
-        *("synthesis", "memory", "zskt", "adi", "cmi", "pre_dfkd", "evaluation"),
-    ),
+    "teacher": (*_EVERYWHERE, "teacher"),
+    "scratch": (*_EVERYWHERE, "student", "scratch"),
+    "kd": (*_EVERYWHERE, "student", "kd"),
+    "distill": (*_EVERYWHERE, "student", "method", *_METHODS, "distill", "evaluation"),
 }
+# Settings in these sections that change no result.
 _NO_RESULT_KEYS = ("data.dir", "evaluation.batch_size", "evaluation.stability_from", "teacher.checkpoint")
 
 # Settings added after runs had been recorded and named, each with what those runs computed. At that value a
@@ -77,9 +71,5 @@ def check_same(config: ConfigDict, stage: str) -> None:
 
 
 def root_key(config: ConfigDict, stage: str) -> jax.Array:
-    """The key that all randomness of a stage comes from.
-
-    Each stage has its own: networks of one family initialised from the same key share their first weights,
-    and a student must not start from what its teacher started from.
-    """
-    return jax.random.fold_in(jax.random.key(config.seed), list(_RESULT_KEYS).index(stage))
+    """Returns the key from which all randomness of a stage is derived; each stage has its own."""
+    return jax.random.fold_in(jax.random.key(config.seed), _STAGE_KEYS[stage])
