@@ -12,7 +12,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from cudfkd_jax.config import access, defaults, validate
+from cudfkd_jax.config import access, defaults, presets, validate
 from cudfkd_jax.runtime.errors import UserError
 from cudfkd_jax.storage import workdir
 
@@ -37,6 +37,7 @@ def load(file: str | None) -> ConfigDict:
             raise TypeError(f"get_config() returned {type(loaded).__name__}, not ConfigDict")
         check_keys(access.flatten(loaded), config)
         config.update(loaded)
+        presets.check_recipe(config, f"--config={path}")
     except UserError:
         raise
     except Exception as error:  # the file is a program and can raise anything
@@ -44,6 +45,31 @@ def load(file: str | None) -> ConfigDict:
             f"--config={path} cannot be loaded: {type(error).__name__}: {error}; mend the file "
             "(--debug shows where it fails)"
         ) from error
+    return config
+
+
+def from_settings(given: ConfigDict | Mapping[str, Any]) -> ConfigDict:
+    """Returns the defaults, changed by settings that a program gives.
+
+    Args:
+        given: a whole configuration, or by dotted key the settings that differ. Among these, `method` brings its
+            recipe, which the others change further.
+
+    Raises:
+        UserError: a setting does not exist or has another type; a whole configuration lacks its method's recipe.
+    """
+    config = defaults.get_config().lock()
+    try:
+        if isinstance(given, ConfigDict):
+            config.update(given)
+            presets.check_recipe(config, "config")
+        else:
+            check_keys(given, config)
+            if "method" in given:
+                presets.use_method(config, given["method"])
+            config.update_from_flattened_dict(given)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"config: {' '.join(str(error).split())}; all settings: {defaults.__file__}") from error
     return config
 
 

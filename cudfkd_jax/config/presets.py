@@ -46,7 +46,7 @@ def with_arguments(
     config = get_config()
     config.teacher.arch = arguments.get("teacher", teacher)
     config.student.arch = arguments.get("student", student)
-    _use_method(config, arguments.get("method", config.method))
+    use_method(config, arguments.get("method", config.method))
     if "released" in arguments:
         _released(config)
     if "noisy" in arguments:
@@ -87,7 +87,12 @@ def train_for(config: ConfigDict, **settings: Any) -> None:
         section.update(settings)
 
 
-def _use_method(config: ConfigDict, method: str) -> None:
+def use_method(config: ConfigDict, method: str) -> None:
+    """Chooses a method together with its recipe.
+
+    Raises:
+        UserError: there is no such method.
+    """
     choose("method", method, tuple(RECIPES))
     config.method = method
     config.update(RECIPES[method])
@@ -97,6 +102,30 @@ def _use_method(config: ConfigDict, method: str) -> None:
         # The original clips the gradient of KL/K + 250 · attention at 5; the objective here is K times that. A
         # reference, so that it follows the number of classes, whoever sets that later.
         config.distill.clip_norm = 5.0 * config.data.get_ref("num_classes").to_float()
+
+
+def check_recipe(config: ConfigDict, where: str) -> None:
+    """Refuses a method that was named without its recipe, with which another method's settings would run.
+
+    Args:
+        config: that has a method's name.
+        where: it comes from; begins the message.
+
+    Raises:
+        UserError: every setting of the recipe is at its default.
+    """
+    default = get_config()
+    recipe = {
+        (section, key): default[section][key]
+        for section, settings in RECIPES.get(config.method, {}).items()
+        for key, value in settings.items()
+        if value != default[section][key]
+    }
+    if recipe and all(config[section][key] == value for (section, key), value in recipe.items()):
+        raise UserError(
+            f"{where}: method={config.method} has none of its recipe's settings; choose it by "
+            f"defaults.with_arguments(teacher, student, {{'method': '{config.method}'}})"
+        )
 
 
 def _released(config: ConfigDict) -> None:

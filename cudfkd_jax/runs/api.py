@@ -15,8 +15,8 @@ from flax import traverse_util
 from flax.core import unfreeze
 from ml_collections import ConfigDict
 
-from cudfkd_jax.config import access, defaults, networks, validate
-from cudfkd_jax.config.loading import check_keys
+from cudfkd_jax.config import access, networks, validate
+from cudfkd_jax.config.loading import from_settings
 from cudfkd_jax.config.networks import Pair
 from cudfkd_jax.data import Split
 from cudfkd_jax.data.base import make_split
@@ -74,8 +74,8 @@ def distill(
         mean, std: per channel, of images in [0, 1]: what the teacher's inputs were normalised with; None: 0
             and 1.
         config: the settings of `cudfkd_jax.defaults`: a ConfigDict (see `load_config`), or by dotted key only
-            those that differ from the default, such as `{"distill.epochs": 100}`. Its data and networks are
-            replaced by the arguments.
+            those that differ from the default, such as `{"distill.epochs": 100}`; `{"method": "dafl"}` brings
+            the settings of that method. Its data and networks are replaced by the arguments.
         test: images uint8 `[N, H, W, C]` and labels `[N]`, only measured on.
         workdir: of the run's files; a second call goes on where the first one stopped. None keeps none.
 
@@ -114,15 +114,7 @@ def _settings(
     student: nn.Module | str,
 ) -> ConfigDict:
     """The checked configuration, whose networks do not count where they are given as objects."""
-    config = defaults.get_config().lock()
-    try:
-        if isinstance(given, ConfigDict):
-            config.update(given)
-        elif given:
-            check_keys(given, config)
-            config.update_from_flattened_dict(given)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"config: {' '.join(str(error).split())}; all settings: {defaults.__file__}") from error
+    config = from_settings(given or {})
     channels = image_shape[-1] if image_shape else 0
     config.data.update(
         image_shape=tuple(image_shape),

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from cudfkd_jax.config import access, defaults, loading, methods, validate
+from cudfkd_jax.config.recipes import RECIPES
 from cudfkd_jax.methods import METHODS
 from cudfkd_jax.objectives import curriculum
 from cudfkd_jax.runtime.errors import UserError
@@ -171,6 +172,35 @@ def test_ablation_none_keeps_the_ramp_unless_released():
     assert methods.alpha_adv(released) is None  # constantly 0: not computed
     released.curriculum.adv = 0.5
     assert float(methods.alpha_adv(released)(last)) == 0.5
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_brings_its_recipe_to_settings_by_key(method):
+    config = loading.from_settings({"distill.epochs": 7, "method": method})
+    assert config.distill.epochs == 7
+    recipe = {key: config[section][key] for section, keys in RECIPES[method].items() for key in keys}
+    assert recipe == {key: value for keys in RECIPES[method].values() for key, value in keys.items()} | (
+        {"epochs": 7} if "epochs" in recipe else {}
+    )
+
+
+@pytest.mark.parametrize("method", METHODS[1:])
+def test_a_method_without_its_recipe_is_refused(method, tmp_path):
+    message = rf"method={method} has none of its recipe's settings; choose it by defaults\.with_arguments"
+    config = defaults.get_config()
+    config.method = method
+    with pytest.raises(UserError, match=f"config: {message}"):
+        loading.from_settings(config)
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from cudfkd_jax import defaults\n"
+        "def get_config():\n"
+        "    config = defaults.get_config()\n"
+        f"    config.method = {method!r}\n"
+        "    return config\n"
+    )
+    with pytest.raises(UserError, match=message):
+        loading.load(str(file))
 
 
 def test_unknown_argument_is_refused():
