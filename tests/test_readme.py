@@ -212,7 +212,7 @@ def test_make_demo_is_the_first_line_for_users():
 
 def test_program_gives_logits_of_a_saved_student(tmp_path, monkeypatch):
     *_, program = _blocks("python")
-    net = weights.Net("wrn10_1", 10, (16, 16, 1), (0.5,), (0.5,), {})
+    net = weights.NetworkSpec("wrn10_1", 10, (16, 16, 1), (0.5,), (0.5,), {})
     module = Classifier(models.build_classifier(net.arch, net.num_classes), net.mean, net.std)
     shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), net.image_shape))
     variables = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), shapes)

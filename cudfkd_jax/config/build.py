@@ -20,7 +20,7 @@ from cudfkd_jax.training.batching import batches_at_once
 from cudfkd_jax.training.distill_steps import Problem
 from cudfkd_jax.training.loops import Epoch, EpochFunction, distillation_steps, make_epoch_function
 from cudfkd_jax.training.supervised_steps import Distillation, SupervisedProblem
-from cudfkd_jax.training.trainer import Upkeep
+from cudfkd_jax.training.trainer import TrainerOptions
 
 
 def connect(config: ConfigDict, say: Callable[[str], None]) -> None:
@@ -117,9 +117,9 @@ def supervised_problem(
     )
 
 
-def upkeep(config: ConfigDict) -> Upkeep:
+def trainer_options(config: ConfigDict) -> TrainerOptions:
     """What does not change results, but those of a run whose numbers went wrong."""
-    return Upkeep(
+    return TrainerOptions(
         evaluate_every=config.evaluation.every_epochs,
         checkpoint_seconds=config.checkpoint.every_seconds,
         keep=config.checkpoint.keep,

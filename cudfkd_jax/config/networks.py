@@ -9,17 +9,19 @@ from cudfkd_jax import models
 from cudfkd_jax.config.access import compute_dtype
 from cudfkd_jax.models.classifier import Classifier
 from cudfkd_jax.runtime.errors import UserError
-from cudfkd_jax.storage.weights import Net
+from cudfkd_jax.storage.weights import NetworkSpec
 
 
-def described(config: ConfigDict, role: str) -> Net:
+def described(config: ConfigDict, role: str) -> NetworkSpec:
     """The description of the "teacher" or "student" of this configuration, without metrics."""
     d, named = config.data, config[role]
     arch = named.module or named.arch
-    return Net(arch, d.num_classes, tuple(d.image_shape), tuple(d.mean), tuple(d.std), {}, named.train_argument)
+    return NetworkSpec(
+        arch, d.num_classes, tuple(d.image_shape), tuple(d.mean), tuple(d.std), {}, named.train_argument
+    )
 
 
-def classifier(config: ConfigDict, net: Net) -> Classifier:
+def classifier(config: ConfigDict, net: NetworkSpec) -> Classifier:
     """The network that a description names."""
     module = models.build_classifier(net.arch, net.num_classes, compute_dtype(config))
     return Classifier(module, net.mean, net.std, net.train_argument)
@@ -29,19 +31,19 @@ class Pair(NamedTuple):
     """The two networks of a data-free run."""
 
     teacher: Classifier
-    teacher_net: Net
+    teacher_net: NetworkSpec
     teacher_variables: Any  # arrays, or where only shapes are asked for `jax.ShapeDtypeStruct`
     student: Classifier
-    student_net: Net
+    student_net: NetworkSpec
 
 
-def pair(config: ConfigDict, teacher: Net, variables: Any) -> Pair:
+def pair(config: ConfigDict, teacher: NetworkSpec, variables: Any) -> Pair:
     """The configuration's student and a teacher of these variables."""
     student_net = described(config, "student")
     return Pair(classifier(config, teacher), teacher, variables, classifier(config, student_net), student_net)
 
 
-def check_teacher(config: ConfigDict, net: Net, where: Path) -> None:
+def check_teacher(config: ConfigDict, net: NetworkSpec, where: Path) -> None:
     """Refuses a teacher whose classes, images or architecture are not the configuration's."""
     for key, wanted, found in (
         ("data.num_classes", config.data.num_classes, net.num_classes),

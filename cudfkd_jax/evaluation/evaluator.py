@@ -20,7 +20,7 @@ from cudfkd_jax.training.state import HELD_OUT, RunState, purpose_key
 _OBSERVED = 512  # synthetic images whose difficulty is recorded
 
 
-class Measure:
+class StudentEvaluator:
     """Measures the student of a run state (one copy of it); everything is compiled once.
 
     Attributes:

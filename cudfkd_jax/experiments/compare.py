@@ -5,7 +5,7 @@ from pathlib import Path
 
 from cudfkd_jax.config import identity, loading, validate
 from cudfkd_jax.experiments import paper_numbers, plan
-from cudfkd_jax.experiments.launcher import Cell, Outcome
+from cudfkd_jax.experiments.launcher import Job, Outcome
 from cudfkd_jax.experiments.outcomes import (
     COLUMNS,
     Summary,
@@ -17,7 +17,7 @@ from cudfkd_jax.experiments.outcomes import (
     row,
     summaries,
 )
-from cudfkd_jax.experiments.plan import Planned, Wanted
+from cudfkd_jax.experiments.plan import PlannedRun, RunSpec
 from cudfkd_jax.methods import METHODS
 from cudfkd_jax.runtime.cli import check_distinct
 from cudfkd_jax.runtime.errors import UserError
@@ -68,14 +68,14 @@ def compare(
     workdir.check_writable(folder)
     teacher = None
     if not base.teacher.checkpoint:
-        teacher = Cell(
+        teacher = Job(
             "teacher", folder / "teacher", (f"--config={file}", "--stage=teacher", *overrides), "teacher"
         )
         workdir.check_config(teacher.folder / teacher.part, identity.result_settings(base, "teacher"))
     same = [*overrides, f"--config.distill.epochs={base.distill.epochs}"]
     planned = [
         _planned(
-            Wanted(f"{method} seed {seed}", configs[method], tuple(same), seed),
+            RunSpec(f"{method} seed {seed}", configs[method], tuple(same), seed),
             folder / method / f"seed_{seed}",
             teacher,
             base.teacher.checkpoint,
@@ -90,7 +90,7 @@ def compare(
     return outcomes
 
 
-def _planned(wanted: Wanted, folder: Path, teacher: Cell | None, checkpoint: str) -> Planned:
+def _planned(wanted: RunSpec, folder: Path, teacher: Job | None, checkpoint: str) -> PlannedRun:
     arguments = (
         f"--config={wanted.file}",
         "--stage=distill",
@@ -98,7 +98,7 @@ def _planned(wanted: Wanted, folder: Path, teacher: Cell | None, checkpoint: str
         f"--config.teacher.checkpoint={teacher.folder if teacher else checkpoint}",
         f"--config.seed={wanted.seed}",
     )
-    return Planned(wanted, Cell(wanted.name, folder, arguments), teacher)
+    return PlannedRun(wanted, Job(wanted.name, folder, arguments), teacher)
 
 
 def write_table(folder: Path, methods: Sequence[str], outcomes: Sequence[Outcome]) -> str:

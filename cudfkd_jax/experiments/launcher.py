@@ -28,7 +28,7 @@ T = TypeVar("T")
 _PATIENCE_S = 60.0  # with a run that the command before this one has left behind, and that is being stopped
 
 
-class Cell(NamedTuple):
+class Job(NamedTuple):
     """One run.
 
     Attributes:
@@ -49,12 +49,12 @@ class Cell(NamedTuple):
 class Outcome(NamedTuple):
     """What a run came to: its `summary.json`, or the line that says why there is none."""
 
-    cell: Cell
+    cell: Job
     summary: dict[str, Any] | None
     error: str = ""
 
 
-def run_cells(cells: Sequence[Cell], *, jobs: int = 1, say: Callable[[str], None] = print) -> list[Outcome]:
+def run_cells(cells: Sequence[Job], *, jobs: int = 1, say: Callable[[str], None] = print) -> list[Outcome]:
     """Runs what is not finished yet; a run that fails does not keep the others from running.
 
     Args:
@@ -71,7 +71,7 @@ def run_cells(cells: Sequence[Cell], *, jobs: int = 1, say: Callable[[str], None
     start, done, lock = time.monotonic(), 0, threading.Lock()
     leash, held = (os.fdopen(end, mode, buffering=0) for end, mode in zip(os.pipe(), ("rb", "wb"), strict=True))
 
-    def run(cell: Cell) -> Outcome:
+    def run(cell: Job) -> Outcome:
         nonlocal done
         outcome = Outcome(cell, None, "not begun") if held.closed else _run(cell, leash)
         with lock:
@@ -103,12 +103,12 @@ def check_finished(outcomes: Sequence[Outcome]) -> None:
         raise RunFailedError(f"{failed} of {len(outcomes)} runs failed; the same command tries them again")
 
 
-def finished(cell: Cell) -> bool:
+def finished(cell: Job) -> bool:
     """Whether a run has come to its end."""
     return (cell.folder / cell.part / SUMMARY).exists()
 
 
-def read_summary(cell: Cell) -> dict[str, Any]:
+def read_summary(cell: Job) -> dict[str, Any]:
     """What a finished run wrote.
 
     Raises:
@@ -148,7 +148,7 @@ def _end_with_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def _run(cell: Cell, leash: IO[bytes]) -> Outcome:
+def _run(cell: Job, leash: IO[bytes]) -> Outcome:
     """Runs a cell until its end, or that of `leash`."""
     cell.folder.parent.mkdir(parents=True, exist_ok=True)
     log = cell.folder.with_name(cell.folder.name + ".log")
@@ -165,7 +165,7 @@ def _run(cell: Cell, leash: IO[bytes]) -> Outcome:
     return Outcome(cell, None, f"{said.removeprefix('cudfkd: ')} ({log})")
 
 
-def _complete(cell: Cell, say: Callable[[str], None]) -> None:
+def _complete(cell: Job, say: Callable[[str], None]) -> None:
     """Writes the page of a finished run whose process was stopped before it."""
     try:
         report.write_missing(cell.folder)

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from cudfkd_jax.config import access, build, loading, validate
 from cudfkd_jax.config.identity import result_settings
 from cudfkd_jax.experiments import launcher
-from cudfkd_jax.experiments.launcher import Cell, Outcome
+from cudfkd_jax.experiments.launcher import Job, Outcome
 from cudfkd_jax.runs.teacher import find_teacher
 from cudfkd_jax.runtime.errors import UserError
 from cudfkd_jax.storage.workdir import TEACHER
@@ -21,7 +21,7 @@ from cudfkd_jax.storage.workdir import TEACHER
 _NAME = 12  # hexadecimal digits
 
 
-class Wanted(NamedTuple):
+class RunSpec(NamedTuple):
     """A run that somebody needs.
 
     Attributes:
@@ -39,15 +39,15 @@ class Wanted(NamedTuple):
     stage: str = "distill"
 
 
-class Planned(NamedTuple):
+class PlannedRun(NamedTuple):
     """A run with its place, and the run of its teacher, None where a trained one is given."""
 
-    wanted: Wanted
-    cell: Cell
-    teacher: Cell | None
+    wanted: RunSpec
+    cell: Job
+    teacher: Job | None
 
 
-def load(wanted: Wanted) -> ConfigDict:
+def load(wanted: RunSpec) -> ConfigDict:
     """The configuration of a run, checked; its seed is the teacher's.
 
     Raises:
@@ -59,7 +59,7 @@ def load(wanted: Wanted) -> ConfigDict:
     return config
 
 
-def plan(wanted: Sequence[Wanted], folder: Path) -> list[Planned]:
+def plan(wanted: Sequence[RunSpec], folder: Path) -> list[PlannedRun]:
     """Checks the configuration of each run and gives it a folder.
 
     Args:
@@ -73,7 +73,7 @@ def plan(wanted: Sequence[Wanted], folder: Path) -> list[Planned]:
     return [_plan(each, folder, weights) for each in wanted]
 
 
-def _plan(wanted: Wanted, folder: Path, weights: dict[str, str]) -> Planned:
+def _plan(wanted: RunSpec, folder: Path, weights: dict[str, str]) -> PlannedRun:
     """`weights` keeps the digests of given teachers, by what is asked of them."""
     config = load(wanted)
     arguments = [f"--config={wanted.file}", f"--stage={wanted.stage}", *wanted.overrides]
@@ -96,28 +96,28 @@ def _plan(wanted: Wanted, folder: Path, weights: dict[str, str]) -> Planned:
     if updates := config.log.majorise_minimise_updates:  # changes no result, and what is recorded of it
         decisive["log.majorise_minimise_updates"] = updates
     where = folder / "cells" / loading.digest(decisive)[:_NAME]
-    return Planned(wanted, Cell(wanted.name, where, tuple(arguments), _part(wanted.stage)), teacher)
+    return PlannedRun(wanted, Job(wanted.name, where, tuple(arguments), _part(wanted.stage)), teacher)
 
 
-def _teacher_cell(wanted: Wanted, config: ConfigDict, folder: Path) -> Cell:
+def _teacher_cell(wanted: RunSpec, config: ConfigDict, folder: Path) -> Job:
     name = f"teacher {config.teacher.module or config.teacher.arch} on {config.data.name}"
     if config.teacher.stop_accuracy:
         name += f", stopped at {config.teacher.stop_accuracy:g} %"
-    return Cell(name, folder, (f"--config={wanted.file}", "--stage=teacher", *wanted.overrides), "teacher")
+    return Job(name, folder, (f"--config={wanted.file}", "--stage=teacher", *wanted.overrides), "teacher")
 
 
-def distinct(planned: Sequence[Planned]) -> list[Planned]:
+def distinct(planned: Sequence[PlannedRun]) -> list[PlannedRun]:
     """The first of those that have the same place."""
     return list({each.cell.folder: each for each in reversed(planned)}.values())[::-1]
 
 
-def missing_teachers(planned: Sequence[Planned]) -> list[Cell]:
+def missing_teachers(planned: Sequence[PlannedRun]) -> list[Job]:
     """The teachers to be trained before what is not finished of these runs, each once."""
     needed = {p.teacher.folder: p.teacher for p in planned if p.teacher and not launcher.finished(p.cell)}
     return [teacher for teacher in needed.values() if not launcher.finished(teacher)]
 
 
-def check_surroundings(planned: Sequence[Planned]) -> None:
+def check_surroundings(planned: Sequence[PlannedRun]) -> None:
     """Refuses what the unfinished runs would find wrong on this machine: devices, data, teachers.
 
     In a process of its own, for devices belong to the runs.
@@ -130,7 +130,7 @@ def check_surroundings(planned: Sequence[Planned]) -> None:
         launcher.elsewhere(_check_here, waiting)
 
 
-def _check_here(wanted: Sequence[Wanted]) -> None:
+def _check_here(wanted: Sequence[RunSpec]) -> None:
     read: set[str] = set()
     for each in wanted:
         config = load(each)
@@ -151,7 +151,7 @@ def _check_here(wanted: Sequence[Wanted]) -> None:
 
 
 def run(
-    planned: Sequence[Planned],
+    planned: Sequence[PlannedRun],
     *,
     jobs: int = 1,
     say: Callable[[str], None] = print,
@@ -185,7 +185,7 @@ def run(
 
 
 def _run(
-    wanted: Sequence[Cell], jobs: int, say: Callable[[str], None], lost: dict[Path, str]
+    wanted: Sequence[Job], jobs: int, say: Callable[[str], None], lost: dict[Path, str]
 ) -> dict[Path, Outcome]:
     found = {outcome.cell.folder: outcome for outcome in launcher.run_cells(wanted, jobs=jobs, say=say)}
     lost.update({folder: outcome.error for folder, outcome in found.items() if outcome.summary is None})

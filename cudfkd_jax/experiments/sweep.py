@@ -25,7 +25,7 @@ from cudfkd_jax.experiments.outcomes import (
     summaries,
     values,
 )
-from cudfkd_jax.experiments.plan import Planned, Wanted
+from cudfkd_jax.experiments.plan import PlannedRun, RunSpec
 from cudfkd_jax.report import charts, plot
 from cudfkd_jax.report.plot import Picture
 from cudfkd_jax.runtime.errors import UserError
@@ -100,7 +100,7 @@ def sweep(
 
 def check(
     file: str, axes: Sequence[Axis], seeds: Sequence[int], folder: Path, overrides: Sequence[str]
-) -> list[Planned]:
+) -> list[PlannedRun]:
     """The runs of a sweep, each of their configurations checked.
 
     Raises:
@@ -121,7 +121,7 @@ def check(
         _check_values(file, axis, overrides)
     workdir.check_writable(folder)
     wanted = [
-        Wanted(f"{_described(axes, point)} seed {seed}", file, (*overrides, *_arguments(axes, point)), seed)
+        RunSpec(f"{_described(axes, point)} seed {seed}", file, (*overrides, *_arguments(axes, point)), seed)
         for point in points(axes)
         for seed in seeds
     ]

@@ -11,7 +11,7 @@ from cudfkd_jax.objectives.terms import Metrics
 from cudfkd_jax.runtime.devices import Axis
 
 # (aux, teacher, key, step, axis) -> aux
-Turn = Callable[[Any, FrozenClassifier, jax.Array, jax.Array, Axis], Any]
+RoundHook = Callable[[Any, FrozenClassifier, jax.Array, jax.Array, Axis], Any]
 
 
 class Method(NamedTuple):
@@ -44,6 +44,6 @@ class Method(NamedTuple):
     sample: Callable[[Any, FrozenClassifier, jax.Array, Axis], jax.Array]
     student_loss: Callable[[Outputs, Outputs, jax.Array, Axis], tuple[jax.Array, Metrics]]
     preview: Callable[[Any, jax.Array, int], jax.Array]
-    begin: Turn | None = None
-    finish: Turn | None = None
+    begin: RoundHook | None = None
+    finish: RoundHook | None = None
     student_capture: tuple[str, ...] = ()

@@ -27,7 +27,7 @@ from cudfkd_jax.runs.distill import STUDENT
 from cudfkd_jax.runtime import processes
 from cudfkd_jax.runtime.errors import UserError
 from cudfkd_jax.storage import weights
-from cudfkd_jax.storage.weights import Net, Trained
+from cudfkd_jax.storage.weights import NetworkSpec, Trained
 
 Teacher = tuple[nn.Module, Mapping[str, Any]] | Callable[[jax.Array], jax.Array]
 
@@ -130,7 +130,7 @@ def _settings(
     return config
 
 
-def _teacher(teacher: Teacher, config: ConfigDict) -> tuple[Classifier, Net, dict[str, Any]]:
+def _teacher(teacher: Teacher, config: ConfigDict) -> tuple[Classifier, NetworkSpec, dict[str, Any]]:
     if isinstance(teacher, tuple):
         module, given = teacher
     else:
@@ -144,17 +144,17 @@ def _teacher(teacher: Teacher, config: ConfigDict) -> tuple[Classifier, Net, dic
     return *_network(module, config, config.teacher.train_argument), variables
 
 
-def _student(student: nn.Module | str, config: ConfigDict) -> tuple[Classifier, Net]:
+def _student(student: nn.Module | str, config: ConfigDict) -> tuple[Classifier, NetworkSpec]:
     if isinstance(student, str):
         net = networks.described(config, "student")
         return networks.classifier(config, net), net
     return _network(student, config, config.student.train_argument)
 
 
-def _network(module: nn.Module, config: ConfigDict, train_argument: str) -> tuple[Classifier, Net]:
+def _network(module: nn.Module, config: ConfigDict, train_argument: str) -> tuple[Classifier, NetworkSpec]:
     d, kind = config.data, type(module)
     arch = f"{kind.__module__}:{kind.__qualname__}"
-    net = Net(arch, d.num_classes, d.image_shape, d.mean, d.std, {}, train_argument)
+    net = NetworkSpec(arch, d.num_classes, d.image_shape, d.mean, d.std, {}, train_argument)
     return Classifier(module, d.mean, d.std, train_argument), net
 
 

@@ -17,7 +17,7 @@ from cudfkd_jax.config.networks import Pair
 from cudfkd_jax.data import Split
 from cudfkd_jax.evaluation import diagnostics, observations, samples
 from cudfkd_jax.evaluation.convergence import MajoriseMinimise
-from cudfkd_jax.evaluation.evaluator import Measure
+from cudfkd_jax.evaluation.evaluator import StudentEvaluator
 from cudfkd_jax.evaluation.summary import SUMMARY, TEST_METRICS, distill_summary
 from cudfkd_jax.models import count_parameters
 from cudfkd_jax.models.classifier import Classifier
@@ -28,7 +28,7 @@ from cudfkd_jax.runtime.memory import check_fits
 from cudfkd_jax.storage import records, weights
 from cudfkd_jax.storage.files import write_json
 from cudfkd_jax.storage.records import Record
-from cudfkd_jax.storage.weights import Net, save_net
+from cudfkd_jax.storage.weights import NetworkSpec, save_net
 from cudfkd_jax.training import distill_steps, trainer
 from cudfkd_jax.training.distill_steps import Problem
 from cudfkd_jax.training.state import PREVIEW, RunState, purpose_key
@@ -91,7 +91,7 @@ def distill(config: ConfigDict, workdir: Path, pair: Pair, test: Split | None) -
     epoch = access.distill_epoch(config)
     net = pair.student_net
     frozen = devices.replicate(pair.teacher_variables)
-    measure = Measure(
+    measure = StudentEvaluator(
         problem,
         frozen,
         devices,
@@ -129,7 +129,7 @@ def distill(config: ConfigDict, workdir: Path, pair: Pair, test: Split | None) -
         callbacks=(_BestStudent(workdir / STUDENT_BEST, net), _Pictures(config, workdir, problem, measure)),
         waits=test is None or convergence is not None,
     )
-    state, history = trainer.run(stage, build.upkeep(config))
+    state, history = trainer.run(stage, build.trainer_options(config))
     summary = distill_summary(
         config=config,
         history=history,
@@ -168,9 +168,9 @@ class _BestStudent(Callback):
     written before, it would be lost by a crash after the checkpoint.
     """
 
-    def __init__(self, folder: Path, net: Net):
+    def __init__(self, folder: Path, net: NetworkSpec):
         self._folder, self._net = folder, net
-        self._waiting: tuple[Net, Any] | None = None
+        self._waiting: tuple[NetworkSpec, Any] | None = None
 
     def on_epoch_end(self, state: RunState, history: list[Record]) -> Sequence[str]:
         """Takes the student of the newest epoch if it is the best so far."""
@@ -201,7 +201,7 @@ class _BestStudent(Callback):
 class _Pictures(Callback):
     """Draws synthetic images and observes their difficulty where it is time, and warns of what is found."""
 
-    def __init__(self, config: ConfigDict, workdir: Path, problem: Problem, measure: Measure):
+    def __init__(self, config: ConfigDict, workdir: Path, problem: Problem, measure: StudentEvaluator):
         self._config, self._workdir, self._measure = config, workdir, measure
         self._preview = jax.jit(problem.method.preview, static_argnums=2)
 
@@ -234,6 +234,6 @@ def _parameters(variables: Any) -> dict[str, int]:
     return {"parameters": count_parameters(variables["params"])}
 
 
-def _with_metrics(net: Net, record: Record, **more: Any) -> Net:
+def _with_metrics(net: NetworkSpec, record: Record, **more: Any) -> NetworkSpec:
     metrics = {name: record[name] for name in TEST_METRICS if name in record}
     return dataclasses.replace(net, metrics=metrics | more)

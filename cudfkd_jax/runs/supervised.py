@@ -85,7 +85,7 @@ def train(
         devices=devices,
         done=functools.partial(_is_noisy_enough, stop_accuracy) if stop_accuracy else None,
     )
-    state, history = trainer.run(stage, build.upkeep(config))
+    state, history = trainer.run(stage, build.trainer_options(config))
     metrics = {name: history[-1][name] for name in TEST_METRICS if name in history[-1]}
     summary = {
         "stage": section,

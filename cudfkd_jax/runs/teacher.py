@@ -12,7 +12,7 @@ from cudfkd_jax.evaluation.summary import SUMMARY
 from cudfkd_jax.runs import supervised
 from cudfkd_jax.runtime.errors import UserError
 from cudfkd_jax.storage import flax_files, torch_files, torch_names, weights, workdir
-from cudfkd_jax.storage.weights import Net, Trained
+from cudfkd_jax.storage.weights import NetworkSpec, Trained
 
 
 def find_teacher(config: ConfigDict, folder: Path) -> Trained | None:
@@ -69,7 +69,7 @@ def _import_teacher(config: ConfigDict, path: Path) -> Trained:
     return Trained(net, variables, weights.digest(variables))
 
 
-def abstract_variables(config: ConfigDict, net: Net) -> Any:
+def abstract_variables(config: ConfigDict, net: NetworkSpec) -> Any:
     """The shapes and types of a network's variables, a tree of `jax.ShapeDtypeStruct`."""
     network = networks.classifier(config, net)
     return jax.eval_shape(lambda: network.init(jax.random.key(0), net.image_shape))

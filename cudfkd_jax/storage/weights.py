@@ -26,7 +26,7 @@ _NEXT_WEIGHTS, _NEXT_DESCRIPTION = "next.msgpack", "next.json"
 
 
 @dataclasses.dataclass(frozen=True)
-class Net:
+class NetworkSpec:
     """A description of a trained classifier.
 
     Attributes:
@@ -57,18 +57,18 @@ class Net:
 class Trained(NamedTuple):
     """A trained classifier in memory; the variables are nested dictionaries of NumPy arrays."""
 
-    net: Net
+    net: NetworkSpec
     variables: dict[str, Any]
     sha256: str
 
 
-def save_net(folder: Path, net: Net, variables: Any) -> None:
+def save_net(folder: Path, net: NetworkSpec, variables: Any) -> None:
     """Writes a network; who reads the folder meanwhile, or after a crash, finds the old one or this one, whole."""
     stage_net(folder, net, variables)
     commit_net(folder)
 
 
-def stage_net(folder: Path, net: Net, variables: Any) -> None:
+def stage_net(folder: Path, net: NetworkSpec, variables: Any) -> None:
     """Writes a network beside the one in its folder, which goes on to count until `commit_net`."""
     (folder / _NEXT_DESCRIPTION).unlink(missing_ok=True)
     _end_commit(folder)
@@ -186,9 +186,9 @@ def check_weights(variables: Any, expected: Any, where: Path) -> None:
         )
 
 
-def _net(description: dict[str, Any]) -> Net:
+def _net(description: dict[str, Any]) -> NetworkSpec:
     fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in description.items()}
-    return Net(**fields)
+    return NetworkSpec(**fields)
 
 
 def _read_pair(folder: Path) -> tuple[dict[str, Any], bytes]:

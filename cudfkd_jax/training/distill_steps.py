@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from cudfkd_jax.methods.base import Method, Turn
+from cudfkd_jax.methods.base import Method, RoundHook
 from cudfkd_jax.models.capture import Outputs, Variables
 from cudfkd_jax.models.classifier import Classifier
 from cudfkd_jax.models.train_state import TrainState, gradient_norm
@@ -26,8 +26,8 @@ from cudfkd_jax.training.state import (
     STUDENT,
     STUDENT_INIT,
     SYNTHESIS,
+    RunningMetrics,
     RunState,
-    Tally,
     keep_if_finite,
     purpose_key,
 )
@@ -66,7 +66,7 @@ def init_state(
     _, training = jax.eval_shape(lambda s, b: _train(s, b, problem, SINGLE), state, batch)
     for turn in (begin_round, finish_round):
         jax.eval_shape(lambda s, t, turn=turn: turn(s, t, problem=problem, axis=SINGLE), state, teacher_variables)
-    return state.replace(synthesis=Tally.zeros(synthesis), training=Tally.zeros(training))
+    return state.replace(synthesis=RunningMetrics.zeros(synthesis), training=RunningMetrics.zeros(training))
 
 
 def synthesis_step(state: RunState, teacher_variables: Variables, *, problem: Problem, axis: Axis) -> RunState:
@@ -124,7 +124,7 @@ def finish_round(state: RunState, teacher_variables: Variables, *, problem: Prob
 def _turn(
     state: RunState,
     teacher_variables: Variables,
-    turn: Turn | None,
+    turn: RoundHook | None,
     purpose: int,
     problem: Problem,
     axis: Axis,

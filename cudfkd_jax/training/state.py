@@ -15,7 +15,7 @@ STUDENT_INIT, METHOD_INIT, SYNTHESIS, STUDENT, PREVIEW, ORDER, AUGMENTATION = ra
 BEGIN, FINISH, DROPOUT, HELD_OUT, ROLLBACK = range(7, 12)
 
 
-class Tally(struct.PyTreeNode):
+class RunningMetrics(struct.PyTreeNode):
     """Metrics of one kind of step over the running epoch."""
 
     count: jax.Array  # int32, steps summed
@@ -23,15 +23,15 @@ class Tally(struct.PyTreeNode):
     last: Metrics  # of the newest step, also where that one failed
 
     @classmethod
-    def zeros(cls, metrics: Any) -> "Tally":
+    def zeros(cls, metrics: Any) -> "RunningMetrics":
         """An empty tally for metrics of these shapes and dtypes."""
         total, last = (jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), metrics) for _ in range(2))
         return cls(jnp.zeros((), jnp.int32), total, last)
 
-    def add(self, metrics: Metrics) -> "Tally":
-        return Tally(self.count + 1, jax.tree.map(jnp.add, self.total, metrics), metrics)
+    def add(self, metrics: Metrics) -> "RunningMetrics":
+        return RunningMetrics(self.count + 1, jax.tree.map(jnp.add, self.total, metrics), metrics)
 
-    def reset(self) -> "Tally":
+    def reset(self) -> "RunningMetrics":
         return self.replace(count=jnp.zeros_like(self.count), total=jax.tree.map(jnp.zeros_like, self.total))
 
 
@@ -54,8 +54,8 @@ class RunState(struct.PyTreeNode):
     key: jax.Array
     student: TrainState
     aux: Any
-    synthesis: Tally
-    training: Tally
+    synthesis: RunningMetrics
+    training: RunningMetrics
     failed: jax.Array
     rollbacks: jax.Array
 
@@ -69,8 +69,8 @@ class RunState(struct.PyTreeNode):
             key=key,
             student=student,
             aux=aux,
-            synthesis=Tally.zeros({}),
-            training=Tally.zeros({}),
+            synthesis=RunningMetrics.zeros({}),
+            training=RunningMetrics.zeros({}),
             failed=jnp.zeros((), bool),
             rollbacks=zero,
         )
@@ -90,6 +90,6 @@ def keep_if_finite(state: RunState, updated: RunState, metrics: Metrics, tally: 
     good = finite & ~state.failed
     kept: RunState = jax.tree.map(functools.partial(jnp.where, good), updated, state)
     first_bad = ~finite & ~state.failed
-    before: Tally = getattr(kept, tally)
+    before: RunningMetrics = getattr(kept, tally)
     last = jax.tree.map(functools.partial(jnp.where, first_bad), metrics, before.last)
     return kept.replace(failed=state.failed | ~finite, **{tally: before.replace(last=last)})

@@ -20,8 +20,8 @@ from cudfkd_jax.training.state import (
     DROPOUT,
     ORDER,
     STUDENT_INIT,
+    RunningMetrics,
     RunState,
-    Tally,
     keep_if_finite,
     purpose_key,
 )
@@ -64,7 +64,7 @@ def init_state(
     state = RunState.create(key, TrainState.create(variables, problem.optimiser))
     train = functools.partial(_train, problem=problem, axis=SINGLE)
     _, metrics = jax.eval_shape(train, state, images, labels, *teacher_variables)
-    return state.replace(training=Tally.zeros(metrics))
+    return state.replace(training=RunningMetrics.zeros(metrics))
 
 
 def supervised_step(

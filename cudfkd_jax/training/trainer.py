@@ -22,7 +22,7 @@ from cudfkd_jax.storage import checkpoint, records
 from cudfkd_jax.storage.records import Record
 from cudfkd_jax.training.loops import EpochFunction
 from cudfkd_jax.training.progress import Progress
-from cudfkd_jax.training.state import ROLLBACK, RunState, Tally, purpose_key
+from cudfkd_jax.training.state import ROLLBACK, RunningMetrics, RunState, purpose_key
 
 METRICS, CHECKPOINTS, TENSORBOARD = "metrics.jsonl", "checkpoints", "tensorboard"
 ON_NAN = ("stop", "rollback")
@@ -108,7 +108,7 @@ class Stage:
 
 
 @dataclasses.dataclass(frozen=True)
-class Upkeep:
+class TrainerOptions:
     """What does not change results, but those of a run whose numbers went wrong.
 
     Attributes:
@@ -136,7 +136,7 @@ class _NotFiniteError(Exception):
         self.state = state
 
 
-def run(stage: Stage, upkeep: Upkeep) -> tuple[RunState, list[Record]]:
+def run(stage: Stage, options: TrainerOptions) -> tuple[RunState, list[Record]]:
     """Runs a stage to its end, from its newest checkpoint where it has one.
 
     Of several processes the first one reads and writes the folder; all return the same state and metrics.
@@ -160,7 +160,7 @@ def run(stage: Stage, upkeep: Upkeep) -> tuple[RunState, list[Record]]:
         epochs=stage.epochs,
         steps_per_epoch=stage.steps_per_epoch,
         first_step=first_step,
-        tensorboard=stage.folder / TENSORBOARD if upkeep.tensorboard else None,
+        tensorboard=stage.folder / TENSORBOARD if options.tensorboard else None,
         shown=processes.is_first(),
     )
     for path in damaged:
@@ -168,17 +168,17 @@ def run(stage: Stage, upkeep: Upkeep) -> tuple[RunState, list[Record]]:
     if first_step:
         progress.say(f"{stage.name}: going on from step {first_step}")
     state = stage.devices.replicate(state)
-    saver = _Saver(stage, upkeep)
+    saver = _Saver(stage, options)
     with Signals() as signals, progress:
         watch = Watch(signals, saver.due)
         begun: float | None = None
         while not stage.is_over(history):
             try:
                 one, record, state, begun = _run_epoch(
-                    stage, upkeep, state, begun, len(history) + 1, saver, watch, progress
+                    stage, options, state, begun, len(history) + 1, saver, watch, progress
                 )
             except _NotFiniteError as error:
-                one, history = _roll_back(stage, upkeep, error.state, saver, progress)
+                one, history = _roll_back(stage, options, error.state, saver, progress)
                 state, begun = stage.devices.replicate(one), None
                 continue
             history.append(record)
@@ -213,7 +213,7 @@ def _start(stage: Stage) -> tuple[RunState, list[Record], list[str]]:
 
 
 def _roll_back(
-    stage: Stage, upkeep: Upkeep, failed: RunState, saver: "_Saver", progress: Progress
+    stage: Stage, options: TrainerOptions, failed: RunState, saver: "_Saver", progress: Progress
 ) -> tuple[RunState, list[Record]]:
     """One copy of the state of the newest checkpoint, with another random key, and the records up to it.
 
@@ -221,7 +221,7 @@ def _roll_back(
         RunFailedError: the run is to stop, or has gone back as often as it may.
     """
     what, times = _failure(stage.name, failed), int(failed.rollbacks)
-    if upkeep.on_nan == "stop":
+    if options.on_nan == "stop":
         saver.save(failed.replace(failed=jnp.zeros((), bool)))
         raise RunFailedError(
             f"{what}; the state before it is saved; start again with a lower learning rate in another --workdir, "
@@ -246,12 +246,12 @@ def _restored(stage: Stage, history: list[Record]) -> None:
 class _Saver:
     """Writes checkpoints and knows when the next one is due."""
 
-    def __init__(self, stage: Stage, upkeep: Upkeep):
-        self._stage, self._upkeep, self._saved_at = stage, upkeep, time.monotonic()
+    def __init__(self, stage: Stage, options: TrainerOptions):
+        self._stage, self._options, self._saved_at = stage, options, time.monotonic()
 
     def due(self, *, at_epoch_end: bool) -> bool:
         """Whether it is time: 0 seconds mean at the end of every epoch and only there."""
-        every = self._upkeep.checkpoint_seconds
+        every = self._options.checkpoint_seconds
         return (every > 0 or at_epoch_end) and time.monotonic() - self._saved_at >= every
 
     def save(self, state: RunState) -> None:
@@ -260,7 +260,7 @@ class _Saver:
             folder = self._stage.folder / CHECKPOINTS
             for callback in self._stage.callbacks:
                 callback.before_checkpoint()
-            checkpoint.save(folder, int(state.step + state.synthesis_step), state, keep=self._upkeep.keep)
+            checkpoint.save(folder, int(state.step + state.synthesis_step), state, keep=self._options.keep)
             for callback in self._stage.callbacks:
                 callback.after_checkpoint()
         self._saved_at = time.monotonic()
@@ -268,7 +268,7 @@ class _Saver:
 
 def _run_epoch(
     stage: Stage,
-    upkeep: Upkeep,
+    options: TrainerOptions,
     state: RunState,
     begun: float | None,
     epoch: int,
@@ -302,7 +302,7 @@ def _run_epoch(
     if whole and watch.interrupts(at_epoch_end=True):
         whole = None
     one = stage.devices.snapshot(state.replace(aux=None)) if whole else stage.devices.unreplicate(state)
-    evaluated = epoch % upkeep.evaluate_every == 0 or epoch == stage.epochs
+    evaluated = epoch % options.evaluate_every == 0 or epoch == stage.epochs
     measured = stage.evaluate(one) if evaluated else dict
     state = state.start_epoch()
     if whole:
@@ -354,7 +354,7 @@ def initialise(init: Callable[[], Any]) -> Any:
     return jax.jit(init, compiler_options=options)()
 
 
-def _means(tally: Tally) -> dict[str, float]:
+def _means(tally: RunningMetrics) -> dict[str, float]:
     count = max(int(tally.count), 1)
     return {name: float(total) / count for name, total in jax.device_get(tally.total).items()}
 

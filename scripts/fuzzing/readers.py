@@ -102,7 +102,7 @@ def _read_variables(path: Path) -> object:
 def _make_net(folder: Path) -> Path:
     from cudfkd_jax.storage import weights
 
-    net = weights.Net("wrn16_1", 10, (8, 8, 1), (0.5,), (0.2,), {"acc1": 90.0})
+    net = weights.NetworkSpec("wrn16_1", 10, (8, 8, 1), (0.5,), (0.2,), {"acc1": 90.0})
     weights.save_net(folder / "net", net, _arrays())
     return folder / "net"
 

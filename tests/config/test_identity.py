@@ -8,7 +8,7 @@ import pytest
 
 from cudfkd_jax.config import access, defaults, identity, loading
 from cudfkd_jax.experiments import plan
-from cudfkd_jax.experiments.plan import Wanted
+from cudfkd_jax.experiments.plan import RunSpec
 from cudfkd_jax.methods import METHODS
 from cudfkd_jax.runtime.errors import UserError
 from cudfkd_jax.storage import workdir
@@ -52,7 +52,7 @@ def test_runs_keep_what_identifies_them(data, arguments, stage):
 
 def test_a_planned_run_keeps_its_name(tmp_path):
     """That of the digits' default, beside the teacher that it would train."""
-    (planned,) = plan.plan([Wanted("run", str(CONFIGS / "digits.py"), ())], tmp_path)
+    (planned,) = plan.plan([RunSpec("run", str(CONFIGS / "digits.py"), ())], tmp_path)
     assert planned.teacher is not None
     assert planned.teacher.folder == tmp_path / "teachers" / "78fa8171cfe9"
     assert planned.cell.folder == tmp_path / "cells" / "b3b9c139e7de"

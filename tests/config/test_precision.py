@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from cudfkd_jax.config import precision, validate
-from cudfkd_jax.experiments.plan import Wanted, plan
+from cudfkd_jax.experiments.plan import RunSpec, plan
 from cudfkd_jax.runs import stages
 from cudfkd_jax.runtime import onednn
 from cudfkd_jax.runtime.errors import UserError
@@ -99,4 +99,4 @@ def test_a_run_keeps_its_dtype_on_another_machine(monkeypatch, finished_run, tin
 def test_many_runs_are_given_theirs(tmp_path):
     """They are identified on the machine that begins them, which need not be the one that computes."""
     with pytest.raises(UserError, match="compute_dtype"):
-        plan([Wanted("a", "configs/digits.py", ("--config.compute_dtype=auto",), 0)], tmp_path)
+        plan([RunSpec("a", "configs/digits.py", ("--config.compute_dtype=auto",), 0)], tmp_path)

@@ -10,8 +10,8 @@ from helpers import snapshot
 from PIL import Image
 
 from cudfkd_jax.experiments import plan, sweep
-from cudfkd_jax.experiments.launcher import Cell, Outcome
-from cudfkd_jax.experiments.plan import Wanted
+from cudfkd_jax.experiments.launcher import Job, Outcome
+from cudfkd_jax.experiments.plan import RunSpec
 from cudfkd_jax.experiments.sweep import Axis
 from cudfkd_jax.runtime.errors import UserError
 
@@ -62,9 +62,7 @@ def _outcome(place, **student):
         "devices": {"kind": "cpu", "count": 1},
         "versions": {"jax": "1"},
     }
-    return Outcome(
-        Cell(place, Path("cells", place), ()), summary if student else None, "" if student else "broken"
-    )
+    return Outcome(Job(place, Path("cells", place), ()), summary if student else None, "" if student else "broken")
 
 
 # Which runs
@@ -97,7 +95,7 @@ def test_a_given_teacher_is_not_trained(finished_run):
 
 def test_a_folder_is_named_by_what_decides_the_result():
     def folder(*overrides, seed=1, stage="distill"):
-        (planned,) = plan.plan([Wanted("run", _TINY, overrides, seed, stage)], Path("nowhere"))
+        (planned,) = plan.plan([RunSpec("run", _TINY, overrides, seed, stage)], Path("nowhere"))
         return planned.cell.folder
 
     same = folder()

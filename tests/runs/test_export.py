@@ -18,7 +18,7 @@ from cudfkd_jax.runs.teacher import find_teacher
 from cudfkd_jax.runtime.errors import RunFailedError, UserError
 from cudfkd_jax.storage import weights
 from cudfkd_jax.storage.formats import FORMATS, Format, abstract_variables
-from cudfkd_jax.storage.weights import Net, Trained
+from cudfkd_jax.storage.weights import NetworkSpec, Trained
 
 PACKAGES = {"torch": "torch", "safetensors": "safetensors", "stablehlo": "flatbuffers"}  # that may be missing
 FILES = {
@@ -62,7 +62,7 @@ def _logits(trained: Trained, images: np.ndarray) -> np.ndarray:
 
 def _random_student(arch: str, image_shape=(8, 8, 1)) -> Trained:
     channels = image_shape[2]
-    net = Net(arch, 7, image_shape, (0.4,) * channels, (0.3,) * channels, {})
+    net = NetworkSpec(arch, 7, image_shape, (0.4,) * channels, (0.3,) * channels, {})
     random = np.random.default_rng(0)
     abstract = abstract_variables(Trained(net, {}, ""))
     variables = jax.tree.map(lambda leaf: random.uniform(0.01, 0.2, leaf.shape).astype(np.float32), abstract)

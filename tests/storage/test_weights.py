@@ -16,9 +16,9 @@ from helpers import flip_byte
 
 from cudfkd_jax.runtime.errors import UserError
 from cudfkd_jax.storage import weights
-from cudfkd_jax.storage.weights import DESCRIPTION, WEIGHTS, Net
+from cudfkd_jax.storage.weights import DESCRIPTION, WEIGHTS, NetworkSpec
 
-NET = Net("wrn10_1", 10, (8, 8, 1), (0.3,), (0.25,), {"acc1": 99.5})
+NET = NetworkSpec("wrn10_1", 10, (8, 8, 1), (0.3,), (0.25,), {"acc1": 99.5})
 
 
 def _variables():

@@ -12,15 +12,15 @@ from cudfkd_jax.runtime.devices import local_devices
 from cudfkd_jax.runtime.errors import RunFailedError, UserError
 from cudfkd_jax.training import trainer
 from cudfkd_jax.training.loops import EpochFunction
-from cudfkd_jax.training.state import RunState, Tally
-from cudfkd_jax.training.trainer import Callback, Stage, Upkeep
+from cudfkd_jax.training.state import RunningMetrics, RunState
+from cudfkd_jax.training.trainer import Callback, Stage, TrainerOptions
 
 _STEPS, _EPOCHS = 4, 4
 
 
 def _init():
     zero = jnp.zeros((), jnp.int32)
-    tallies = {"synthesis": Tally.zeros({}), "training": Tally.zeros({"loss": jnp.zeros(())})}
+    tallies = {"synthesis": RunningMetrics.zeros({}), "training": RunningMetrics.zeros({"loss": jnp.zeros(())})}
     return RunState(
         *(zero, zero, jax.random.key(0), {"sum": jnp.zeros(())}, {}),
         **tallies,
@@ -73,8 +73,8 @@ class _Run(Callback):
             devices=local_devices(1),
             callbacks=(self,),
         )
-        upkeep = {"evaluate_every": 1, "checkpoint_seconds": 0.0, "keep": 2, "tensorboard": False} | changes
-        return trainer.run(stage, Upkeep(on_nan=on_nan, **upkeep))
+        options = {"evaluate_every": 1, "checkpoint_seconds": 0.0, "keep": 2, "tensorboard": False} | changes
+        return trainer.run(stage, TrainerOptions(on_nan=on_nan, **options))
 
 
 @pytest.fixture(autouse=True, params=[False, True], ids=["steps", "whole epochs"])

@@ -12,15 +12,15 @@ from cudfkd_jax.runtime.devices import local_devices
 from cudfkd_jax.runtime.errors import StoppedError
 from cudfkd_jax.training import trainer
 from cudfkd_jax.training.loops import EpochFunction
-from cudfkd_jax.training.state import RunState, Tally
-from cudfkd_jax.training.trainer import Callback, Stage, Upkeep
+from cudfkd_jax.training.state import RunningMetrics, RunState
+from cudfkd_jax.training.trainer import Callback, Stage, TrainerOptions
 
 _STEPS, _EPOCHS = 2, 4
 
 
 def _init():
     zero = jnp.zeros((), jnp.int32)
-    tallies = {"synthesis": Tally.zeros({}), "training": Tally.zeros({"loss": jnp.zeros(())})}
+    tallies = {"synthesis": RunningMetrics.zeros({}), "training": RunningMetrics.zeros({"loss": jnp.zeros(())})}
     student, aux = {"sum": jnp.zeros(())}, {"images": jnp.zeros(3)}
     return RunState(
         *(zero, zero, jax.random.key(0), student, aux), **tallies, failed=jnp.zeros((), bool), rollbacks=zero
@@ -40,7 +40,7 @@ def _epoch(state):
 class _Events(list):
     """What a stage does, in its order: `begin`, `evaluate`, `measured` and `after` with the number of an epoch."""
 
-    def run(self, folder, *, whole=True, inspected=(), on_measured=lambda epoch: None, **upkeep):
+    def run(self, folder, *, whole=True, inspected=(), on_measured=lambda epoch: None, **options):
         folder.mkdir(exist_ok=True)
 
         def begin(state, progress=None):
@@ -87,8 +87,8 @@ class _Events(list):
             devices=local_devices(1),
             callbacks=(Observer(),),
         )
-        settings = {"evaluate_every": 1, "checkpoint_seconds": 1e6, "keep": 2, "tensorboard": False} | upkeep
-        return trainer.run(stage, Upkeep(on_nan="stop", **settings))
+        settings = {"evaluate_every": 1, "checkpoint_seconds": 1e6, "keep": 2, "tensorboard": False} | options
+        return trainer.run(stage, TrainerOptions(on_nan="stop", **settings))
 
 
 def _figures(history):

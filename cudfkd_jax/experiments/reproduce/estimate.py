@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from cudfkd_jax.config import identity
 from cudfkd_jax.experiments import launcher, plan, timing
-from cudfkd_jax.experiments.plan import Planned, Wanted
+from cudfkd_jax.experiments.plan import PlannedRun, RunSpec
 from cudfkd_jax.experiments.timing import Pace
 from cudfkd_jax.runtime import cli
 from cudfkd_jax.runtime.errors import RunFailedError, UserError
@@ -20,13 +20,13 @@ _NO_PACE_KEYS = ("epochs", "temperature", "learning_rate", "stop_accuracy")
 class Part(NamedTuple):
     """A run that is to come: "distill", "teacher" or "scratch", its epochs, and what tells how fast it is."""
 
-    wanted: Wanted
+    wanted: RunSpec
     section: str
     epochs: int
     kind: str
 
 
-def parts(planned: Sequence[Planned]) -> dict[Path, Part]:
+def parts(planned: Sequence[PlannedRun]) -> dict[Path, Part]:
     """The unfinished runs and missing teachers, by folder."""
     found: dict[Path, Part] = {}
     missing = {teacher.folder for teacher in plan.missing_teachers(planned)}
@@ -41,7 +41,7 @@ def parts(planned: Sequence[Planned]) -> dict[Path, Part]:
 def estimate(
     coming: Mapping[Path, Part],
     say: Callable[[str], None],
-    measure: Callable[[Wanted, str], Pace | str] | None = None,
+    measure: Callable[[RunSpec, str], Pace | str] | None = None,
 ) -> dict[Path, float]:
     """Seconds of each run, one at a time, without measuring on the test images; of unknown ones there is none.
 
@@ -68,7 +68,7 @@ def estimate(
     }
 
 
-def measure_elsewhere(wanted: Wanted, section: str) -> Pace | str:
+def measure_elsewhere(wanted: RunSpec, section: str) -> Pace | str:
     """The pace of a run, its process's start included; what goes wrong beside the configuration is returned."""
     try:
         return launcher.elsewhere(_measure, wanted, section, time.time())
@@ -76,7 +76,7 @@ def measure_elsewhere(wanted: Wanted, section: str) -> Pace | str:
         return str(error)
 
 
-def _measure(wanted: Wanted, section: str, begun: float) -> Pace | str:
+def _measure(wanted: RunSpec, section: str, begun: float) -> Pace | str:
     cli.use_compilation_cache()
     process_s = time.time() - begun
     config = plan.load(wanted)
@@ -91,7 +91,7 @@ def _measure(wanted: Wanted, section: str, begun: float) -> Pace | str:
     return pace._replace(start_s=process_s + pace.start_s)
 
 
-def _part(wanted: Wanted, section: str) -> Part:
+def _part(wanted: RunSpec, section: str) -> Part:
     config = plan.load(wanted)
     decisive = {
         key: value

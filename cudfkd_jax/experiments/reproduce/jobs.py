@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from cudfkd_jax.config import loading
 from cudfkd_jax.experiments import plan
 from cudfkd_jax.experiments.launcher import Outcome, finished
-from cudfkd_jax.experiments.plan import Planned, Wanted
+from cudfkd_jax.experiments.plan import PlannedRun, RunSpec
 from cudfkd_jax.experiments.reproduce.entry import Entry, Run, Setting
 from cudfkd_jax.runs.supervised import NET
 from cudfkd_jax.runtime.errors import UserError
@@ -20,7 +20,7 @@ class Job(NamedTuple):
 
     entry: Entry
     setting: Setting
-    planned: list[Planned]
+    planned: list[PlannedRun]
 
 
 class Result(NamedTuple):
@@ -61,7 +61,7 @@ def prepare(
     return jobs
 
 
-def _recorded(planned: Planned, folder: Path) -> Planned:
+def _recorded(planned: PlannedRun, folder: Path) -> PlannedRun:
     """The run with its own outcome or its teacher's in the folder of earlier ones, where they are there alone."""
     cell, teacher = planned.cell, planned.teacher
     if teacher and not finished(teacher):
@@ -73,12 +73,12 @@ def _recorded(planned: Planned, folder: Path) -> Planned:
     return planned._replace(cell=kept if finished(kept) and not finished(cell) else cell, teacher=teacher)
 
 
-def all_runs(jobs: Sequence[Job]) -> list[Planned]:
+def all_runs(jobs: Sequence[Job]) -> list[PlannedRun]:
     """Every distinct run of these entries."""
     return plan.distinct([planned for job in jobs for planned in job.planned])
 
 
-def count(planned: Sequence[Planned]) -> tuple[int, int]:
+def count(planned: Sequence[PlannedRun]) -> tuple[int, int]:
     """How many distinct runs there are, and how many of them are finished."""
     once = plan.distinct(planned)
     return len(once), sum(finished(each.cell) for each in once)
@@ -94,9 +94,9 @@ def _text(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _wanted(run: Run, configs: Path, overrides: Sequence[str]) -> Wanted:
+def _wanted(run: Run, configs: Path, overrides: Sequence[str]) -> RunSpec:
     file = _file(run.config, configs)
-    return Wanted(run.name, file, (*changes_text(run.changes, overrides), *overrides), run.seed, run.stage)
+    return RunSpec(run.name, file, (*changes_text(run.changes, overrides), *overrides), run.seed, run.stage)
 
 
 def _file(config: str, configs: Path) -> str:
