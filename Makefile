@@ -29,7 +29,7 @@ help: ## show this list
 install: $(VENV)/.installed ## the environment in .venv, with the tools for development
 
 demo: $(VENV)/.installed-runtime ## a teacher, a student without data, the table: a few minutes on a CPU
-	$(BIN)/python -m cudfkd_jax.main --config=configs/digits.py --workdir=runs/digits
+	$(BIN)/python -m cudfkd_jax.main --config=configs/digits.py --config.compute_dtype=auto --workdir=runs/digits
 
 test: $(VENV)/.installed ## all tests
 	$(BIN)/python -m pytest -n $(WORKERS) --dist=worksteal

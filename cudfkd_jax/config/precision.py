@@ -17,7 +17,7 @@ from cudfkd_jax.storage import workdir
 
 _CPU_INFO = Path("/proc/cpuinfo")
 # Measured for whole rounds (docs/performance.md), by the processor's flag.
-_GAINS = {"amx_bf16": "about 3 times", "avx512_bf16": "about twice"}
+_GAINS = {"amx_bf16": "2 to 3 times", "avx512_bf16": "about twice"}
 _NEWER_PYTHON = (3, 12)  # that of jaxlib 0.11
 _STAGES = ("", "teacher", "scratch", "kd")  # folders of a run that hold settings
 
