@@ -478,7 +478,7 @@ def test_ctrl_c_while_jax_compiles_does_not_crash():
     assert (process.returncode, error) == (130, "cudfkd: interrupted\n")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_stopped_run_goes_on_to_the_same_end(finished_run, place):
     """Ctrl-C, the same command and SIGTERM, the same command to the end; against a run without any of it."""
     arguments = [f"--config={TINY}", f"--config.teacher.checkpoint={finished_run}", "--workdir=run"]

@@ -180,7 +180,7 @@ def test_a_signal_to_the_command_alone_stops_its_runs(tmp_path, monkeypatch, num
     assert not (tmp_path / "third").exists() and signal.getsignal(signal.SIGTERM) == before[0]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_methods_side_by_side(tmp_path, capsys):
     """For real: one teacher, two students, a table; and again, when everything is there already."""
     arguments = [f"--config={_TINY}", "--methods=cudfkd,dafl", "--seeds=3", f"--workdir={tmp_path}"]

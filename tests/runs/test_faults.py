@@ -76,7 +76,7 @@ def test_a_kill_around_a_checkpoint_does_not_lose_the_best_student(
         assert found == expected
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="looks processes up in /proc")
 def test_runs_end_with_the_command_that_began_them(finished_run, tmp_path):
     """SIGKILL to compare.py alone, and the same command at once again."""
@@ -130,7 +130,7 @@ def _namespaced(*script: str, arguments=()) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_full_disk_ends_a_run_with_one_line_and_room_lets_it_go_on(finished_run, tmp_path):
     (tmp_path / "disk").mkdir()
     run = '"$PYTHON" -m cudfkd_jax.main "$@" --workdir="$disk/run"'
