@@ -10,6 +10,7 @@ from cudfkd_jax.config.access import NO_DATA, distill_epoch, get
 from cudfkd_jax.config.methods import POOLED, method
 from cudfkd_jax.config.networks import Pair
 from cudfkd_jax.config.optimisers import cosine_learning_rate, sgd, student_optimiser
+from cudfkd_jax.evaluation.summary import RunDescription
 from cudfkd_jax.models.capture import Variables
 from cudfkd_jax.models.classifier import Classifier
 from cudfkd_jax.runtime import processes
@@ -114,6 +115,17 @@ def supervised_problem(
         padding=config.data.padding,
         flip=config.data.flip,
         distillation=Distillation(teacher, s.temperature, s.weight) if section == "kd" and teacher else None,
+    )
+
+
+def description(config: ConfigDict) -> RunDescription:
+    """Returns the settings that a summary repeats."""
+    return RunDescription(
+        dataset=config.data.name,
+        seed=config.seed,
+        compute_dtype=config.compute_dtype,
+        method=config.method,
+        stability_from=config.evaluation.stability_from,
     )
 
 

@@ -5,9 +5,7 @@ import resource
 import statistics
 import sys
 from importlib import metadata
-from typing import Any
-
-from ml_collections import ConfigDict
+from typing import Any, NamedTuple
 
 from cudfkd_jax.evaluation.metrics import stability
 from cudfkd_jax.models import count_parameters
@@ -25,9 +23,19 @@ TEST_METRICS = ("acc1", "acc5", "agree1", "loyalty", "loyalty_released")
 _AGAINST_TEACHER = tuple(name + SYNTHETIC for name in TEST_METRICS[2:])
 
 
+class RunDescription(NamedTuple):
+    """The settings of a run that its summary repeats; `stability_from` is an epoch, counted from 1."""
+
+    dataset: str
+    seed: int
+    compute_dtype: str
+    method: str
+    stability_from: int
+
+
 def distill_summary(
     *,
-    config: ConfigDict,
+    run: RunDescription,
     history: list[Record],
     teacher: dict[str, Any],
     student: dict[str, Any],
@@ -36,6 +44,7 @@ def distill_summary(
     """The summary of a data-free run.
 
     Args:
+        run: its settings.
         history: a record an epoch.
         teacher: its architecture, parameters, and acc1 and so on where there are test images.
         student: its architecture and parameters.
@@ -46,7 +55,7 @@ def distill_summary(
         end in `_synthetic` were measured on synthetic images, for want of any other.
     """
     last = history[-1]
-    from_epoch = config.evaluation.stability_from
+    from_epoch = run.stability_from
     later = [record["acc1"] for record in history if "acc1" in record and record["epoch"] >= from_epoch]
     student_summary = dict(student)
     for name in (*TEST_METRICS, *_AGAINST_TEACHER):
@@ -55,20 +64,20 @@ def distill_summary(
         if name in last:
             student_summary["acc1_last" if name == "acc1" else name] = last[name]
     return {
-        "method": config.method,
-        **common_summary(config, history, devices),
+        "method": run.method,
+        **common_summary(run, history, devices),
         "teacher": teacher,
         "student": student_summary,
         "stability": {**(stability(later)._asdict() if later else _NO_STABILITY), "from_epoch": from_epoch},
     }
 
 
-def common_summary(config: ConfigDict, history: list[Record], devices: Devices) -> dict[str, Any]:
+def common_summary(run: RunDescription, history: list[Record], devices: Devices) -> dict[str, Any]:
     """What the summaries of all stages have."""
     return {
-        "dataset": config.data.name,
-        "seed": config.seed,
-        "compute_dtype": config.compute_dtype,
+        "dataset": run.dataset,
+        "seed": run.seed,
+        "compute_dtype": run.compute_dtype,
         "epochs": len(history),
         "wall_s": sum(record["seconds"] + record["evaluation_seconds"] for record in history),
         # The median epoch: the first one compiles.

@@ -131,7 +131,7 @@ def distill(config: ConfigDict, workdir: Path, pair: Pair, test: Split | None) -
     )
     state, history = trainer.run(stage, build.trainer_options(config))
     summary = distill_summary(
-        config=config,
+        run=build.description(config),
         history=history,
         teacher=teacher,
         student={"arch": net.arch, **_parameters(state.student.variables)},

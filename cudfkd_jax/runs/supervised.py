@@ -89,7 +89,7 @@ def train(
     metrics = {name: history[-1][name] for name in TEST_METRICS if name in history[-1]}
     summary = {
         "stage": section,
-        **common_summary(config, history, devices),
+        **common_summary(build.description(config), history, devices),
         "network": {"arch": net.arch, "parameters": count_parameters(state.student.params), **metrics},
     }
     if processes.is_first():
