@@ -104,7 +104,7 @@ def test_the_console_script_does_the_same(place):
         ([f"--config={TINY}", "-v"], "Unknown command line flag 'v'; --help shows"),
         (
             [f"--config={TINY}:teachr=wrn10_1"],
-            "unknown argument 'teachr' after the colon of --config; valid: teacher,",
+            "unknown argument after the colon of --config 'teachr' (did you mean 'teacher'?); valid: teacher,",
         ),
         (
             [f"--config={TINY}", "--stage=evaluat"],
@@ -164,7 +164,7 @@ def test_a_configuration_file_need_not_set_everything(place, refused):
         ("data.mean=('a',)", "data.mean=('a',) must have one number for each of 1 channels"),
         ("data.std=(0.0,)", "data.std=(0.0,) must be greater than 0"),
         ("method=dafl", "--config.method=dafl: choose a method after the colon of --config"),
-        ("teacher.arch=wrn16-2", "unknown model 'wrn16-2': choose one of wrn16_2, "),
+        ("teacher.arch=wrn16-2", "unknown model 'wrn16-2' (did you mean 'wrn16_2'?); valid: resnet18, "),
         ("student.arch=", "unknown model ''"),
         ("curriculum.strategy=softer", "unknown curriculum.strategy 'softer' (did you mean 'soft'?); valid: "),
         ("curriculum.granularity=image", "unknown curriculum.granularity 'image'; valid: sample, batch"),
@@ -232,7 +232,7 @@ def test_a_value_of_any_length_is_told_in_a_line_that_can_be_read(refused):
 
 @pytest.mark.parametrize("arch", ["nonsense", "wrn11_1"])
 def test_an_unknown_model_after_the_colon(refused, arch):
-    assert f"unknown model '{arch}': choose one of " in refused(f"--config={DIGITS}:teacher={arch}")
+    assert f"unknown model '{arch}'" in refused(f"--config={DIGITS}:teacher={arch}")
 
 
 @pytest.mark.parametrize(("argument", "form"), [("teacher", "teacher=NAME"), ("released=false", "released")])

@@ -21,8 +21,7 @@ def parse_arguments(text: str) -> dict[str, str]:
     arguments = {}
     for part in filter(None, text.split(",")):
         key, _, value = part.partition("=")
-        if key not in ARGUMENTS:
-            raise UserError(f"unknown argument {key!r} after the colon of --config; valid: {', '.join(ARGUMENTS)}")
+        choose("argument after the colon of --config", key, ARGUMENTS)
         if bool(value) == (key in _BARE):
             form = key if value else f"{key}=NAME"
             raise UserError(f"argument {part!r} after the colon of --config; write {form}")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from cudfkd_jax.data import archive, digits, folder, npz, tfds
 from cudfkd_jax.data.base import Dataset, Loader, Request, Split, check_image_shape, check_num_classes, one_line
-from cudfkd_jax.runtime.errors import UserError
+from cudfkd_jax.runtime.errors import UserError, choose
 
 __all__ = ["SOURCES", "Dataset", "Split", "load"]
 
@@ -42,8 +42,7 @@ def load(
     Raises:
       UserError: unknown source, missing, damaged or hostile files, data unlike image_shape or num_classes.
     """
-    if source not in SOURCES:
-        raise UserError(f"unknown data.source {source!r}: choose one of {', '.join(SOURCES)}")
+    choose("data.source", source, tuple(SOURCES))
     request = Request(source, name, directory, image_shape, num_classes, tuple(splits))
     where = directory or name
     try:

@@ -2,7 +2,7 @@
 
 import difflib
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
 class UserError(Exception):
@@ -31,9 +31,27 @@ class StoppedError(Exception):
         self.number = number
 
 
-def choose(key: str, value: str, valid: Sequence[str]) -> None:
-    """Refuses a value that is not among the valid ones, which are listed with the nearest first."""
+def unknown(kind: str, value: str, valid: Iterable[str], more: str = "") -> UserError:
+    """Returns the error for a name that is not valid, with the nearest valid one as a suggestion.
+
+    Args:
+        kind: of name, such as "distill.loss".
+        value: the name that was given.
+        valid: the names to list.
+        more: further valid forms, in words; ends the list.
+    """
+    names = list(valid)
+    by_lower = {name.lower(): name for name in names}
+    near = difflib.get_close_matches(value.lower(), by_lower, n=1)
+    hint = f" (did you mean {by_lower[near[0]]!r}?)" if near else ""
+    return UserError(f"unknown {kind} {value!r}{hint}; valid: {', '.join([*names, *filter(None, [more])])}")
+
+
+def choose(kind: str, value: str, valid: Sequence[str]) -> None:
+    """Accepts only one of the valid names.
+
+    Raises:
+        UserError: see `unknown`.
+    """
     if value not in valid:
-        near = difflib.get_close_matches(value, valid, n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise UserError(f"unknown {key} {value!r}{hint}; valid: {', '.join(valid)}")
+        raise unknown(kind, value, valid)

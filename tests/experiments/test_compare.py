@@ -92,7 +92,10 @@ def test_numbers_of_the_paper():
     ("arguments", "text"),
     [
         (["--methods=all"], "the following arguments are required"),
-        (["--methods=dafl,dafi"], "unknown method 'dafi' in --methods; valid: all, cudfkd, dafl"),
+        (
+            ["--methods=dafl,dafi"],
+            "unknown method in --methods 'dafi' (did you mean 'dafl'?); valid: all, cudfkd, dafl",
+        ),
         (["--methods=dafl,dafl"], "--methods names dafl twice"),
         (["--seeds=0,x"], "--seeds=0,x must be whole numbers"),
         (["--seeds=1,1"], "--seeds names 1 twice"),
