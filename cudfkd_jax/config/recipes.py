@@ -35,8 +35,8 @@ RECIPES: Mapping[str, Recipe] = {
         "generator": {**_LARGE, "schedule": "cosine"},
         "distill": {**_KL, **_FIVE_TO_ONE, **_ADAM_STUDENT},
     },
-    # As in both originals, the generator's learning rate decays with the student's. Otherwise a student that barely
-    # learns any more gets ever harder images (digits: 34 % at the end, 94 % three epochs earlier).
+    # As in both originals, the generator's learning rate decays with the student's. Otherwise a student that
+    # hardly changes gets ever harder images (digits: 34 % at the end, 94 % three epochs earlier).
     "dfad": {
         "generator": {**_LARGE, "schedule": "cosine"},
         "distill": {**_KL, **_FIVE_TO_ONE, "loss": "l1"},
