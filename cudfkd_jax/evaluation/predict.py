@@ -27,9 +27,8 @@ _BATCHES_AHEAD = 16
 def make_predict(classifier: Classifier, devices: Devices, batch_size: int) -> Predict:
     """Returns a function from replicated variables and uint8 images `[N, H, W, C]` to `Logits`.
 
-    `Logits` is a callable that blocks until the logits `[N, classes]` are ready. Images are processed in batches of
-    `batch_size` (rounded up to a multiple of the number of devices); the last one is padded with zeros, whose
-    logits are dropped.
+    `Logits` is a callable that blocks until the logits `[N, classes]` are ready. Batches have `batch_size` images,
+    rounded up to a multiple of the number of devices; the last one is padded with zeros, whose logits are dropped.
     """
     count = len(devices.devices)
     batch_size = -(-batch_size // count) * count
