@@ -42,7 +42,7 @@ def get_config() -> ConfigDict:
     data.mean = (0.4914, 0.4822, 0.4465)  # per channel, of images in [0, 1]
     data.std = (0.2023, 0.1994, 0.2010)
     data.padding = 4  # for random crops in training with data or on image pools (ADI, CMI); 0: none
-    data.flip = True  # random mirroring, likewise
+    data.flip = True  # random mirroring, in the same cases
 
     teacher = config.teacher = ConfigDict()
     teacher.arch = "resnet34"
@@ -72,7 +72,7 @@ def get_config() -> ConfigDict:
     generator.stages = 2  # number of 2× up-samplings
     generator.size = "large"  # or "small": half the initial channels (CMI)
     generator.initialisation = "normal"  # N(0, 0.02), CuDFKD's; or "torch", PyTorch's default
-    generator.ema_decay = 0.0  # of the averaged weights that make the student's images; 0: no averaging
+    generator.ema_decay = 0.0  # of the weight average that makes the student's images; 0: no averaging
     generator.learning_rate = 1e-3  # Adam
     generator.schedule = "constant"  # or "cosine": to 0 over the epochs, like the student's
     generator.beta1 = 0.9
@@ -161,9 +161,9 @@ def get_config() -> ConfigDict:
     # Several processes, each with separate devices, on one or more machines; start all with the same settings.
     distributed = config.distributed = ConfigDict()
     distributed.detect = False  # True: JAX finds the processes through SLURM, Open MPI or Kubernetes
-    distributed.coordinator = ""  # otherwise host:port of the first process, reachable from the others,
-    distributed.processes = 0  # the number of processes,
-    distributed.process = -1  # and the index of this one, from 0
+    distributed.coordinator = ""  # else host:port of the first process, reachable from the others
+    distributed.processes = 0  # total number of processes
+    distributed.process = -1  # index of this process, from 0
 
     log = config.log = ConfigDict()
     log.tensorboard = True

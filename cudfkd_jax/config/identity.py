@@ -71,5 +71,5 @@ def check_same(config: ConfigDict, stage: str) -> None:
 
 
 def root_key(config: ConfigDict, stage: str) -> jax.Array:
-    """Returns the key from which all randomness of a stage is derived; each stage has its own."""
+    """Returns the root random key of a stage, different for each stage."""
     return jax.random.fold_in(jax.random.key(config.seed), _STAGE_KEYS[stage])

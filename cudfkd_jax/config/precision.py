@@ -85,7 +85,7 @@ def _gain(devices: Devices) -> str | None:
 
 
 def _gain_of_the_processor(devices: Devices) -> str | None:
-    """Returns the same for a CPU, whether or not its JAX can use it."""
+    """Returns the speed-up on a CPU, whether or not its JAX can use it."""
     # Several CPU devices run under pmap, which does not reach oneDNN.
     flags = _cpu_flags() if len(devices.devices) == 1 and devices.devices[0].platform == "cpu" else frozenset()
     return next((gain for flag, gain in _GAINS.items() if flag in flags), None)

@@ -16,7 +16,7 @@ def parse_arguments(text: str) -> dict[str, str]:
     """Parses the arguments after the colon of `--config=file.py:teacher=a,released`; bare words map to "".
 
     Raises:
-        UserError: an argument is not in `ARGUMENTS`, or has a value where it takes none, or the reverse.
+        UserError: an argument is not in `ARGUMENTS`, lacks its value, or has one where it takes none.
     """
     arguments = {}
     for part in filter(None, text.split(",")):
@@ -99,8 +99,8 @@ def use_method(config: ConfigDict, method: str) -> None:
     if method == "cmi" and config.teacher.arch.startswith("resnet"):
         config.cmi.features = "stages"  # all BatchNorm inputs would give the head many millions of parameters
     if method == "zskt":
-        # The original clips the gradient of KL/K + 250 · attention at 5; the objective here is K times that. As a
-        # reference, the norm follows later changes to the number of classes.
+        # The original clips the gradient of KL/K + 250 · attention at 5; the objective here is K times that. The
+        # reference makes the norm follow later changes to the number of classes.
         config.distill.clip_norm = 5.0 * config.data.get_ref("num_classes").to_float()
 
 
@@ -129,7 +129,7 @@ def check_recipe(config: ConfigDict, where: str) -> None:
 
 
 def _released(config: ConfigDict) -> None:
-    """Follows the authors' released code where it differs from the paper."""
+    """Makes a configuration follow the authors' released code where it differs from the paper."""
     config.curriculum.granularity = "batch"
     config.curriculum.lambda_max = 0.0
     config.curriculum.ramp = "released"

@@ -212,7 +212,7 @@ def check_processes(config: ConfigDict) -> None:
 
 
 def check_one_process(config: ConfigDict, what: str) -> None:
-    """Checks that a task for a single process gets only one.
+    """Rejects several processes for a task that runs in one.
 
     Raises:
         UserError: the configuration asks for several.
@@ -247,7 +247,7 @@ def _check_number(key: str, value: float) -> None:
 
 
 def _check_length(config: ConfigDict) -> None:
-    """Rejects data-free runs with more steps than can be counted; with data, that depends on the image count."""
+    """Rejects data-free runs with too many steps to count; `build.supervised_epoch` checks those with data."""
     epoch, epochs = distill_epoch(config), config.distill.epochs
     steps = epochs * epoch.rounds * (epoch.synthesis_steps + epoch.student_steps)
     if steps >= checkpoint.MOST_STEPS:

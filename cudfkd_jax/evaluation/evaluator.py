@@ -60,7 +60,10 @@ class StudentEvaluator:
             self.teacher_metrics = evaluate(self._teacher_logits, test.labels)
 
     def __call__(self, state: RunState) -> Callable[[], dict[str, float]]:
-        """Returns a callable that blocks until the metrics are ready; synthetic ones end in `SYNTHETIC`."""
+        """Returns a callable that blocks until the metrics are ready.
+
+        Names of metrics on synthetic images end in `SYNTHETIC`.
+        """
         if self._test is None:
             found = self._on_synthetic_images(state)
             return lambda: found

@@ -54,8 +54,7 @@ def of_synthetic_images(
 
     Returns:
         JSON-ready: `loss`; `difficulty` (one number per image, six digits); `classes`, the number of images that
-        the teacher assigns to each class; and `spread`, a pixel's standard deviation over images, averaged over
-        pixels.
+        the teacher assigns to each class; and `spread`, the standard deviation over images, mean over pixels.
     """
     difficulty = np.asarray(
         jax.device_get(sample_loss(jnp.asarray(teacher_logits), jnp.asarray(student_logits))), np.float64

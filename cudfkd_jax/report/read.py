@@ -193,7 +193,7 @@ def _read_observations(folder: Path, notes: list[str]) -> dict[int, dict[str, An
 
 
 def _checked(value: dict[str, Any]) -> dict[str, Any]:
-    """Returns a valid observation: lists hold only numbers, and image counts are comparable; else raises."""
+    """Returns an observation after checking that lists hold only numbers and image counts are comparable."""
     synthetic, test = value["synthetic"], value.get("test")
     lists = [synthetic["difficulty"], synthetic["classes"]]
     if test:

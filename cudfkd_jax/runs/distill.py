@@ -162,7 +162,7 @@ def _convergence(
 
 
 class _BestStudent(Callback):
-    """Withholds the best student until a checkpoint holds its epoch.
+    """Callback that withholds the best student until a checkpoint holds its epoch.
 
     Published earlier, it could belong to an epoch that the run repeats after a crash, with other bits on another
     machine. Written later, it would be lost in a crash right after the checkpoint.
@@ -199,7 +199,7 @@ class _BestStudent(Callback):
 
 
 class _Pictures(Callback):
-    """Saves pictures of synthetic images, records their difficulty and warns of problems, when due."""
+    """Callback that regularly saves and observes synthetic images and warns of problems."""
 
     def __init__(self, config: ConfigDict, workdir: Path, problem: Problem, measure: StudentEvaluator):
         self._config, self._workdir, self._measure = config, workdir, measure

@@ -54,7 +54,7 @@ def run(config: ConfigDict, stage: str, folder: Path, say: Callable[[str], None]
         say: receives messages for the user.
 
     Raises:
-        UserError: before anything is compiled or written; in all processes if in one.
+        UserError: before anything is compiled or written; in every process if any process fails.
         OutOfMemoryError: names the settings to lower.
     """
     validate.check_processes(config)

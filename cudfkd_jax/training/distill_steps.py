@@ -102,8 +102,7 @@ def student_step(
         state: before the step.
         teacher_variables: frozen.
         batch: the result of `student_batch` for this step; None computes it here.
-        problem: see `Problem`.
-        axis: see `Axis`.
+        problem, axis: see `Problem` and `Axis`.
     """
     if batch is None:
         batch = student_batch(state.aux, state.key, state.step, teacher_variables, problem=problem, axis=axis)

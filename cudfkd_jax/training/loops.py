@@ -77,7 +77,7 @@ class Epoch(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class EpochFunction:
-    """Advances states to the end of their epoch.
+    """A function that advances states to the end of their epoch.
 
     Attributes:
         drive: `(state, *frozen, progress) -> state`, from any step. Calls `progress(steps_in_epoch)`, in student

@@ -244,7 +244,7 @@ def _restored(stage: Stage, history: list[Record]) -> None:
 
 
 class _Saver:
-    """Writes checkpoints and knows when the next one is due."""
+    """Writer of checkpoints that knows when the next one is due."""
 
     def __init__(self, stage: Stage, options: TrainerOptions):
         self._stage, self._options, self._saved_at = stage, options, time.monotonic()
