@@ -80,7 +80,7 @@ def supervised_epoch(config: ConfigDict, section: str, images: int) -> Epoch:
     """Returns the schedule of steps in an epoch over `images` training images.
 
     Raises:
-        UserError: there are fewer images than one batch needs, or more steps than can be counted.
+        UserError: `images` is less than the batch size, or the run has too many steps to count.
     """
     batch_size = config[section].batch_size
     if images < batch_size:

@@ -31,7 +31,7 @@ class Steps(NamedTuple):
         student: a student step; also takes `batch=`.
         synthesis: a synthesis step.
         begin, finish: run before the first and after the last synthesis step of a round.
-        batch: `(aux, key, step, *frozen, axis)` computes the `batch` of student step `step`, in the same round.
+        batch: `(aux, key, step, *frozen, axis)` makes the `batch` of step `step`, from a state of its round.
     """
 
     student: Step
