@@ -33,7 +33,7 @@ Distils a trained image classifier into a smaller one without its training data 
                       report     write WORKDIR/report.html of a run in any state; needs only --workdir
   --format=FORMAT     of --stage=export: orbax, safetensors, torch or stablehlo
   --compare=RUN,RUN   of --stage=report: write WORKDIR/compare.html with the curves of these runs
-  --workdir=FOLDER    the run's files; default runs/<configuration>. The same command goes on where it stopped.
+  --workdir=FOLDER    the run's files; default runs/<configuration>. Rerun the same command to resume.
   --debug             show tracebacks
 
 Exit status: 0 done, 1 failed on the way, 2 wrong input, 128 + n stopped by signal n (state saved)."""

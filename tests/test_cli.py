@@ -121,7 +121,7 @@ def test_arguments_that_are_wrong(refused, arguments, text):
     [
         ("def get_config(:", "SyntaxError: invalid syntax"),
         ("x = 1", "KeyError: 'get_config'"),
-        ("def get_config():\n  raise ValueError('two\\nlines')", "ValueError: two lines; mend the file"),
+        ("def get_config():\n  raise ValueError('two\\nlines')", "ValueError: two lines; fix the file"),
         ("def get_config():\n  return undefined", "NameError: name 'undefined' is not defined"),
         ("def get_config():\n  return None", "TypeError: get_config() returned NoneType, not ConfigDict"),
         ("def get_config():\n  open('missing')", "FileNotFoundError"),
@@ -428,7 +428,7 @@ def test_the_default_workdir_follows_from_the_command(monkeypatch):
             "cudfkd: error: [Errno 28] No space left on device: 'x'; make room, and give the same command again",
         ),
         (OSError(5, "Input/output error", "x"), 1, "cudfkd: error: [Errno 5] Input/output error: 'x'"),
-        (StoppedError(signal.SIGTERM), 143, "cudfkd: stopped by SIGTERM; the same command goes on from here"),
+        (StoppedError(signal.SIGTERM), 143, "cudfkd: stopped by SIGTERM; rerun the same command to resume"),
         (KeyboardInterrupt(), 130, "cudfkd: interrupted"),
     ],
 )
@@ -498,8 +498,8 @@ def test_a_stopped_run_goes_on_to_the_same_end(finished_run, place):
             process.send_signal(number)
             _, error = process.communicate(timeout=60)
         assert process.returncode == status
-        assert error == f"cudfkd: stopped by {signal.Signals(number).name}; the same command goes on from here\n"
-        assert ("going on from step" in said) == bool(saved)
+        assert error == f"cudfkd: stopped by {signal.Signals(number).name}; rerun the same command to resume\n"
+        assert ("resuming from step" in said) == bool(saved)
         saved.append(max(int(path.name) for path in (place / "run/checkpoints").iterdir() if path.is_dir()))
         assert saved == sorted(set(saved))
         assert not (place / "run/summary.json").exists()

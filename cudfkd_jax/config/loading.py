@@ -42,7 +42,7 @@ def load(file: str | None) -> ConfigDict:
         raise
     except Exception as error:  # the file is a program and can raise anything
         raise UserError(
-            f"--config={path} cannot be loaded: {type(error).__name__}: {error}; mend the file "
+            f"--config={path} cannot be loaded: {type(error).__name__}: {error}; fix the file "
             "(--debug shows where it fails)"
         ) from error
     return config

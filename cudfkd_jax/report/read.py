@@ -151,7 +151,7 @@ def _state(folder: Path, done: int, epochs: Any) -> str:
         return f"This run is still going: {text} finished. The same command writes this page anew."
     except OSError:  # another user's folder
         return f"This run is not finished: {text} done."
-    return f"This run was stopped before its end: {text} finished. The command that started it goes on from there."
+    return f"This run was stopped before its end: {text} finished. Rerun the same command to resume."
 
 
 def _not_finite(history: list[Record]) -> str:

@@ -63,7 +63,7 @@ def _check_logits(role: str, network: Classifier, variables: Callable[[], Any], 
         text = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         raise UserError(
             f"the {role} cannot be applied to images {list(config.data.image_shape)}: {text}; "
-            f"mend --config.{role}.module, its weights or --config.data.image_shape"
+            f"fix --config.{role}.module, its weights or --config.data.image_shape"
         ) from error
     if getattr(logits, "shape", None) != (2, config.data.num_classes):
         kind = f"shape {list(logits.shape)}" if hasattr(logits, "shape") else f"a {type(logits).__name__}"

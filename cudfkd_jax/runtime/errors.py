@@ -27,7 +27,7 @@ class StoppedError(Exception):
     """A run that was told to stop and has saved its state; the command line leaves with 128 + the signal."""
 
     def __init__(self, number: int):
-        super().__init__(f"stopped by {signal.Signals(number).name}; the same command goes on from here")
+        super().__init__(f"stopped by {signal.Signals(number).name}; rerun the same command to resume")
         self.number = number
 
 

@@ -166,7 +166,7 @@ def run(stage: Stage, options: TrainerOptions) -> tuple[RunState, list[Record]]:
     for path in damaged:
         progress.say(f"{path} is damaged and passed over")
     if first_step:
-        progress.say(f"{stage.name}: going on from step {first_step}")
+        progress.say(f"{stage.name}: resuming from step {first_step}")
     state = stage.devices.replicate(state)
     saver = _Saver(stage, options)
     with Signals() as signals, progress:
@@ -225,7 +225,7 @@ def _roll_back(
         saver.save(failed.replace(failed=jnp.zeros((), bool)))
         raise RunFailedError(
             f"{what}; the state before it is saved; start again with a lower learning rate in another --workdir, "
-            "or go on from here with another random key (--config.on_nan=rollback)"
+            "or resume from here with another random key (--config.on_nan=rollback)"
         )
     if times == _ROLLBACKS:
         raise RunFailedError(

@@ -181,7 +181,7 @@ def test_a_signal_to_one_process_saves_the_state_and_ends_all(other):
     for (first, *_), end in zip(runs, ("stopped by SIGTERM", "stopped by SIGTERM", ""), strict=True):
         assert end in first.err
     for first, *_ in runs[1:]:
-        assert "distill: going on from step " in first.out
+        assert "distill: resuming from step " in first.out
 
 
 @pytest.mark.long
