@@ -57,15 +57,15 @@ def test_a_kill_around_a_checkpoint_does_not_lose_the_best_student(
     tiny_config.teacher.checkpoint = str(finished_run)
     tiny_config.checkpoint.every_seconds = 0.0
     tiny_config.log.report = False
-    write = distill._BestStudent.write
+    stage_net = weights.stage_net
 
-    def write_and_arm(self):
-        write(self)
+    def stage_and_arm(*arguments):
+        stage_net(*arguments)
         if _has_epochs(tmp_path, best):
             monkeypatch.setattr(module, function, _killed)
 
     with monkeypatch.context() as patch, pytest.raises(_KilledError):
-        patch.setattr(distill._BestStudent, "write", write_and_arm)
+        patch.setattr(weights, "stage_net", stage_and_arm)
         stages.run(tiny_config, "distill", tmp_path)
     monkeypatch.undo()
     stages.run(tiny_config, "distill", tmp_path)
