@@ -100,7 +100,7 @@ def balance_term(weight: float, temperature: float = 1.0) -> Term:
 
 
 def feature_term(weight: float) -> Term:
-    """Returns −mean |φ|, φ the teacher's features before its last layer, which real images excite more than noise."""
+    """Returns −mean |φ|, φ the teacher's penultimate features, which real images excite more than noise."""
 
     def value(synthetic: Synthetic, axis: Axis) -> jax.Array:
         assert synthetic.teacher.features is not None
