@@ -137,7 +137,7 @@ def upsample_2x(x: Array) -> Array:
 
 
 def _taps_of_tiles(kernel: Array) -> Array:
-    """Converts kernels [3, 3, C, F] of repeated to [2, 2, C, 4F] of single pixels; a tile's last pixels come first."""
+    """Converts a kernel [3, 3, C, F] of repeated to [2, 2, C, 4F] of single pixels, a tile's last pixels first."""
 
     def along(taps: Array) -> Array:  # [3, ...] -> [place, tap, ...]
         return jnp.stack([jnp.stack([taps[0] + taps[1], taps[2]]), jnp.stack([taps[0], taps[1] + taps[2]])])
