@@ -33,7 +33,7 @@ class _Pickled:
         return [str(name) for name in load_arrays(path)[self.names_key]]
 
     def read(self, path: Path) -> tuple[np.ndarray, np.ndarray]:
-        """Planes, uint8 [N, 3072], and labels [N]."""
+        """Reads the planes, uint8 [N, 3072], and the labels [N]."""
         content = load_arrays(path)
         return np.asarray(content["data"]), np.asarray(content[self.labels_key])
 
@@ -52,7 +52,7 @@ class _Binary:
         return path.read_text().split()
 
     def read(self, path: Path) -> tuple[np.ndarray, np.ndarray]:
-        """Planes, uint8 [N, 3072], and labels [N]."""
+        """Reads the planes, uint8 [N, 3072], and the labels [N]."""
         content = np.fromfile(path, np.uint8).reshape(-1, self.label_bytes + 3072)
         return content[:, self.label_bytes :], content[:, self.label_bytes - 1]
 

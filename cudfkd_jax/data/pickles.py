@@ -1,7 +1,7 @@
 """A safe reader of pickled arrays, which calls no code that the file names.
 
 A pickle may name and call any callable. This reader accepts only three names, those that rebuild an array, and
-replaces them by plain stand-ins, because NumPy's originals trust sizes and object pointers in the file.
+replaces them with plain stand-ins, because NumPy's originals trust sizes and object pointers in the file.
 """
 
 import io

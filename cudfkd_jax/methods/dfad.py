@@ -11,9 +11,9 @@ The loss −ln(1 + distance), which the paper proposes for the generator and the
 segmentation, is left out, as in that release's code for classifiers. That release also keeps the student in
 training mode while the generator trains, so that the generator's batches update its running statistics too, and
 its generator (128 channels) ends in tanh and a BatchNorm without scale. Here both networks are frozen while the
-generator trains, and all methods share one generator, as in the benchmark of Fang et al. ("Contrastive
-Model Inversion for Data-Free Knowledge Distillation", IJCAI 2021). As in the original, and unlike the benchmark,
-the generator's learning rate decays with the student's: otherwise a student with a small learning rate faces ever
+generator trains, and all methods share one generator, as in the benchmark of Fang et al. ("Contrastive Model
+Inversion for Data-Free Knowledge Distillation", IJCAI 2021). As in the original, and unlike the benchmark, the
+generator's learning rate decays with the student's: otherwise a student with a small learning rate faces ever
 harder images (on scikit-learn's digits 34 % at the end instead of 97 %). Adam's betas are the benchmark's
 (0.5, 0.999); CuDFKD's release, a fork of it, has (0.9, 0.99).
 

@@ -52,7 +52,7 @@ def generative_method(
     student_capture: tuple[str, ...] = (),
     ema_decay: float = 0.0,
 ) -> Method:
-    """Returns a method whose only state is a generator's: a `TrainState`, or `Averaged` with an average.
+    """Returns a method whose only state is a generator's: a `TrainState`, or `Averaged` if `ema_decay` is not 0.
 
     Args:
         generator: called as `generator(z, train)`, z `[B, latent_dim]`, images `[B, H, W, C]` in [0, 1].

@@ -23,10 +23,9 @@ why:
   parameters, to which the gradient of the VAE's loss is added. In two comparisons this changed the decoder's step
   by 0.7 and 1.0 of its norm. The paper's VAE loss has no such term, and here the decoder follows that loss alone;
 * in the first round the VAE sees new images in place of replays (there B/2 images in all, here B/2 + R);
-* the batches drawn for the VAE update the generator's statistics and singular-value estimates, 5 times per round;
-  there the student's batches do (11 times). Here student batches leave the method's state unchanged. As
-  there, new images are normalised with the statistics of their own batch, and replays for the student with the
-  decoder's running ones;
+* the generator's statistics and singular-value estimates are updated 5 times per round, by the batches for the
+  VAE, and not by the student's (11 times), which leave the method's state unchanged. As there, new images are
+  normalised with the statistics of their own batch, and replays for the student with the decoder's running ones;
 * JS and the student's mode in the generator's step: see `mb_dfkd.py`.
 """
 

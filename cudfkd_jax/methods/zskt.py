@@ -15,14 +15,15 @@ The original release averages the KL over images and classes, KL/K + 250 · Σ_l
 over images alone, as in every other method. The same objective times K then has β = 250 · K, and its gradient
 is clipped at a norm of 5 · K where the original clips at 5 (`distill.clip_norm` of the recipe follows
 `data.num_classes`). The original's student optimiser, Adam, which the recipe uses here, is invariant to the factor
-K but for its epsilon of 1e-8: beside a gradient K times as large, it counts K times less. Under SGD
-at 0.1, as in the benchmark of Fang et al. ("Contrastive Model Inversion for Data-Free Knowledge Distillation",
-IJCAI 2021), attention would dominate the loss, and the benchmark leaves it out (β = 0). The generator's betas are
-that benchmark's (0.5, 0.999); CuDFKD's release, a fork of it, has (0.9, 0.99), as for DFAD and DFQ. The original
-also reuses one z for a generator step and its ten student steps, keeps the student in training mode throughout,
-clips the generator's gradient too, and ends its generator in a BatchNorm. Here each step draws a new z, both
-networks are frozen while the generator trains, and all methods share one generator, as in the benchmark, with
-five student steps per generator step.
+K but for its epsilon of 1e-8, whose weight falls by K. Under SGD at 0.1, as in the benchmark of Fang et al.
+("Contrastive Model Inversion for Data-Free Knowledge Distillation", IJCAI 2021), attention would dominate the
+loss, and the benchmark leaves it out (β = 0). The generator's betas are that benchmark's (0.5, 0.999); CuDFKD's
+release, a fork of it, has (0.9, 0.99), as for DFAD and DFQ.
+
+The original also reuses one z for a generator step and its ten student steps, keeps the student in training mode
+throughout, clips the generator's gradient too, and ends its generator in a BatchNorm. Here each step draws a new
+z, both networks are frozen while the generator trains, and all methods share one generator, as in the benchmark,
+with five student steps per generator step.
 """
 
 import functools

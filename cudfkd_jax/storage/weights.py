@@ -2,7 +2,7 @@
 
 Equal weights and descriptions give identical bytes, and loading executes no code.
 
-Two files cannot be replaced atomically. New ones are therefore written beside the old ones. Renaming the
+Two files cannot be replaced in one operation, so new ones are written beside the old ones. Renaming the
 description into place commits both: it contains the digest of its weights, and a reader finds these under either
 name.
 """
@@ -80,7 +80,7 @@ def stage_net(folder: Path, net: NetworkSpec, variables: Any) -> None:
 
 
 def commit_net(folder: Path) -> None:
-    """Replaces the folder's network by the one that `stage_net` wrote; does nothing without one."""
+    """Replaces the folder's network with the one that `stage_net` wrote; does nothing without one."""
     if (folder / _NEXT_DESCRIPTION).exists():
         (folder / _NEXT_DESCRIPTION).replace(folder / DESCRIPTION)
         (folder / _NEXT_WEIGHTS).replace(folder / WEIGHTS)

@@ -18,7 +18,7 @@ _NO_PACE_KEYS = ("epochs", "temperature", "learning_rate", "stop_accuracy")
 
 
 class Part(NamedTuple):
-    """A pending run: its section ("distill", "teacher" or "scratch"), its epochs and its kind, which sets its pace."""
+    """A pending run; its section is "distill", "teacher" or "scratch", and runs of one kind have the same pace."""
 
     wanted: RunSpec
     section: str
