@@ -15,7 +15,7 @@ def cached_images(
     """Reads images from the cache, or builds and caches them.
 
     Each identity has one file, so that changed data replace their old images instead of accumulating. A missing,
-    stale or damaged file is rebuilt; a cache that cannot be written is no error.
+    stale or damaged file is rebuilt; a failed write is ignored.
 
     Args:
       identity: identifies the images, for example by their folder and split.

@@ -19,7 +19,7 @@ def load(request: Request) -> Dataset:
     `request.directory` is the file, or a folder that contains `<name>.npz`. The file has no class names.
 
     Raises:
-      UserError: the file is no .npz file, keys are missing, or arrays have other dtypes or shapes.
+      UserError: the file is not an .npz file, keys are missing, or arrays have other dtypes or shapes.
     """
     path = request.path()
     if path.is_dir():

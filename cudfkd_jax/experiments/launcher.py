@@ -137,7 +137,7 @@ def elsewhere(function: Callable[..., T], *arguments: Any) -> T:
 
 
 def _end_with_parent() -> None:
-    """Makes this process exit with its parent; otherwise it would wait for tasks for ever."""
+    """Makes this process exit with its parent; otherwise it would wait for tasks indefinitely."""
     parent = multiprocessing.parent_process()
     assert parent
 

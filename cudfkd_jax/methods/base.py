@@ -18,8 +18,8 @@ class Method(NamedTuple):
     """Pure functions of a data-free distillation method.
 
     A round is `begin`, `synthesis_steps` calls of `synthesise`, `finish`, and then `student_steps` student
-    steps, each on images from `sample`. All state of the method, including per-batch state (pixels, latents), is in
-    `aux`, a pytree that is opaque to the loop and replicated on every device. Images are float
+    steps, each on images from `sample`. All state of the method, including that of a batch (pixels, latents), is
+    in `aux`, a pytree that is opaque to the loop and replicated on every device. Images are float
     `[B / axis.size, H, W, C]`, in [0, 1] or, from generators with normalised output, near it. Random draws are
     made for the whole batch from one key and split with `axis.shard`; batch-wide means use `axis.mean`, and
     `axis.gather` assembles whole batches. `step` is the student step counter.

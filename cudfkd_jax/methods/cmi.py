@@ -109,7 +109,7 @@ def contrastive_method(
         student_loss: see `Method`.
 
     Raises:
-        UserError: at construction, if `bank_rows` is no multiple of the batch size or below `bank_draws`.
+        UserError: at construction, if `bank_rows` is not a multiple of the batch size or below `bank_draws`.
     """
     batch_size = pool.batch_size
     _check_bank(bank_rows, bank_draws, batch_size)

@@ -72,7 +72,7 @@ def mb_dfkd_method(
         every_epochs: images are stored after epoch 0 and every `every_epochs` epochs from then on.
 
     Raises:
-        UserError: the batch size is no multiple of 8, or another number is not positive.
+        UserError: the batch size is not a multiple of 8, or another number is not positive.
     """
     if batch_size < 8 or batch_size % 8:
         raise UserError(

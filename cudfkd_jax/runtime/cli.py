@@ -101,7 +101,7 @@ def parse_jobs(text: str) -> int:
     """Parses the number of concurrent runs.
 
     Raises:
-        UserError: the text is no positive integer.
+        UserError: the text is not a positive integer.
     """
     if not text.isdecimal() or int(text) < 1:
         raise UserError(f"--jobs={text} must be at least 1, a whole number")

@@ -34,7 +34,7 @@ def read_state_dict(path: Path) -> StateDict:
         `num_batches_tracked`.
 
     Raises:
-        UserError: the file cannot be read, is no state dict, contains code or non-finite values, or the package
+        UserError: the file cannot be read, is not a state dict, contains code or non-finite values, or the package
             that reads it is not installed.
     """
     if path.suffix == ".onnx":
@@ -128,7 +128,7 @@ def _is_torchscript(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return any(name.endswith("/constants.pkl") for name in archive.namelist())
-    except Exception:  # no archive or a damaged one, which torch.load reports
+    except Exception:  # not an archive, or a damaged one, which torch.load reports
         return False
 
 

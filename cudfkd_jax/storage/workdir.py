@@ -148,7 +148,7 @@ def write_config(folder: Path, config: dict[str, Any], whole: dict[str, Any]) ->
 
 
 def _shown(settings: dict[str, Any], key: str) -> str:
-    # Settings added later are left out while at a default without effect.
+    # Settings added later are left out while they have no effect.
     return repr(settings[key]) if key in settings else "unset"
 
 

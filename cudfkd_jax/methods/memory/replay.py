@@ -126,7 +126,7 @@ def slots_for(capacity: int, rows: int) -> int:
     """Returns the number of slots of a memory that holds `capacity` images, stored `rows` at a time.
 
     Raises:
-        UserError: the capacity is no positive multiple of the rows.
+        UserError: the capacity is not a positive multiple of the rows.
     """
     if capacity < 1 or capacity % rows:
         raise UserError(
@@ -140,7 +140,7 @@ def check_shares(what: str, count: int, axis: Axis) -> None:
     """Checks that the devices can share a number of images evenly; otherwise some would be dropped silently.
 
     Raises:
-        UserError: `count` is no multiple of the number of devices.
+        UserError: `count` is not a multiple of the number of devices.
     """
     if count % axis.size:
         raise UserError(
