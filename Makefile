@@ -20,7 +20,7 @@ WORKERS ?= 2
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint bench parity gpu gpu-carried gpu-dry-run clean
+.PHONY: help install demo test test-all lint bench parity gpu gpu-carried gpu-dry-run clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do \
@@ -29,9 +29,12 @@ help: ## show this list
 install: $(VENV)/.installed ## the environment in .venv, with the tools for development
 
 demo: $(VENV)/.installed-runtime ## a teacher, a student without data, the table: a few minutes on a CPU
-	$(BIN)/python -m cudfkd_jax.main --config=configs/digits.py --workdir=runs/digits
+	$(BIN)/python -m cudfkd_jax.main --config=configs/digits.py --config.compute_dtype=auto --workdir=runs/digits
 
-test: $(VENV)/.installed ## all tests
+test: $(VENV)/.installed ## the tests
+	$(BIN)/python -m pytest -n $(WORKERS) --dist=worksteal -m "not slow"
+
+test-all: $(VENV)/.installed ## these and the campaigns: kills, damaged files, long runs, nine methods twice
 	$(BIN)/python -m pytest -n $(WORKERS) --dist=worksteal
 
 lint: $(VENV)/.installed ## style, format, layers and types

@@ -33,19 +33,19 @@ Distils a trained image classifier into a smaller one without its training data 
                       report     write WORKDIR/report.html of a run in any state; needs only --workdir
   --format=FORMAT     of --stage=export: orbax, safetensors, torch or stablehlo
   --compare=RUN,RUN   of --stage=report: write WORKDIR/compare.html with the curves of these runs
-  --workdir=FOLDER    the run's files; default runs/<configuration>. The same command goes on where it stopped.
+  --workdir=FOLDER    the run's files; default runs/<configuration>. Rerun the same command to resume.
   --debug             show tracebacks
 
 Exit status: 0 done, 1 failed on the way, 2 wrong input, 128 + n stopped by signal n (state saved)."""
 
 
 def console() -> NoReturn:
-    """Runs the command line and leaves with its exit status."""
+    """Runs the command line and exits with its status."""
     cli.leave(main)
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Does what the arguments say and returns the exit status; errors become one line on stderr."""
+    """Runs the command given by the arguments and returns its exit status; prints errors as one line on stderr."""
     return cli.guard(_run, arguments, _HELP)
 
 
@@ -83,7 +83,7 @@ def _run(arguments: Sequence[str]) -> None:
 
 
 def _options(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """The options by name, and the arguments that are none of them."""
+    """Parses the options and returns them with the remaining arguments."""
     parser = cli.Parser()
     parser.add_argument("--config")
     parser.add_argument("--stage", default="all")
@@ -94,7 +94,7 @@ def _options(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 def _report(workdir: str | None, compare: str | None) -> None:
-    """Writes a page of the run in the workdir, or one of several runs into it."""
+    """Writes the report of the run in the workdir, or a comparison of several runs into it."""
     if compare is None and not workdir:
         raise UserError("no run; give its folder with --workdir, or several with --compare=runs/a,runs/b")
     runs = [Path(name).expanduser() for name in (compare or "").split(",") if name]

@@ -4,7 +4,7 @@
 
 `--methods=` all or names separated by commas, `--seeds=` of the students, `--jobs=` runs at a time (1), and
 `--config.KEY=VALUE` for every run. All methods get as many epochs as the configuration has for CuDFKD; their other
-settings are their own. The same command goes on where it stopped: finished runs are kept. The table is in
+settings are their own. Rerun the same command to resume: finished runs are kept. The table is in
 WORKDIR/table.md and, unrounded, table.csv; the output of each run beside its folder.
 """
 

@@ -8,7 +8,7 @@ Names of tables and figures, or `all`; `--scale=` digits (CPU minutes; the defau
 cifar10, cifar100 or tiny_imagenet (the paper's own settings), `--workdir=` (runs/reproduce-<scale>), `--jobs=`
 runs at a time (1), and `--config.KEY=VALUE` for every run, such as --config.data.dir. The runs are shown first,
 with an estimate of the time from a measured round; with `--dry-run` that is all. What two entries need is run
-once; the same command goes on where it stopped. Runs of cifar10_cpu that results/ holds count as finished. Each
+once; rerun the same command to resume. Runs of cifar10_cpu that results/ holds count as finished. Each
 entry is written to WORKDIR/<entry>/. docs/reproducing.md says what they hold and how long they take.
 """
 

@@ -4,7 +4,7 @@
 
 `--set KEY=VALUE,VALUE` for each setting, `--seeds=` of the students (0), `--workdir=` (runs/sweep-…), `--jobs=`
 runs at a time (1), and `--config.KEY=VALUE` for every run. All runs have one teacher, unless settings of its
-training or of the data are among them. The same command goes on where it stopped: finished runs are kept. In
+training or of the data are among them. Rerun the same command to resume: finished runs are kept. In
 WORKDIR are sweep.md, a mean ± deviation over seeds, sweep.csv, a line a run and nothing rounded, and of one or two
 settings, sweep.png and sweep.svg.
 """

@@ -41,4 +41,4 @@ def run_copy(finished_run, tmp_path) -> Path:
 
 def pytest_collection_modifyitems(items):
     """Long tests first, so that workers end together."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+    items.sort(key=lambda item: not {"long", "slow"} & {mark.name for mark in item.iter_markers()})

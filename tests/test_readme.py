@@ -190,7 +190,19 @@ def test_table_is_what_the_committed_run_said():
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
 def test_make_without_a_target_lists_all_of_them():
-    expected = ("install", "demo", "test", "lint", "bench", "parity", "gpu", "gpu-carried", "gpu-dry-run", "clean")
+    expected = (
+        "install",
+        "demo",
+        "test",
+        "test-all",
+        "lint",
+        "bench",
+        "parity",
+        "gpu",
+        "gpu-carried",
+        "gpu-dry-run",
+        "clean",
+    )
     assert ("help", *expected) == tuple(_TARGETS)
     done = subprocess.run(["make", "--no-print-directory"], cwd=_ROOT, capture_output=True, text=True, check=True)
     listed = [line.split(maxsplit=2) for line in done.stdout.splitlines() if line.startswith("  make ")]
@@ -223,7 +235,7 @@ def test_program_gives_logits_of_a_saved_student(tmp_path, monkeypatch):
     assert scope["logits"].shape == (2, 10)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_network_of_ones_own_is_trained_and_distilled_from_python(tmp_path, monkeypatch, capsys):
     """The two programs and the command of "Use your own teacher", on a smaller configuration."""
     module, program, _ = _blocks("python")

@@ -1,1 +1,1 @@
-"""Settings: defaults, presets and recipes; how they are read, checked and built from."""
+"""Settings: defaults, presets and recipes, and the code that reads, checks and applies them."""

@@ -1,4 +1,4 @@
-"""Reading a ConfigDict: dotted keys, choices, and what several readers derive from it."""
+"""Access to a ConfigDict: dotted keys, special values and shared derived quantities."""
 
 import functools
 from typing import Any
@@ -10,16 +10,16 @@ from cudfkd_jax.training.loops import Epoch
 
 NO_DATA = "none"  # as data.source
 AUTO = "auto"  # as compute_dtype, until `precision.settle`
-PROCESSES = "distributed."  # begins the settings that say where a run takes place, which is not kept with it
+PROCESSES = "distributed."  # prefix of the settings that place a run on machines; not saved with the run
 
 
 def get(config: ConfigDict, key: str) -> Any:
-    """The value at a dotted key."""
+    """Returns the value at a dotted key."""
     return functools.reduce(lambda node, part: node[part], key.split("."), config)
 
 
 def flatten(config: ConfigDict) -> dict[str, Any]:
-    """The configuration by dotted keys."""
+    """Returns the configuration as a flat dictionary with dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, ConfigDict):
@@ -30,21 +30,21 @@ def flatten(config: ConfigDict) -> dict[str, Any]:
 
 
 def kept(config: ConfigDict) -> dict[str, Any]:
-    """The settings, by dotted key, that a run is started with again, on as many processes as may be."""
+    """Returns the settings, by dotted key, that restart a run on any number of processes."""
     return {key: value for key, value in flatten(config).items() if not key.startswith(PROCESSES)}
 
 
 def distill_epoch(config: ConfigDict) -> Epoch:
-    """How the steps of a data-free epoch follow each other."""
+    """Returns the schedule of steps in a data-free epoch."""
     d = config.distill
     return Epoch(d.rounds_per_epoch, d.synthesis_steps, d.student_steps)
 
 
 def synthesis_batch_size(config: ConfigDict) -> int:
-    """Images of a synthesis step, over all devices."""
+    """Returns the number of images per synthesis step, over all devices."""
     return config.synthesis.batch_size or config.distill.batch_size
 
 
 def compute_dtype(config: ConfigDict) -> Any:
-    """The dtype of convolutions and matrix products; None for that of parameters and inputs."""
+    """Returns the dtype of convolutions and matrix products; None keeps that of parameters and inputs."""
     return jnp.bfloat16 if config.compute_dtype == "bfloat16" else None

@@ -1,4 +1,4 @@
-"""From a checked configuration to data, devices and the problems that the stages solve."""
+"""Builds data, devices, training problems and trainer options from a checked configuration."""
 
 from collections.abc import Callable, Sequence
 
@@ -10,6 +10,7 @@ from cudfkd_jax.config.access import NO_DATA, distill_epoch, get
 from cudfkd_jax.config.methods import POOLED, method
 from cudfkd_jax.config.networks import Pair
 from cudfkd_jax.config.optimisers import cosine_learning_rate, sgd, student_optimiser
+from cudfkd_jax.evaluation.summary import RunDescription
 from cudfkd_jax.models.capture import Variables
 from cudfkd_jax.models.classifier import Classifier
 from cudfkd_jax.runtime import processes
@@ -24,10 +25,10 @@ from cudfkd_jax.training.trainer import TrainerOptions
 
 
 def connect(config: ConfigDict, say: Callable[[str], None]) -> None:
-    """Joins the processes of the run, where the configuration asks for several.
+    """Connects the processes of the run, if the configuration asks for several.
 
     Raises:
-        UserError: they do not find each other.
+        UserError: they cannot connect.
     """
     d = config.distributed
     if d.coordinator and d.process == 0 and d.processes > 1:
@@ -36,12 +37,12 @@ def connect(config: ConfigDict, say: Callable[[str], None]) -> None:
 
 
 def devices(config: ConfigDict) -> Devices:
-    """The devices of the run, of all its processes."""
+    """Returns the devices of the run, across all its processes."""
     return local_devices(config.devices, bfloat16=config.compute_dtype == "bfloat16")
 
 
 def dataset(config: ConfigDict, splits: Sequence[str]) -> data.Dataset:
-    """Loads these splits of the data, and only these."""
+    """Loads only these splits of the data."""
     d = config.data
     return data.load(
         d.source,
@@ -54,7 +55,7 @@ def dataset(config: ConfigDict, splits: Sequence[str]) -> data.Dataset:
 
 
 def problem(config: ConfigDict, pair: Pair) -> Problem:
-    """What is minimised when a student is distilled without data."""
+    """Builds the problem of distilling a student without data."""
     d = config.distill
     learning_rate = cosine_learning_rate(d.learning_rate, d.epochs, distill_epoch(config).steps)
     return Problem(
@@ -70,17 +71,17 @@ def problem(config: ConfigDict, pair: Pair) -> Problem:
 def distill_epochs(
     config: ConfigDict, problem: Problem, teacher_variables: Variables, devices: Devices
 ) -> EpochFunction:
-    """What drives a data-free state to the end of its epoch; `teacher_variables` are one copy."""
+    """Returns the epoch function of a data-free run; `teacher_variables` are one copy."""
     epoch, parts = distill_epoch(config), distillation_steps(problem)
     batches = config.batches_at_once or batches_at_once(problem, teacher_variables, devices, epoch)
     return make_epoch_function(config.loop, epoch, devices, parts, batches=batches)
 
 
 def supervised_epoch(config: ConfigDict, section: str, images: int) -> Epoch:
-    """How the steps of an epoch over `images` training images follow each other.
+    """Returns the schedule of steps in an epoch over `images` training images.
 
     Raises:
-        UserError: there are fewer images than one batch holds, or more steps than can be counted.
+        UserError: `images` is less than the batch size, or the run has too many steps to count.
     """
     batch_size = config[section].batch_size
     if images < batch_size:
@@ -97,7 +98,7 @@ def supervised_epoch(config: ConfigDict, section: str, images: int) -> Epoch:
 def supervised_problem(
     config: ConfigDict, section: str, network: Classifier, epoch: Epoch, teacher: Classifier | None
 ) -> SupervisedProblem:
-    """What is minimised when a network is trained on data; `section` is "teacher", "scratch" or "kd"."""
+    """Builds the problem of training a network on data; `section` is "teacher", "scratch" or "kd"."""
     s = config[section]
     steps = s.epochs * epoch.steps
     learning_rate = optax.warmup_cosine_decay_schedule(
@@ -117,8 +118,19 @@ def supervised_problem(
     )
 
 
+def description(config: ConfigDict) -> RunDescription:
+    """Returns the settings that a summary repeats."""
+    return RunDescription(
+        dataset=config.data.name,
+        seed=config.seed,
+        compute_dtype=config.compute_dtype,
+        method=config.method,
+        stability_from=config.evaluation.stability_from,
+    )
+
+
 def trainer_options(config: ConfigDict) -> TrainerOptions:
-    """What does not change results, but those of a run whose numbers went wrong."""
+    """Returns the trainer's options."""
     return TrainerOptions(
         evaluate_every=config.evaluation.every_epochs,
         checkpoint_seconds=config.checkpoint.every_seconds,
@@ -129,7 +141,7 @@ def trainer_options(config: ConfigDict) -> TrainerOptions:
 
 
 def memory_settings(config: ConfigDict, part: str) -> dict[str, int]:
-    """What decides how much memory a part of a run takes: the settings, by dotted key, that are not 0."""
+    """Returns the non-zero settings, by dotted key, that determine the memory use of a part of a run."""
     keys = [f"{part}.batch_size"]
     if part == "distill":
         keys += ["synthesis.batch_size", "memory.capacity", "generator.width", "generator.latent_dim"]

@@ -1,4 +1,4 @@
-"""What identifies a run: the settings that change its results, and its random keys."""
+"""The identity of a run: the settings that affect its results, and its random keys."""
 
 from typing import Any
 
@@ -10,14 +10,14 @@ from cudfkd_jax.config.methods import POOLED
 from cudfkd_jax.runtime import processes
 from cudfkd_jax.runtime.errors import UserError
 
-# What may differ from process to process: paths, which are of its machine.
+# Paths may differ between processes, as they belong to a machine.
 _OF_A_PROCESS = ("data.dir", "teacher.checkpoint")
 
-# Folded into the seed for the key of each stage; they never change. Networks of one family that are initialised
-# from the same key share their first weights, and a student must not start from what its teacher started from.
+# Folded into the seed for the key of each stage; they never change. Networks of one family initialised from the
+# same key share their first weights, and a student must not start from its teacher's initial weights.
 _STAGE_KEYS = {"teacher": 0, "scratch": 1, "kd": 2, "distill": 3}
 
-# The sections and settings on which the results of a stage depend. A teacher enters the others by its weights.
+# The sections and settings that affect a stage's results. A teacher affects the other stages by its weights.
 _EVERYWHERE = ("seed", "compute_dtype", "data")
 _METHODS = ("released_js", "generator", "curriculum", "synthesis", "memory", "zskt", "adi", "cmi", "pre_dfkd")
 _RESULT_KEYS = {
@@ -26,18 +26,18 @@ _RESULT_KEYS = {
     "kd": (*_EVERYWHERE, "student", "kd"),
     "distill": (*_EVERYWHERE, "student", "method", *_METHODS, "distill", "evaluation"),
 }
-# Settings in these sections that change no result.
+# Settings in these sections that do not affect results.
 _NO_RESULT_KEYS = ("data.dir", "evaluation.batch_size", "evaluation.stability_from", "teacher.checkpoint")
 
-# Settings added after runs had been recorded and named, each with what those runs computed. At that value a
-# setting is not part of what identifies a run, so that earlier runs keep their names and resume.
+# Settings added after runs had been recorded and named, each with the value that those runs used implicitly. At
+# that value a setting is not part of a run's identity, so earlier runs keep their names and resume.
 _ADDED_LATER = {"synthesis.adversarial_mask": "agreement"}
 
 
 def result_settings(config: ConfigDict, stage: str) -> dict[str, Any]:
     """Returns the settings, by dotted key, that affect a stage's results and so identify a run.
 
-    Both the comparison with a run's `config.json` and the names of planned runs take theirs from here.
+    They serve both the comparison with a run's `config.json` and the names of planned runs.
     """
     return {
         key: value
@@ -50,10 +50,10 @@ def result_settings(config: ConfigDict, stage: str) -> dict[str, Any]:
 
 
 def check_same(config: ConfigDict, stage: str) -> None:
-    """Refuses processes of one run that were started with different settings.
+    """Checks that all processes of a run have the same settings.
 
     Raises:
-        UserError: a setting differs; it is named with both values.
+        UserError: a setting differs; the message names it and both values.
     """
     own = {
         key: str(value) for key, value in {"--stage": stage, **kept(config)}.items() if key not in _OF_A_PROCESS
@@ -71,5 +71,5 @@ def check_same(config: ConfigDict, stage: str) -> None:
 
 
 def root_key(config: ConfigDict, stage: str) -> jax.Array:
-    """Returns the key from which all randomness of a stage is derived; each stage has its own."""
+    """Returns the root random key of a stage, different for each stage."""
     return jax.random.fold_in(jax.random.key(config.seed), _STAGE_KEYS[stage])

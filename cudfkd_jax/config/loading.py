@@ -1,4 +1,4 @@
-"""Configuration files: programs whose `get_config` changes the defaults."""
+"""Loading of configurations: files (programs whose `get_config` changes the defaults), settings and overrides."""
 
 import difflib
 import hashlib
@@ -20,10 +20,10 @@ _KINDS = {int: "a whole number", float: "a number", bool: "true or false", tuple
 
 
 def load(file: str | None) -> ConfigDict:
-    """The configuration of a file, such as "configs/digits.py:student=wrn10_1", over the defaults.
+    """Loads a configuration file, such as "configs/digits.py:student=wrn10_1", over the defaults.
 
     Raises:
-        UserError: the file is not there, fails, or names settings that do not exist.
+        UserError: the file does not exist, fails, or names unknown settings.
     """
     if not file:
         raise UserError("no configuration; give one, e.g. --config=configs/digits.py (--help says more)")
@@ -42,21 +42,21 @@ def load(file: str | None) -> ConfigDict:
         raise
     except Exception as error:  # the file is a program and can raise anything
         raise UserError(
-            f"--config={path} cannot be loaded: {type(error).__name__}: {error}; mend the file "
+            f"--config={path} cannot be loaded: {type(error).__name__}: {error}; fix the file "
             "(--debug shows where it fails)"
         ) from error
     return config
 
 
 def from_settings(given: ConfigDict | Mapping[str, Any]) -> ConfigDict:
-    """Returns the defaults, changed by settings that a program gives.
+    """Returns the defaults, changed by settings from a program.
 
     Args:
-        given: a whole configuration, or by dotted key the settings that differ. Among these, `method` brings its
-            recipe, which the others change further.
+        given: a complete configuration, or the settings that differ, by dotted key. Among these, `method` applies
+            its recipe first, and the others override it.
 
     Raises:
-        UserError: a setting does not exist or has another type; a whole configuration lacks its method's recipe.
+        UserError: a setting is unknown or has the wrong type; a complete configuration lacks its method's recipe.
     """
     config = defaults.get_config().lock()
     try:
@@ -74,10 +74,10 @@ def from_settings(given: ConfigDict | Mapping[str, Any]) -> ConfigDict:
 
 
 def load_checked(file: str | None, overrides: Sequence[str]) -> ConfigDict:
-    """The configuration of a file, changed and checked.
+    """Loads a configuration file, applies overrides and checks the result.
 
     Raises:
-        UserError: as `load`, `override` and `validate.check`.
+        UserError: as for `load`, `override` and `validate.check`.
     """
     config = load(file)
     override(config, overrides)
@@ -86,10 +86,10 @@ def load_checked(file: str | None, overrides: Sequence[str]) -> ConfigDict:
 
 
 def read_config(folder: Path) -> ConfigDict:
-    """The configuration that a run in this workdir was started with.
+    """Reads the configuration with which the run in a workdir was started.
 
     Raises:
-        UserError: there is no run, or its configuration cannot be read.
+        UserError: the folder holds no run, or its configuration cannot be read.
     """
     places = (folder, *(folder / part for part in ("teacher", "scratch", "kd")))
     path = next((p / workdir.CONFIG for p in places if (p / workdir.CONFIG).exists()), None)
@@ -107,7 +107,7 @@ def read_config(folder: Path) -> ConfigDict:
 
 
 def run_name(file: str, changes: Mapping[str, Any]) -> str:
-    """A folder's name: the configuration, its arguments and a hash of the changes, in each process the same."""
+    """Returns a folder name, the same in all processes: configuration, arguments and a hash of the changes."""
     changes = {key: value for key, value in changes.items() if not key.startswith(access.PROCESSES)}
     path, _, given = file.partition(":")
     name = "-".join(filter(None, (Path(path).stem, re.sub(r"[^\w=.]+", "-", given))))
@@ -115,12 +115,12 @@ def run_name(file: str, changes: Mapping[str, Any]) -> str:
 
 
 def digest(settings: Mapping[str, Any]) -> str:
-    """Equal exactly where all settings are; hexadecimal."""
+    """Returns a hexadecimal hash of the settings, equal only if all settings are equal."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 def check_keys(keys: Iterable[str], config: ConfigDict) -> None:
-    """Refuses dotted keys that the configuration does not have; the nearest ones are named."""
+    """Raises `UserError`, which names the nearest keys, for a dotted key that the configuration does not have."""
     known = access.flatten(config)
     for key in keys:
         if key not in known:
@@ -131,10 +131,11 @@ def check_keys(keys: Iterable[str], config: ConfigDict) -> None:
 
 
 def override(config: ConfigDict, arguments: Sequence[str]) -> dict[str, Any]:
-    """Changes the configuration as `--config.KEY=VALUE` arguments say; returns the changes by key.
+    """Applies `--config.KEY=VALUE` arguments to the configuration and returns the changes by key.
 
     Raises:
-        UserError: a key does not exist, a value is of another type, or something else is among the arguments.
+        UserError: a key is unknown, a value has the wrong type, an argument is not an override, or the method
+            changes without its recipe.
     """
     given = (re.match(r"--?(?:no)?config\.([^=]*)", argument) for argument in arguments)
     check_keys([match[1] for match in given if match], config)

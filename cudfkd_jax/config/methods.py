@@ -21,19 +21,19 @@ from cudfkd_jax.objectives.student import StudentLoss
 from cudfkd_jax.objectives.terms import SampleLoss, Term
 from cudfkd_jax.runtime.errors import UserError
 
-GENERATIVE = ("cudfkd", "dafl", "zskt", "dfad", "dfq")  # methods that a memory and an average can be added to
+GENERATIVE = ("cudfkd", "dafl", "zskt", "dfad", "dfq")  # methods that support a memory and weight averaging
 GENERATOR_SCHEDULES = ("constant", "cosine")
-NEEDS_BN = ("dfq", "adi")  # methods that are defined by the teacher's BatchNorm statistics
-POOLED = ("adi", "cmi")  # methods whose student sees crops and flips of a pool of images
-_REPLAYED_SHARE = 8  # a replay has one image for so many of a student batch
-_HELD_OUT_SHARE = 16  # of a pooled batch, where agreement can be measured on nothing but synthetic images
+NEEDS_BN = ("dfq", "adi")  # methods defined by the teacher's BatchNorm statistics
+POOLED = ("adi", "cmi")  # methods whose student trains on crops and flips of an image pool
+_REPLAYED_SHARE = 8  # student batch size per replayed image
+_HELD_OUT_SHARE = 16  # pooled batch size per held-out image, where only synthetic images can measure agreement
 
 
 def method(config: ConfigDict, pair: Pair) -> Method:
-    """The distillation method; where the teacher has no BatchNorm, without its BN term.
+    """Builds the distillation method, without its BN term if the teacher has no BatchNorm.
 
     Raises:
-        UserError: the method cannot do without BatchNorm, or settings do not go together.
+        UserError: the method requires BatchNorm, or settings are incompatible.
     """
     if config.method in NEEDS_BN and not has_batch_norm(pair.teacher_variables):
         raise UserError(
@@ -44,7 +44,7 @@ def method(config: ConfigDict, pair: Pair) -> Method:
 
 
 def shared_sizes(config: ConfigDict) -> dict[str, int]:
-    """Numbers of images that the devices share in a step, beside `distill.batch_size`, and what sets them."""
+    """Returns the batch sizes, besides `distill.batch_size`, that devices share, by the setting behind each."""
     sizes = {"synthesis.batch_size": synthesis_batch_size(config)} if config.method in POOLED else {}
     if config.method in ("mb_dfkd", "pre_dfkd") or config.memory.capacity:
         sizes["distill.batch_size // 8"] = _replayed_rows(config)
@@ -52,7 +52,7 @@ def shared_sizes(config: ConfigDict) -> dict[str, int]:
 
 
 def alpha_adv(config: ConfigDict) -> optax.Schedule | None:
-    """α_adv(t) as a schedule of the student step; None where it is constantly 0."""
+    """Returns α_adv(t) as a schedule of the student step; None if it is always 0."""
     c = config.curriculum
     flat = c.strategy == "none" and not c.none_keeps_ramp
     kind = "constant" if flat or c.alpha == 0 else c.ramp
@@ -70,13 +70,13 @@ def alpha_adv(config: ConfigDict) -> optax.Schedule | None:
 
 
 def lambda_t(config: ConfigDict) -> optax.Schedule:
-    """λ(t) as a schedule of the student step."""
+    """Returns λ(t) as a schedule of the student step."""
     c = config.curriculum
     return curriculum.lambda_schedule(c.lambda_0, c.lambda_slope, c.lambda_max or None)
 
 
 def generator(config: ConfigDict) -> Generator:
-    """The generator of the methods that train one, but for those whose generator normalises its images."""
+    """Builds the generator for methods whose generator does not normalise its images."""
     g = config.generator
     return Generator(
         image_shape=tuple(config.data.image_shape),
@@ -120,7 +120,7 @@ def _dafl(config: ConfigDict, pair: Pair) -> Method:
 
 
 def _zskt(config: ConfigDict, pair: Pair) -> Method:
-    # The weight is that beside a KL divergence averaged over the classes, and here it is summed over them.
+    # The weight is relative to a KL divergence averaged over the classes; here the divergence is their sum.
     attention_weight = config.zskt.attention_weight * config.data.num_classes
     student_loss = zskt.attention_student_loss(sample_loss=sample_loss(config), attention_weight=attention_weight)
     made = _generative(config, zskt.synthesis_terms(), student_loss)
@@ -247,7 +247,7 @@ def _replayed_rows(config: ConfigDict) -> int:
 
 
 def _generative(config: ConfigDict, terms: tuple[Term, ...], student_loss: StudentLoss) -> Method:
-    """A method that trains a generator, with a memory of past images where one is set."""
+    """Builds a method that trains a generator, with a memory of past images if one is configured."""
     if not terms:
         raise UserError(
             "every weight of the generator's objective is 0; set one of --config.synthesis.bn_weight, "
@@ -305,7 +305,7 @@ def _mb_dfkd_terms(config: ConfigDict) -> tuple[Term, ...]:
 
 
 def _pool(config: ConfigDict) -> ImagePool:
-    """A pool that holds all images of the run."""
+    """Builds a pool that holds all images of the run."""
     batch_size, without_data = synthesis_batch_size(config), config.data.source == NO_DATA
     return ImagePool(
         image_shape=tuple(config.data.image_shape),
@@ -319,7 +319,7 @@ def _pool(config: ConfigDict) -> ImagePool:
 
 
 def sample_loss(config: ConfigDict) -> SampleLoss:
-    """D of Eq. 6: what the student minimises for one image."""
+    """Returns D of Eq. 6, the student's loss per image."""
     d = config.distill
     return student.student_divergence(d.loss, d.temperature, released_js=config.released_js)
 

@@ -1,4 +1,4 @@
-"""The networks of a configuration."""
+"""The networks that a configuration describes."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ from cudfkd_jax.storage.weights import NetworkSpec
 
 
 def described(config: ConfigDict, role: str) -> NetworkSpec:
-    """The description of the "teacher" or "student" of this configuration, without metrics."""
+    """Returns the description, without metrics, of the configuration's "teacher" or "student"."""
     d, named = config.data, config[role]
     arch = named.module or named.arch
     return NetworkSpec(
@@ -22,7 +22,7 @@ def described(config: ConfigDict, role: str) -> NetworkSpec:
 
 
 def classifier(config: ConfigDict, net: NetworkSpec) -> Classifier:
-    """The network that a description names."""
+    """Builds the network that a description names."""
     module = models.build_classifier(net.arch, net.num_classes, compute_dtype(config))
     return Classifier(module, net.mean, net.std, net.train_argument)
 
@@ -32,19 +32,19 @@ class Pair(NamedTuple):
 
     teacher: Classifier
     teacher_net: NetworkSpec
-    teacher_variables: Any  # arrays, or where only shapes are asked for `jax.ShapeDtypeStruct`
+    teacher_variables: Any  # arrays, or `jax.ShapeDtypeStruct` where only shapes are needed
     student: Classifier
     student_net: NetworkSpec
 
 
 def pair(config: ConfigDict, teacher: NetworkSpec, variables: Any) -> Pair:
-    """The configuration's student and a teacher of these variables."""
+    """Returns the configuration's student, paired with a teacher that has these variables."""
     student_net = described(config, "student")
     return Pair(classifier(config, teacher), teacher, variables, classifier(config, student_net), student_net)
 
 
 def check_teacher(config: ConfigDict, net: NetworkSpec, where: Path) -> None:
-    """Refuses a teacher whose classes, images or architecture are not the configuration's."""
+    """Raises `UserError` if a teacher's classes, image shape or architecture differ from the configuration's."""
     for key, wanted, found in (
         ("data.num_classes", config.data.num_classes, net.num_classes),
         ("data.image_shape", tuple(config.data.image_shape), net.image_shape),

@@ -1,7 +1,7 @@
-"""`compute_dtype`: what a run computes in, settled before its identity is formed.
+"""The `compute_dtype` of a run, resolved before the run's identity is computed.
 
-"auto" is bfloat16 where the run's devices compute it fast. What a run was started with is recorded and holds when
-it is resumed, also on another machine.
+"auto" selects bfloat16 where the run's devices compute it fast. A run records its dtype and keeps it on resume,
+even on another machine.
 """
 
 import sys
@@ -16,18 +16,18 @@ from cudfkd_jax.runtime.devices import Devices
 from cudfkd_jax.storage import workdir
 
 _CPU_INFO = Path("/proc/cpuinfo")
-# Measured for whole rounds (docs/performance.md), by the processor's flag.
-_GAINS = {"amx_bf16": "about 3 times", "avx512_bf16": "about twice"}
-_NEWER_PYTHON = (3, 12)  # that of jaxlib 0.11
+# Speed-ups by CPU flag, measured for whole rounds (docs/performance.md).
+_GAINS = {"amx_bf16": "2 to 3 times", "avx512_bf16": "about twice"}
+_NEWER_PYTHON = (3, 12)  # required by jaxlib 0.11
 _STAGES = ("", "teacher", "scratch", "kd")  # folders of a run that hold settings
 
 
 def settle(config: ConfigDict, folder: Path | None = None) -> None:
-    """Puts a dtype in the place of `compute_dtype="auto"`.
+    """Replaces `compute_dtype="auto"` by a dtype, in place.
 
     Args:
-        config: of the run; changed in place.
-        folder: the run's workdir; a run that it holds keeps its dtype.
+        run: its settings.
+        folder: the run's workdir; a run already in it keeps its dtype.
 
     Raises:
         UserError: the settings of a run in the folder cannot be read.
@@ -41,12 +41,12 @@ def settle(config: ConfigDict, folder: Path | None = None) -> None:
         return (_recorded(folder) if folder else None) or _suited(build.devices(config))
 
     found = processes.from_first(find)
-    if config.compute_dtype == AUTO and found:  # else the processes differ, which `identity.check_same` tells
+    if config.compute_dtype == AUTO and found:  # else the processes differ, which `identity.check_same` reports
         config.compute_dtype = found
 
 
 def advice(config: ConfigDict) -> str | None:
-    """What to tell a user whose run computes in float32 where bfloat16 is faster; None elsewhere."""
+    """Returns advice for a run that computes in float32 where bfloat16 is faster; otherwise None."""
     devices = build.devices(config)
     if config.compute_dtype != "float32":
         return None
@@ -75,24 +75,24 @@ def _suited(devices: Devices) -> str:
 
 
 def _gain(devices: Devices) -> str | None:
-    """How much faster rounds are in bfloat16, in words; None where they are not."""
+    """Returns the speed-up of rounds in bfloat16, in words; None if there is none."""
     device = devices.devices[0]
     if device.platform == "cpu":
         gain = _gain_of_the_processor(devices)
         return gain if gain and onednn.available() else None
-    capability = getattr(device, "compute_capability", None)  # of NVIDIA's; bfloat16 from 8.0 on
+    capability = getattr(device, "compute_capability", None)  # NVIDIA only; bfloat16 from 8.0 on
     return "up to twice" if capability is None or float(capability) >= 8 else None
 
 
 def _gain_of_the_processor(devices: Devices) -> str | None:
-    """The same for a CPU, whether its JAX makes use of it or not."""
-    # Several CPU devices are driven by pmap, which does not reach oneDNN.
+    """Returns the speed-up on a CPU, whether or not its JAX can use it."""
+    # Several CPU devices run under pmap, which does not reach oneDNN.
     flags = _cpu_flags() if len(devices.devices) == 1 and devices.devices[0].platform == "cpu" else frozenset()
     return next((gain for flag, gain in _GAINS.items() if flag in flags), None)
 
 
 def _cpu_flags() -> frozenset[str]:
-    """The instruction sets of this machine's processor, where Linux tells them."""
+    """Returns the CPU's feature flags where Linux lists them; otherwise none."""
     try:
         lines = _CPU_INFO.read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""What configuration files call: the defaults, and functions that change several at once."""
+"""Functions for configuration files: they start from the defaults and change several settings at once."""
 
 from typing import Any
 
@@ -13,16 +13,15 @@ _BARE = ("noisy", "released", "runlocal")
 
 
 def parse_arguments(text: str) -> dict[str, str]:
-    """Splits what stands after the colon of `--config=file.py:teacher=a,released`; a bare word gets "".
+    """Parses the arguments after the colon of `--config=file.py:teacher=a,released`; bare words map to "".
 
     Raises:
-        UserError: an argument is not in `ARGUMENTS`.
+        UserError: an argument is not in `ARGUMENTS`, lacks its value, or has one where it takes none.
     """
     arguments = {}
     for part in filter(None, text.split(",")):
         key, _, value = part.partition("=")
-        if key not in ARGUMENTS:
-            raise UserError(f"unknown argument {key!r} after the colon of --config; valid: {', '.join(ARGUMENTS)}")
+        choose("argument after the colon of --config", key, ARGUMENTS)
         if bool(value) == (key in _BARE):
             form = key if value else f"{key}=NAME"
             raise UserError(f"argument {part!r} after the colon of --config; write {form}")
@@ -33,15 +32,15 @@ def parse_arguments(text: str) -> dict[str, str]:
 def with_arguments(
     teacher: str, student: str, arguments: dict[str, str], *, noisy_accuracy: float = 0.0
 ) -> ConfigDict:
-    """The default configuration for a pair of networks, each unless the arguments name another.
+    """Returns the default configuration for a pair of networks, changed by arguments.
 
     Args:
-        teacher, student: architectures.
-        arguments: as `parse_arguments` returns them.
-        noisy_accuracy: test accuracy in percent at which `noisy` ends the teacher's training; 0: not offered.
+        teacher, student: architectures, unless the arguments name others.
+        arguments: as returned by `parse_arguments`.
+        noisy_accuracy: test accuracy in percent at which `noisy` stops the teacher's training; 0: not offered.
 
     Raises:
-        UserError: `noisy` is asked for and not offered.
+        UserError: `noisy` is given but not offered, or the method is unknown.
     """
     config = get_config()
     config.teacher.arch = arguments.get("teacher", teacher)
@@ -57,7 +56,7 @@ def with_arguments(
 
 
 def run_locally(config: ConfigDict, *, student_steps: int, batch_size: int) -> None:
-    """Shortens a configuration to what a CPU does while somebody waits."""
+    """Shortens a configuration enough for an interactive run on a CPU."""
     train_for(config, epochs=1)
     config.generator.latent_dim = 256
     config.distill.epochs = 3
@@ -67,9 +66,9 @@ def run_locally(config: ConfigDict, *, student_steps: int, batch_size: int) -> N
 
 
 def scale_steps(config: ConfigDict, *, student_steps: int, synthesis_steps: int, batch_size: int) -> None:
-    """Gives the epochs of any method so many student steps, and all its batches this size.
+    """Sets the number of student steps per epoch and the batch size, for any method.
 
-    Methods with one round an epoch get so many synthesis steps in it; the others keep their ratio of both kinds.
+    Methods with one round per epoch also get `synthesis_steps`; the others keep their ratio of the two kinds.
     """
     d = config.distill
     if d.rounds_per_epoch == 1:
@@ -82,34 +81,34 @@ def scale_steps(config: ConfigDict, *, student_steps: int, synthesis_steps: int,
 
 
 def train_for(config: ConfigDict, **settings: Any) -> None:
-    """Gives these settings to each training with data: teacher, scratch and kd."""
+    """Applies settings to all training with data: teacher, scratch and kd."""
     for section in (config.teacher, config.scratch, config.kd):
         section.update(settings)
 
 
 def use_method(config: ConfigDict, method: str) -> None:
-    """Chooses a method together with its recipe.
+    """Selects a method together with its recipe.
 
     Raises:
-        UserError: there is no such method.
+        UserError: the method is unknown.
     """
     choose("method", method, tuple(RECIPES))
     config.method = method
     config.update(RECIPES[method])
     if method == "cmi" and config.teacher.arch.startswith("resnet"):
-        config.cmi.features = "stages"  # the inputs of all BatchNorm layers would make a head of many millions
+        config.cmi.features = "stages"  # all BatchNorm inputs would give the head many millions of parameters
     if method == "zskt":
-        # The original clips the gradient of KL/K + 250 · attention at 5; the objective here is K times that. A
-        # reference, so that it follows the number of classes, whoever sets that later.
+        # The original clips the gradient of KL/K + 250 · attention at 5; the objective here is K times that. The
+        # reference makes the norm follow later changes to the number of classes.
         config.distill.clip_norm = 5.0 * config.data.get_ref("num_classes").to_float()
 
 
 def check_recipe(config: ConfigDict, where: str) -> None:
-    """Refuses a method that was named without its recipe, with which another method's settings would run.
+    """Rejects a method without its recipe, which would run with another method's settings.
 
     Args:
-        config: that has a method's name.
-        where: it comes from; begins the message.
+        config: names a method.
+        where: the origin of the configuration; begins the message.
 
     Raises:
         UserError: every setting of the recipe is at its default.
@@ -129,7 +128,7 @@ def check_recipe(config: ConfigDict, where: str) -> None:
 
 
 def _released(config: ConfigDict) -> None:
-    """Makes a configuration behave as the authors' released code where that differs from the paper."""
+    """Makes a configuration follow the authors' released code where it differs from the paper."""
     config.curriculum.granularity = "batch"
     config.curriculum.lambda_max = 0.0
     config.curriculum.ramp = "released"

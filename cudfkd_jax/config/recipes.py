@@ -1,8 +1,8 @@
-"""What each method changes in the default configuration: the settings of its release or of the benchmark.
+"""The changes of each method to the default configuration: the settings of its release or of the benchmark.
 
-The benchmark is that of Fang et al. (2021), in which all but MB-DFKD and PRE-DFKD have 400 student steps an epoch
-and the student SGD 0.1 / 0.9 / 1e-4 with a cosine. The two are as in a third party's code. CuDFKD's own settings
-depend on the data set and are in `configs/`.
+The benchmark is that of Fang et al. (2021): 400 student steps per epoch, and SGD 0.1 / 0.9 / 1e-4 with a cosine
+schedule for the student. MB-DFKD and PRE-DFKD instead follow a third party's code. CuDFKD's settings depend on the
+data set and are in `configs/`.
 """
 
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ Recipe = Mapping[str, Mapping[str, Any]]  # section -> key -> value
 _ADAM = {"learning_rate": 1e-3, "beta1": 0.5, "beta2": 0.999}
 _FIVE_TO_ONE = {"rounds_per_epoch": 80, "synthesis_steps": 1, "student_steps": 5}
 _TEN_TO_ONE = {"rounds_per_epoch": 40, "synthesis_steps": 1, "student_steps": 10}
-# Its gradient is clipped too, at a norm that depends on the number of classes: `presets.with_arguments`.
+# `presets.use_method` also clips its gradient, at a norm that depends on the number of classes.
 _ADAM_STUDENT = {"optimiser": "adam", "learning_rate": 2e-3, "weight_decay": 0.0}
 _KL = {"epochs": 200, "batch_size": 256, "loss": "kl", "temperature": 1.0}
 _LARGE = {"size": "large", "latent_dim": 256, "initialisation": "torch", **_ADAM}
@@ -29,14 +29,14 @@ RECIPES: Mapping[str, Recipe] = {
         "distill": {**_KL, **_FIVE_TO_ONE},
         "synthesis": {"class_weight": 1.0, "activation_weight": 1e-3, "balance_weight": 20.0},
     },
-    # The original's student optimiser: at SGD 0.1 the attention transfer, 250 · K beside the KL, drowns the rest
-    # (on the digits 15 %, without attention 99 %, with this optimiser and attention 99 %).
+    # The original's student optimiser. With SGD 0.1, the attention term, 250 · K relative to the KL, swamps the
+    # rest (digits: 15 %; without attention 99 %; with attention and this optimiser 99 %).
     "zskt": {
         "generator": {**_LARGE, "schedule": "cosine"},
         "distill": {**_KL, **_FIVE_TO_ONE, **_ADAM_STUDENT},
     },
-    # As in both originals, the generator's learning rate falls with the student's: else a student that hardly
-    # moves any more is shown ever harder images (on the digits 34 % at the end, after 94 % three epochs before).
+    # As in both originals, the generator's learning rate decays with the student's. Otherwise a student that
+    # hardly changes gets ever harder images (digits: 34 % at the end, 94 % three epochs earlier).
     "dfad": {
         "generator": {**_LARGE, "schedule": "cosine"},
         "distill": {**_KL, **_FIVE_TO_ONE, "loss": "l1"},

@@ -1,4 +1,4 @@
-"""What can be wrong with a configuration, found before anything is compiled or written."""
+"""Checks of a configuration, made before anything is compiled or written."""
 
 import math
 from collections.abc import Sequence
@@ -55,10 +55,10 @@ _BATCHES = (
     *(f"{section}.batch_size" for section in ("teacher", "scratch", "kd", "distill", "synthesis", "evaluation")),
     "evaluation.synthetic_images",
 )
-_LARGEST_IMAGE = 1024  # pixels high and wide; the networks here are for small ones
+_LARGEST_IMAGE = 1024  # pixels, height and width; the networks here are for small images
 _AT_MOST = {
     "generator.stages": 10,
-    "pre_dfkd.memory_steps": 100,  # each is compiled by itself
+    "pre_dfkd.memory_steps": 100,  # each is compiled separately
     "data.padding": _LARGEST_IMAGE,
 }
 
@@ -83,10 +83,10 @@ _CHOICES: dict[str, Sequence[str]] = {
 
 
 def check(config: ConfigDict) -> None:
-    """Checks every value that can be checked without data, weights or a compilation.
+    """Checks every value that needs no data, weights or compilation to check.
 
     Raises:
-        UserError: a value is out of range; the key, the value and the remedy are named.
+        UserError: a value is out of range; the message names the key, the value and the remedy.
     """
     for key, valid in _CHOICES.items():
         choose(key, get(config, key), valid)
@@ -99,7 +99,7 @@ def check(config: ConfigDict) -> None:
     for key, value in flatten(config).items():
         if isinstance(value, float):
             _check_number(key, value)
-        elif isinstance(value, int):  # counts are int32 in the steps, and a random key is made of 32 bits
+        elif isinstance(value, int):  # counts are int32 in the steps, and a seed has 32 bits
             _require(key, value, value < 2**31, "must be less than 2**31")
     for key, limit in _AT_MOST.items():
         _require(key, get(config, key), get(config, key) <= limit, f"must be at most {limit}")
@@ -138,7 +138,7 @@ def check(config: ConfigDict) -> None:
 
 
 def _check_additions(config: ConfigDict) -> None:
-    """Refuses settings that the method would not read, and ADI without its main term."""
+    """Rejects settings that the method does not read, and ADI without its main term."""
     if config.synthesis.adversarial_mask != "agreement" and config.method != "cudfkd":
         raise UserError(
             f"synthesis.adversarial_mask={config.synthesis.adversarial_mask} is for cudfkd; leave it agreement "
@@ -158,7 +158,7 @@ def _check_additions(config: ConfigDict) -> None:
 
 
 def _check_convergence(config: ConfigDict) -> None:
-    """Refuses to look at Eq. 8 where no sample has a weight."""
+    """Rejects the test of Eq. 8 for methods without sample weights."""
     updates = config.log.majorise_minimise_updates
     if updates and config.method != "cudfkd":
         raise UserError(
@@ -168,7 +168,7 @@ def _check_convergence(config: ConfigDict) -> None:
 
 
 def check_devices(config: ConfigDict, sections: Sequence[str]) -> None:
-    """Refuses more devices than there are, and batches of these sections that they cannot share evenly."""
+    """Rejects more devices than are available, and batches of these sections that devices cannot share evenly."""
     available = len(local_devices().local)
     if config.devices > available:
         raise UserError(f"devices={config.devices} but only {available} are here; set --config.devices")
@@ -185,10 +185,10 @@ def check_devices(config: ConfigDict, sections: Sequence[str]) -> None:
 
 
 def check_processes(config: ConfigDict) -> None:
-    """Checks what says how the processes of a run find each other, before they do.
+    """Checks the settings that connect the processes of a run, before they connect.
 
     Raises:
-        UserError: a part is missing or out of range.
+        UserError: a setting is missing or out of range.
     """
     d = config.distributed
     host, _, port = d.coordinator.rpartition(":")
@@ -212,17 +212,17 @@ def check_processes(config: ConfigDict) -> None:
 
 
 def check_one_process(config: ConfigDict, what: str) -> None:
-    """Refuses several processes where one does the work.
+    """Rejects several processes for a task that runs in one.
 
     Raises:
-        UserError: several are asked for.
+        UserError: the configuration asks for several.
     """
     if config.distributed.detect or config.distributed.coordinator:
         raise UserError(f"{what} takes one process; leave out --config.distributed")
 
 
 def check_dtype_settled(config: ConfigDict, what: str) -> None:
-    """Refuses a dtype that each machine would choose for itself where runs are identified before they start.
+    """Rejects a dtype that depends on the machine, for tasks that identify runs before they start.
 
     Raises:
         UserError: `compute_dtype` is "auto".
@@ -240,14 +240,14 @@ def _require(key: str, value: Any, holds: bool, rule: str) -> None:
 
 
 def _check_number(key: str, value: float) -> None:
-    """Refuses what is not the same kind of number in the 32 bits that steps compute with."""
+    """Rejects values that are neither 0 nor normal numbers in float32, in which steps compute."""
     _require(key, value, math.isfinite(value), "must be a finite number")
     least, most = 2.0**-126, 2.0**127
     _require(key, value, value == 0 or least <= abs(value) <= most, f"must be 0 or from {least:.2g} to {most:.2g}")
 
 
 def _check_length(config: ConfigDict) -> None:
-    """Refuses data-free runs of more steps than can be counted; those with data depend on the number of images."""
+    """Rejects data-free runs with too many steps to count; `build.supervised_epoch` checks those with data."""
     epoch, epochs = distill_epoch(config), config.distill.epochs
     steps = epochs * epoch.rounds * (epoch.synthesis_steps + epoch.student_steps)
     if steps >= checkpoint.MOST_STEPS:
@@ -264,7 +264,7 @@ def _check_length(config: ConfigDict) -> None:
 
 
 def _check_batches(config: ConfigDict) -> None:
-    """Refuses batches of so many numbers that XLA's CPU compiler crashes on them instead of finding no memory."""
+    """Rejects batches so large that XLA's CPU compiler crashes instead of running out of memory."""
     shape = tuple(config.data.image_shape)
     for key in _BATCHES:
         size, numbers = get(config, key), get(config, key) * math.prod(shape)

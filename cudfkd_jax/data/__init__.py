@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from cudfkd_jax.data import archive, digits, folder, npz, tfds
 from cudfkd_jax.data.base import Dataset, Loader, Request, Split, check_image_shape, check_num_classes, one_line
-from cudfkd_jax.runtime.errors import UserError
+from cudfkd_jax.runtime.errors import UserError, choose
 
 __all__ = ["SOURCES", "Dataset", "Split", "load"]
 
@@ -43,8 +43,7 @@ def load(
       UserError: the source is unknown, files are missing, damaged or hostile, or the data do not match image_shape
         or num_classes.
     """
-    if source not in SOURCES:
-        raise UserError(f"unknown data.source {source!r}: choose one of {', '.join(SOURCES)}")
+    choose("data.source", source, tuple(SOURCES))
     request = Request(source, name, directory, image_shape, num_classes, tuple(splits))
     where = directory or name
     try:

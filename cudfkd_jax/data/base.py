@@ -115,6 +115,6 @@ def make_split(images: np.ndarray, labels: np.ndarray, num_classes: int, where: 
     if low < 0 or high >= num_classes:
         raise UserError(
             f"{where}: labels run from {low} to {high}, outside 0..{num_classes - 1}: "
-            "mend the file or set --config.data.num_classes"
+            "fix the file or set --config.data.num_classes"
         )
     return Split(images, labels.astype(np.int32))

@@ -1,12 +1,12 @@
-"""Whether the student's steps do what the convergence argument of §IV-C asks of them (Eq. 7 to 9).
+"""Tests whether the student's steps satisfy the convergence argument of §IV-C (Eq. 7 to 9).
 
-With L(w) `[B]` the losses of a fixed batch and λ held, one update w → w' is a majorise-minimise step where
+With L(w) `[B]` the losses of a fixed batch and λ fixed, an update w → w' is a majorise-minimise step if
 
     F_λ(L(w'))  ≤  Q(L(w') | L(w))  ≤  Q(L(w) | L(w))  =  F_λ(L(w))                                       (Eq. 8)
 
-The first inequality holds for any w', as F_λ is concave (Eq. 8); the second is the descent that a stochastic
-step, made on other images and by SGD, need not give. Both are evaluated here before and after real updates, on a
-copy of the state that is thrown away.
+The first inequality holds for any w', as F_λ is concave (Eq. 8). The second is a descent that an SGD step on other
+images does not guarantee. Both are evaluated before and after real updates, on a copy of the state that is then
+discarded.
 """
 
 from typing import Any
@@ -22,11 +22,11 @@ from cudfkd_jax.training.distill_steps import Problem
 from cudfkd_jax.training.loops import distillation_steps
 from cudfkd_jax.training.state import HELD_OUT, RunState, purpose_key
 
-_ROUNDING = 1e-5  # of F: what float32 makes of an equality
+_ROUNDING = 1e-5  # relative to F: tolerance for equality in float32
 
 
 class MajoriseMinimise:
-    """Counts over the next student steps of a run state how often the inequalities of Eq. 8 hold."""
+    """Test of how often the inequalities of Eq. 8 hold over the next student steps of a run state."""
 
     def __init__(
         self,
@@ -40,17 +40,17 @@ class MajoriseMinimise:
         batch_size: int,
         updates: int,
     ):
-        """Compiles nothing yet.
+        """Prepares the functions without compiling them.
 
         Args:
-            problem: whose student steps are looked at.
+            problem: its student steps are tested.
             teacher_variables: replicated.
-            devices: what everything is compiled for.
+            devices: everything is compiled for these.
             sample_loss: D of Eq. 6.
-            strategy: which v*, one of `curriculum.STRATEGIES`.
+            strategy: the form of v*, one of `curriculum.STRATEGIES`.
             lambda_t: λ(t), a schedule of the student step.
-            batch_size: of the fixed batch, a multiple of the devices.
-            updates: student steps that are looked at, without a synthesis step between them.
+            batch_size: size of the fixed batch, a multiple of the number of devices.
+            updates: number of student steps to test, without a synthesis step in between.
         """
         self._problem, self._devices, self._frozen = problem, devices, teacher_variables
         self._strategy, self._lambda_t, self._updates = strategy, lambda_t, updates
@@ -59,7 +59,7 @@ class MajoriseMinimise:
         def losses(state: RunState, teacher_variables: Any, images: jax.Array, axis: Axis) -> jax.Array:
             rows = axis.shard(images)
             teacher = problem.teacher(teacher_variables, rows, axis=axis).value
-            # With the statistics of the batch, as in the objective that the step descends.
+            # Batch statistics, as in the objective of the step.
             student = problem.student(
                 state.student.variables, rows, train=True, axis=axis, key=purpose_key(state.key, HELD_OUT)
             )
@@ -71,15 +71,15 @@ class MajoriseMinimise:
         )
 
     def __call__(self, state: RunState) -> dict[str, float]:
-        """Looks at the steps after a state (one copy of it), which stays as it is.
+        """Tests the steps after a state (one copy), which stays unchanged.
 
         Returns:
-            `latent_objective`, F_λ of the state on the fixed batch, mean over its images; `majorised` and
-            `minimised`, the share of updates in percent with F_λ(L') ≤ Q and with Q ≤ F_λ(L); and `descended`,
-            that with F_λ(L') ≤ F_λ(L), which follows where both hold.
+            `latent_objective`, F_λ of the state on the fixed batch, mean over its images; and the percentages of
+            updates `majorised` with F_λ(L') ≤ Q, `minimised` with Q ≤ F_λ(L), and `descended` with
+            F_λ(L') ≤ F_λ(L), which the first two imply.
         """
         images = self._devices.replicate(self._images(state))
-        copy = self._devices.replicate(jax.tree.map(jnp.copy, state))  # the step gives its buffers up
+        copy = self._devices.replicate(jax.tree.map(jnp.copy, state))  # the step donates its buffers
         before, values = self._measured(copy, images), []
         for update in range(self._updates):
             lam = self._lambda_t(state.step + update)

@@ -1,21 +1,21 @@
-"""Signs that a run goes nowhere though its numbers are finite, each a sentence with the figure that shows it."""
+"""Diagnostics of runs that fail with finite metrics; each is a sentence that quotes the number behind it."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cudfkd_jax.storage.records import Record
 
-_SPREAD = 0.02  # of pixels in [0, 1] over images; those of a working generator have 0.1 and more
+_SPREAD = 0.02  # standard deviation over images of pixels in [0, 1]; a working generator reaches 0.1 or more
 _ONE_CLASS = 0.9  # share of the images
-_AFTER, _CHANCE = 3, 1.5  # measured epochs, and multiples of chance that are still counted as chance
+_AFTER, _CHANCE = 3, 1.5  # evaluated epochs; multiple of chance that still counts as chance
 _ACCURACY = {"acc1": "acc@1", "agree1_synthetic": "synthetic agree@1"}
 
 
 def of_images(synthetic: Mapping[str, Any]) -> list[str]:
-    """Whether the generator has collapsed.
+    """Returns signs that the generator has collapsed.
 
     Args:
-        synthetic: what `observations.of_synthetic_images` returned.
+        synthetic: the result of `observations.of_synthetic_images`.
     """
     found, spread = [], synthetic.get("spread")
     if spread is not None and spread < _SPREAD:
@@ -32,11 +32,11 @@ def of_images(synthetic: Mapping[str, Any]) -> list[str]:
 
 
 def of_student(history: Sequence[Record], num_classes: int) -> list[str]:
-    """Whether the student has learnt nothing since the start.
+    """Returns signs that the student has learnt nothing since the start.
 
     Args:
-        history: a record an epoch.
-        num_classes: of the data.
+        history: one record per epoch.
+        num_classes: the number of classes in the data.
     """
     chance = 100 / num_classes
     for key, label in _ACCURACY.items():

@@ -1,4 +1,4 @@
-"""How a data-free run is measured: on test images where there are some, else on synthetic ones."""
+"""Evaluation of a data-free run, on test images if available, otherwise on synthetic images."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -21,10 +21,10 @@ _OBSERVED = 512  # synthetic images whose difficulty is recorded
 
 
 class StudentEvaluator:
-    """Measures the student of a run state (one copy of it); everything is compiled once.
+    """Evaluator of the student in a run state (one copy); compiles everything once.
 
     Attributes:
-        teacher_metrics: of the teacher on the test images; empty without them.
+        teacher_metrics: the teacher's metrics on the test images; empty without test images.
     """
 
     def __init__(
@@ -37,15 +37,15 @@ class StudentEvaluator:
         test: Split | None,
         synthetic_images: int,
     ):
-        """Measures the teacher.
+        """Evaluates the teacher.
 
         Args:
-            problem: whose method makes the synthetic images.
+            problem: its method makes the synthetic images.
             teacher_variables: replicated.
-            devices: what everything is compiled for.
-            batch_size: of predictions.
-            test: only measured on.
-            synthetic_images: to measure agreement on where there is no `test`.
+            devices: everything is compiled for these.
+            batch_size: batch size for predictions.
+            test: the test images, or None.
+            synthetic_images: number of images on which agreement is measured without `test`.
         """
         predict_teacher = make_predict(problem.teacher, devices, batch_size)
         predict_student = make_predict(problem.student, devices, batch_size)
@@ -60,7 +60,10 @@ class StudentEvaluator:
             self.teacher_metrics = evaluate(self._teacher_logits, test.labels)
 
     def __call__(self, state: RunState) -> Callable[[], dict[str, float]]:
-        """What waits for the metrics of a student; names of those on synthetic images end in `SYNTHETIC`."""
+        """Returns a callable that blocks until the metrics are ready.
+
+        Names of metrics on synthetic images end in `SYNTHETIC`.
+        """
         if self._test is None:
             found = self._on_synthetic_images(state)
             return lambda: found
@@ -70,20 +73,20 @@ class StudentEvaluator:
     def observe(
         self, state: RunState, epoch: int, *, sample_loss: SampleLoss, loss: str, workdir: Path, picture: Path
     ) -> dict[str, Any] | None:
-        """Writes what the report shows of this epoch, and a picture of synthetic images by class.
+        """Writes the epoch's observations for the report, and a picture of synthetic images by class.
 
-        Of several processes the first one writes.
+        Of several processes, only the first writes.
 
         Args:
             state: at the end of the epoch.
             epoch: counted from 1.
-            sample_loss: D of Eq. 6; `loss` is its name.
-            workdir: of the run.
-            picture: a PNG file.
+            sample_loss: D of Eq. 6.
+            loss: its name.
+            workdir: the run's workdir.
+            picture: the PNG file to write.
 
         Returns:
-            What was found of the synthetic images (`observations.of_synthetic_images`); None where nothing is
-            written.
+            The result of `observations.of_synthetic_images`; None in processes that do not write.
         """
         images = np.asarray(self._held_out(state, _OBSERVED))
         quantised = _quantised(images)
@@ -108,7 +111,7 @@ class StudentEvaluator:
         return {name + SYNTHETIC: value for name, value in found.items()}
 
     def _test_logits(self, state: RunState) -> Logits:
-        """Computed once a state: an epoch that is measured and observed needs them twice."""
+        """Returns the test logits, cached per state, as evaluation and observation of an epoch both need them."""
         assert self._test is not None
         if self._last is None or self._last[0] is not state.step:
             self._last = state.step, self._student(state, self._test.images)

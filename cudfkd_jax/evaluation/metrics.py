@@ -1,7 +1,7 @@
-"""What a student is judged by: Acc@1, Acc@5, Agree@1 and probability loyalty (Li et al., Eq. 14-16).
+"""Metrics of a student: Acc@1, Acc@5, Agree@1 and probability loyalty (Li et al., Eq. 14-16).
 
-A function for one example each, and clu collections that average them exactly over the rows of a test set
-whose last batch may be padded: padded rows are masked out and may hold anything.
+Each has a per-example function. Clu collections average them exactly over a test set whose last batch may be
+padded; padded rows are masked out and may hold any values.
 """
 
 import functools
@@ -19,12 +19,12 @@ from cudfkd_jax.objectives import losses
 
 
 def top_k_correct(student_logits: Array, labels: Array, k: int) -> Array:
-    """Whether the label is among the k largest logits (k = 1: the summand of Eq. 14).
+    """Returns whether the label is among the k largest logits (k = 1: the summand of Eq. 14).
 
     Args:
         student_logits: `[B, C]`.
         labels: `[B]` integers in [0, C).
-        k: how many classes may be named, 1 <= k <= C; of equal logits the lower class comes first.
+        k: number of classes considered, 1 <= k <= C; ties go to the lower class.
 
     Returns:
         `[B]` bool.
@@ -34,7 +34,7 @@ def top_k_correct(student_logits: Array, labels: Array, k: int) -> Array:
 
 
 def agreement(student_logits: Array, teacher_logits: Array) -> Array:
-    """Whether student and teacher name the same class: the summand of Eq. 15.
+    """Returns whether student and teacher predict the same class, the summand of Eq. 15.
 
     Args:
         student_logits: `[B, C]`.
@@ -47,7 +47,7 @@ def agreement(student_logits: Array, teacher_logits: Array) -> Array:
 
 
 def probability_loyalty(student_logits: Array, teacher_logits: Array) -> Array:
-    """L_p = 1 − √D_JS of the two softmax outputs at temperature 1, natural logarithm: Eq. 16.
+    """Computes L_p = 1 − √D_JS of the two softmax outputs at temperature 1, natural logarithm (Eq. 16).
 
     Args:
         student_logits: `[B, C]`.
@@ -60,10 +60,10 @@ def probability_loyalty(student_logits: Array, teacher_logits: Array) -> Array:
 
 
 def probability_loyalty_released(student_logits: Array, teacher_logits: Array) -> Array:
-    """1 − √(√D_JS): loyalty as the released code computes it, and as the paper's tables show it.
+    """Computes 1 − √(√D_JS), the loyalty of the released code and of the paper's tables.
 
-    It takes the root of SciPy's `jensenshannon`, which is a root already, of both outputs with 1e-8 added
-    (and scaled to sum to 1, as SciPy does).
+    The released code takes the root of SciPy's `jensenshannon`, which is a root already, of both outputs with 1e-8
+    added (and normalised to sum to 1, as in SciPy).
 
     Args:
         student_logits: `[B, C]`.
@@ -80,16 +80,16 @@ def probability_loyalty_released(student_logits: Array, teacher_logits: Array) -
 def evaluation_metrics(
     num_classes: int, *, with_labels: bool = True, with_teacher: bool = True
 ) -> type[metrics.Collection]:
-    """The collection of test metrics: acc1, acc5 (above 5 classes), and against a teacher agree1 and loyalty.
+    """Returns the collection of test metrics: acc1, acc5 (above 5 classes), and with a teacher agree1 and loyalty.
 
-    Its model outputs are `student_logits` `[B, C]`, `mask` `[B]` bool (False: padding), with labels `labels`
-    `[B]` and with a teacher `teacher_logits` `[B, C]`. `compute()` gives acc1, acc5 and agree1 in percent, loyalty
-    (Eq. 16) and loyalty_released as means in [0, 1]; NaN where no row counted.
+    Its model outputs are `student_logits` `[B, C]`, `mask` `[B]` bool (False: padding), with labels also `labels`
+    `[B]`, and with a teacher `teacher_logits` `[B, C]`. `compute()` returns acc1, acc5 and agree1 in percent, and
+    loyalty (Eq. 16) and loyalty_released as means in [0, 1]; NaN if no row is unmasked.
 
     Args:
         num_classes: C.
-        with_labels: whether acc1 and acc5 belong to it.
-        with_teacher: whether agree1, loyalty and loyalty_released belong to it.
+        with_labels: whether to include acc1 and acc5.
+        with_teacher: whether to include agree1, loyalty and loyalty_released.
 
     Returns:
         The collection's type, the same object for the same arguments.
@@ -108,10 +108,10 @@ def evaluation_metrics(
 
 @flax.struct.dataclass
 class Mean(metrics.Metric):
-    """The mean over unmasked rows, with a running sum that batches do not wear down.
+    """The mean over unmasked rows, from a compensated running sum.
 
-    Ten thousand loyalties sum to some 9,000, where float32 has steps of 1e-3; what each addition rounds off
-    is kept in `correction` (Knuth's two-sum). All three fields may be summed over devices.
+    Ten thousand loyalties sum to about 9,000, where float32 has a spacing of 1e-3; `correction` accumulates the
+    rounding error of each addition (Knuth's two-sum). All three fields may be summed over devices.
     """
 
     total: Array
@@ -120,12 +120,12 @@ class Mean(metrics.Metric):
 
     @classmethod
     def empty(cls) -> "Mean":
-        """The mean of nothing: merging it changes nothing."""
+        """Returns the empty mean, the identity of `merge`."""
         return cls(jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32), jnp.zeros((), jnp.int32))
 
     @classmethod
     def from_model_output(cls, values: Array, mask: Array | None = None, **_) -> "Mean":
-        """The sum and count of `values` `[B]` (bool or float) where `mask` `[B]` holds (None: everywhere)."""
+        """Sums and counts `values` `[B]` (bool or float) where `mask` `[B]` is True (None: everywhere)."""
         if mask is None:
             mask = jnp.ones(values.shape, bool)
         values = values.astype(jnp.promote_types(values.dtype, jnp.float32))
@@ -133,7 +133,7 @@ class Mean(metrics.Metric):
         return cls(total, jnp.zeros_like(total), jnp.sum(mask, dtype=jnp.int32))
 
     def merge(self, other: "Mean") -> "Mean":
-        """The metric of both sets of rows."""
+        """Returns the metric over both sets of rows."""
         total = self.total + other.total
         added = total - self.total
         rounded_off = (self.total - (total - added)) + (other.total - added)
@@ -141,16 +141,16 @@ class Mean(metrics.Metric):
         return type(self)(total, correction, self.count + other.count)
 
     def compute(self) -> Array:
-        """The mean, `[]`; NaN where no row counted."""
+        """Returns the mean, `[]`; NaN without unmasked rows."""
         return (self.total + self.correction) / self.count
 
 
 @flax.struct.dataclass
 class Percentage(Mean):
-    """The share of unmasked rows that hold, in percent."""
+    """The percentage of unmasked rows that are True."""
 
     def compute(self) -> Array:
-        """The share, `[]` in [0, 100]; NaN where no row counted."""
+        """Returns the percentage, `[]` in [0, 100]; NaN without unmasked rows."""
         return 100 * (self.total + self.correction) / self.count
 
 
@@ -162,12 +162,12 @@ class Stability(NamedTuple):
 
 
 def stability(acc1: Sequence[float]) -> Stability:
-    """How steady training is: mean and variance of Acc@1 over epochs (the quantities of Table V).
+    """Computes the mean and variance of Acc@1 over epochs, which measure training stability (Table V).
 
-    The paper does not say which variance its table holds; this is the population's (divided by n).
+    The paper does not specify its variance; this is the population variance (divided by n).
 
     Args:
-        acc1: Acc@1 in percent after each of the epochs that count, at least one.
+        acc1: Acc@1 in percent after each epoch included, at least one.
 
     Returns:
         Mean and variance, computed in float64.

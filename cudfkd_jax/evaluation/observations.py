@@ -1,7 +1,7 @@
-"""What a report shows and the line of an epoch has no room for: how single images fare.
+"""Per-image observations for the report, too large for the records of `metrics.jsonl`.
 
-Measured beside the pictures of synthetic images, as often as those are saved, and cheap: it changes nothing and
-draws nothing that training would miss.
+They are made whenever pictures of synthetic images are saved. They are cheap and affect neither training nor its
+random draws.
 """
 
 from collections.abc import Callable
@@ -15,24 +15,24 @@ import numpy as np
 from cudfkd_jax.evaluation import metrics, samples
 from cudfkd_jax.storage.files import write_json
 
-FOLDER = Path("report", "data")  # in a workdir; a file an epoch
+FOLDER = Path("report", "data")  # in a workdir; one file per epoch
 TEACHER = "teacher.json"
 LOYALTY_BINS = 50  # over [0, 1]
 _ROWS, _COLUMNS = 20, 8  # of the picture by class
 
 
 def path_of(workdir: Path, epoch: int) -> Path:
-    """Where the observation of an epoch is."""
+    """Returns the path of an epoch's observation."""
     return workdir / FOLDER / f"epoch_{epoch:04d}.json"
 
 
 def save_teacher(workdir: Path, teacher: dict[str, Any]) -> None:
-    """Writes what is known of the teacher before the first epoch is done: its architecture, size and metrics."""
+    """Writes the teacher's architecture, size and metrics, for reports before the first epoch ends."""
     write_json(workdir / FOLDER / TEACHER, teacher)
 
 
 def save(path: Path, epoch: int, synthetic: dict[str, Any], test: dict[str, Any] | None) -> None:
-    """Writes the observation of an epoch; `test` is None where there are no test images."""
+    """Writes the observation of an epoch; `test` is None without test images."""
     write_json(path, {"epoch": epoch, "synthetic": synthetic, "test": test})
 
 
@@ -44,17 +44,17 @@ def of_synthetic_images(
     *,
     loss: str,
 ) -> dict[str, Any]:
-    """How difficult each of some synthetic images is (Fig. 5a), both networks in evaluation mode.
+    """Measures the difficulty of synthetic images (Fig. 5a), with both networks in evaluation mode.
 
     Args:
         images: `[N, H, W, C]` in [0, 1].
         teacher_logits, student_logits: `[N, classes]`.
-        sample_loss: D of Eq. 6, of `[N, classes]` twice to `[N]`.
+        sample_loss: D of Eq. 6, from two arrays `[N, classes]` to `[N]`.
         loss: its name, shown to the user.
 
     Returns:
-        JSON-ready: `loss`, `difficulty` (a number an image, six digits), `classes`, how many images the teacher
-        sees in each class, and `spread`, a pixel's standard deviation over the images, mean over the pixels.
+        JSON-ready: `loss`; `difficulty` (one number per image, six digits); `classes`, the number of images that
+        the teacher assigns to each class; and `spread`, the standard deviation over images, mean over pixels.
     """
     difficulty = np.asarray(
         jax.device_get(sample_loss(jnp.asarray(teacher_logits), jnp.asarray(student_logits))), np.float64
@@ -69,15 +69,15 @@ def of_synthetic_images(
 
 
 def of_test_images(teacher_logits: np.ndarray, student_logits: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    """Loyalty (Fig. 2) over the test images, and accuracy by class.
+    """Measures loyalty (Fig. 2) over the test images, and accuracy by class.
 
     Args:
         teacher_logits, student_logits: `[N, classes]`.
         labels: `[N]`.
 
     Returns:
-        JSON-ready: `loyalty` and `loyalty_released`, counts in `LOYALTY_BINS` equal bins of [0, 1], and by
-        class how many `images` there are and how many `student` and `teacher` have right.
+        JSON-ready: `loyalty` and `loyalty_released`, counts in `LOYALTY_BINS` equal bins of [0, 1]; and per class
+        the number of `images`, and of correct predictions by `student` and `teacher`.
     """
     pair = jnp.asarray(student_logits), jnp.asarray(teacher_logits)
     count = labels.astype(np.int64)
@@ -95,9 +95,9 @@ def of_test_images(teacher_logits: np.ndarray, student_logits: np.ndarray, label
 
 
 def save_classes(path: Path, images: np.ndarray, teacher_logits: np.ndarray) -> None:
-    """Writes a picture with a row a class: the images `[N, H, W, C]` in [0, 1] that the teacher sees there.
+    """Writes a picture with one row per class: the images `[N, H, W, C]` in [0, 1] that the teacher assigns to it.
 
-    The first `_COLUMNS` of each of the first `_ROWS` classes; what a class lacks stays grey.
+    It shows the first `_COLUMNS` images of the first `_ROWS` classes; missing images stay grey.
     """
     classes = teacher_logits.argmax(-1)
     rows = min(teacher_logits.shape[1], _ROWS)

@@ -1,4 +1,4 @@
-"""Exact evaluation: every test image counts once, whatever the batch size and the number of devices."""
+"""Exact evaluation: every test image counts once, for any batch size and number of devices."""
 
 import contextlib
 import functools
@@ -18,17 +18,17 @@ from cudfkd_jax.models.classifier import Classifier
 from cudfkd_jax.runtime.devices import Axis, Devices
 from cudfkd_jax.training.state import RunState
 
-Logits = Callable[[], np.ndarray]  # waits for them
+Logits = Callable[[], np.ndarray]  # blocks until they are ready
 Predict = Callable[[Any, np.ndarray], Logits]
 
 _BATCHES_AHEAD = 16
 
 
 def make_predict(classifier: Classifier, devices: Devices, batch_size: int) -> Predict:
-    """A function of replicated variables and uint8 images `[N, H, W, C]`; it returns what waits for their logits.
+    """Returns a function from replicated variables and uint8 images `[N, H, W, C]` to `Logits`.
 
-    These are `[N, classes]`. Images go through in batches of `batch_size` (rounded up to a multiple of the
-    devices), the last one padded with zeros whose logits are dropped.
+    `Logits` is a callable that blocks until the logits `[N, classes]` are ready. Batches have `batch_size` images,
+    rounded up to a multiple of the number of devices; the last one is padded with zeros, whose logits are dropped.
     """
     count = len(devices.devices)
     batch_size = -(-batch_size // count) * count
@@ -38,7 +38,7 @@ def make_predict(classifier: Classifier, devices: Devices, batch_size: int) -> P
 
     compiled = devices.compile(forward, donate_state=False)
 
-    # XLA's CPU backend computes what is independent at the same time, with memory for all of it.
+    # XLA's CPU backend runs independent batches concurrently and so needs memory for all of them.
     most = 1 if devices.devices[0].platform == "cpu" else _BATCHES_AHEAD
 
     def predict(variables: Any, images: np.ndarray) -> Logits:
@@ -70,7 +70,7 @@ def make_evaluate(
     test: Split,
     teacher_logits: np.ndarray | None = None,
 ) -> Callable[[RunState], Callable[[], dict[str, float]]]:
-    """A function from a run state (one copy) to what waits for the test metrics of its student; see `evaluate`."""
+    """Returns a function from a run state (one copy) to a callable that blocks until its metrics are ready."""
     predict = make_predict(network, devices, batch_size)
 
     def measure(state: RunState) -> Callable[[], dict[str, float]]:
@@ -87,7 +87,7 @@ def evaluate(
     *,
     batch_size: int = 2048,
 ) -> dict[str, float]:
-    """Test metrics of logits `[N, classes]` against labels `[N]` and a teacher's logits, as far as given.
+    """Computes test metrics of logits `[N, classes]` against labels `[N]` and a teacher's logits, if given.
 
     Returns:
         acc1, acc5 (above 5 classes) and agree1 in percent, loyalty and loyalty_released; see `metrics`.
@@ -105,10 +105,10 @@ def evaluate(
 
 
 def _on_the_host() -> contextlib.AbstractContextManager[Any]:
-    """Computes on the CPU, where JAX has one: other devices may be at the next epoch."""
+    """Selects the CPU backend, if JAX has one, as other devices may be busy with the next epoch."""
     try:
         return jax.default_device(jax.local_devices(backend="cpu")[0])
-    except RuntimeError:  # JAX_PLATFORMS leaves it out
+    except RuntimeError:  # JAX_PLATFORMS excludes it
         return contextlib.nullcontext()
 
 

@@ -9,14 +9,14 @@ from PIL import Image
 
 from cudfkd_jax.storage.files import write_bytes
 
-GREY = 128  # between images, of 255
+GREY = 128  # of 255, between images
 _GAP, _WIDTH = 2, 640
 
 
 def save_grid(path: Path, images: np.ndarray, *, columns: int = 0) -> None:
-    """Writes images `[N, H, W, C]` in [0, 1] as one PNG, enlarged to about 640 pixels.
+    """Writes images `[N, H, W, C]` in [0, 1] as one PNG, enlarged to a width of about 640 pixels.
 
-    The grid has `columns` columns; 0: it is square.
+    The grid has `columns` columns; 0 makes it square.
     """
     count, height, width, channels = images.shape
     columns = columns or math.ceil(math.sqrt(count))

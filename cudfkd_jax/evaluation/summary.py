@@ -1,13 +1,11 @@
-"""What a finished stage came to, as `summary.json` and as a table."""
+"""The results of a finished stage, as `summary.json` and as a table."""
 
 import platform
 import resource
 import statistics
 import sys
 from importlib import metadata
-from typing import Any
-
-from ml_collections import ConfigDict
+from typing import Any, NamedTuple
 
 from cudfkd_jax.evaluation.metrics import stability
 from cudfkd_jax.models import count_parameters
@@ -20,33 +18,45 @@ from cudfkd_jax.training.progress import duration
 SUMMARY = "summary.json"
 _PACKAGES = ("cudfkd_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 _NO_STABILITY = {"mean": None, "variance": None}
-SYNTHETIC = "_synthetic"  # ends the name of a metric that was measured on synthetic images
+SYNTHETIC = "_synthetic"  # suffix of metrics measured on synthetic images
 TEST_METRICS = ("acc1", "acc5", "agree1", "loyalty", "loyalty_released")
 _AGAINST_TEACHER = tuple(name + SYNTHETIC for name in TEST_METRICS[2:])
 
 
+class RunDescription(NamedTuple):
+    """The settings of a run that its summary repeats; `stability_from` is an epoch, counted from 1."""
+
+    dataset: str
+    seed: int
+    compute_dtype: str
+    method: str
+    stability_from: int
+
+
 def distill_summary(
     *,
-    config: ConfigDict,
+    run: RunDescription,
     history: list[Record],
     teacher: dict[str, Any],
     student: dict[str, Any],
     devices: Devices,
 ) -> dict[str, Any]:
-    """The summary of a data-free run.
+    """Returns the summary of a data-free run.
 
     Args:
-        history: a record an epoch.
-        teacher: its architecture, parameters, and acc1 and so on where there are test images.
+        run: its settings.
+        history: one record per epoch.
+        teacher: its architecture, parameters and, with test images, acc1 and so on.
         student: its architecture and parameters.
+        devices: the run's devices.
 
     Returns:
-        JSON-ready; accuracies in percent. `agree1`, `loyalty` and so on are the last student's; each `*_best`
-        is the best over the epochs by itself, chosen on the test images, as the paper's tables do. Metrics that
-        end in `_synthetic` were measured on synthetic images, for want of any other.
+        JSON-ready; accuracies in percent. `agree1`, `loyalty` and so on are the last student's. Each `*_best` is a
+        separate maximum over the epochs, chosen on the test images, as in the paper's tables. Without test images,
+        metrics are measured on synthetic images and end in `_synthetic`.
     """
     last = history[-1]
-    from_epoch = config.evaluation.stability_from
+    from_epoch = run.stability_from
     later = [record["acc1"] for record in history if "acc1" in record and record["epoch"] >= from_epoch]
     student_summary = dict(student)
     for name in (*TEST_METRICS, *_AGAINST_TEACHER):
@@ -55,23 +65,23 @@ def distill_summary(
         if name in last:
             student_summary["acc1_last" if name == "acc1" else name] = last[name]
     return {
-        "method": config.method,
-        **common_summary(config, history, devices),
+        "method": run.method,
+        **common_summary(run, history, devices),
         "teacher": teacher,
         "student": student_summary,
         "stability": {**(stability(later)._asdict() if later else _NO_STABILITY), "from_epoch": from_epoch},
     }
 
 
-def common_summary(config: ConfigDict, history: list[Record], devices: Devices) -> dict[str, Any]:
-    """What the summaries of all stages have."""
+def common_summary(run: RunDescription, history: list[Record], devices: Devices) -> dict[str, Any]:
+    """Returns the entries common to the summaries of all stages."""
     return {
-        "dataset": config.data.name,
-        "seed": config.seed,
-        "compute_dtype": config.compute_dtype,
+        "dataset": run.dataset,
+        "seed": run.seed,
+        "compute_dtype": run.compute_dtype,
         "epochs": len(history),
         "wall_s": sum(record["seconds"] + record["evaluation_seconds"] for record in history),
-        # The median epoch: the first one compiles.
+        # The median, as the first epoch includes compilation.
         "images_per_s": statistics.median(record["images_per_s"] for record in history),
         "peak_memory_mib": peak_memory(devices),
         "devices": {"kind": devices.devices[0].device_kind, "count": len(devices.devices)},
@@ -83,23 +93,23 @@ def common_summary(config: ConfigDict, history: list[Record], devices: Devices) 
 
 
 def peak_memory(devices: Devices) -> dict[str, float | None]:
-    """The most that this process held at a time, and the most on one device where the device tells."""
-    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, bytes there
+    """Returns the peak memory, in MiB, of this process and of its first device, if the device reports it."""
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes on macOS, else in KiB
     host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     device = (devices.local[0].memory_stats() or {}).get("peak_bytes_in_use")
     return {"host": host / 2**20, "device": device / 2**20 if device else None}
 
 
 def package_version(package: str) -> str:
-    """The version of an installed package."""
+    """Returns the version of a package."""
     try:
         return metadata.version(package)
-    except metadata.PackageNotFoundError:  # a checkout that is used without being installed
+    except metadata.PackageNotFoundError:  # a checkout used without installation
         return "not installed"
 
 
 def describe(summary: dict[str, Any]) -> str:
-    """A summary as the lines that a user reads at the end of a stage."""
+    """Formats a summary as the text shown at the end of a stage."""
     pace = f"{duration(summary['wall_s'])}, {summary['images_per_s']:,.0f} images/s"
     if "network" in summary:
         return f"{_table({summary['stage']: summary['network']})}\n{pace}"
@@ -129,7 +139,7 @@ def _describe_stability(mean: float | None, variance: float | None, from_epoch: 
 
 
 def evaluation_table(nets: dict[str, Trained], measured: dict[str, dict[str, float]]) -> str:
-    """Test metrics by network as lines of text."""
+    """Formats test metrics by network as a table."""
     return _table(
         {
             name: {"arch": net.net.arch, "parameters": count_parameters(net.variables["params"])} | measured[name]
@@ -150,7 +160,7 @@ COLUMNS = {  # name in a summary: heading, digits
 
 
 def _table(networks: dict[str, dict[str, Any]]) -> str:
-    """A line a network under a line of headings; columns that all leave empty are left out."""
+    """Formats a heading and one line per network; omits columns without any value."""
     names = [name for name in COLUMNS if any(name in network for network in networks.values())]
     rows = [("", "", *(COLUMNS[name][0] for name in names), "parameters")]
     for label, network in networks.items():

@@ -20,7 +20,7 @@ from cudfkd_jax.experiments.outcomes import (
 from cudfkd_jax.experiments.plan import PlannedRun, RunSpec
 from cudfkd_jax.methods import METHODS
 from cudfkd_jax.runtime.cli import check_distinct
-from cudfkd_jax.runtime.errors import UserError
+from cudfkd_jax.runtime.errors import UserError, choose
 from cudfkd_jax.storage import workdir
 from cudfkd_jax.storage.files import write_bytes
 
@@ -125,8 +125,7 @@ def parse_methods(text: str) -> tuple[str, ...]:
     """
     names = METHODS if text == "all" else tuple(text.split(","))
     for name in names:
-        if name not in METHODS:
-            raise UserError(f"unknown method {name!r} in --methods; valid: all, {', '.join(METHODS)}")
+        choose("method in --methods", name, ("all", *METHODS))
     check_distinct("--methods", names)
     return names
 

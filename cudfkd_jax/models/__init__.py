@@ -1,6 +1,5 @@
 """Networks by name. Classifiers are called as `module(x, train)`: normalised [B, H, W, C] -> logits."""
 
-import difflib
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -16,7 +15,7 @@ from cudfkd_jax.models.imported import import_network, is_import_path
 from cudfkd_jax.models.resnet import BasicBlock, Bottleneck, ResNet
 from cudfkd_jax.models.vgg import VGG
 from cudfkd_jax.models.wrn import WideResNet
-from cudfkd_jax.runtime.errors import UserError
+from cudfkd_jax.runtime.errors import unknown
 
 __all__ = ["MODELS", "Generator", "build_classifier", "count_parameters", "is_import_path"]
 
@@ -46,7 +45,7 @@ def build_classifier(arch: str, num_classes: int, dtype: DTypeLike | None = None
         BatchNorm statistics and logits stay float32 (float64 with float64 variables).
 
     Raises:
-      UserError: the name is unknown or invalid; the valid ones are listed, the nearest first.
+      UserError: the name is unknown or invalid; the valid ones are listed.
     """
     if is_import_path(arch):
         return import_network(arch)
@@ -57,9 +56,7 @@ def build_classifier(arch: str, num_classes: int, dtype: DTypeLike | None = None
         depth, width = int(wide[1]), int(wide[2])
         if depth >= 10 and (depth - 4) % 6 == 0:
             return WideResNet(depth, width, num_classes, dtype)
-    nearest = difflib.get_close_matches(arch, MODELS, n=1, cutoff=0.0)
-    names = ", ".join(dict.fromkeys([*nearest, *MODELS]))
-    raise UserError(f"unknown model {arch!r}: choose one of {names}, or wrnD_W with depth D = 6n + 4 and width W")
+    raise unknown("model", arch, MODELS, "wrnD_W with depth D = 6n + 4 and width W")
 
 
 def count_parameters(params: Any) -> int:

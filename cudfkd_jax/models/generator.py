@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 
 from cudfkd_jax.models import layers
 from cudfkd_jax.models.convolution import conv_general_dilated, conv_of_upsampled
-from cudfkd_jax.runtime.errors import UserError
+from cudfkd_jax.runtime.errors import UserError, choose
 
 _NORMAL = initializers.normal(0.02)
 
@@ -72,8 +72,7 @@ class Generator(nn.Module):
             ("size", self.size, SIZES),
             ("initialisation", self.initialisation, INITIALISATIONS),
         ):
-            if value not in valid:
-                raise UserError(f"unknown generator {name} {value!r}: choose one of {', '.join(valid)}")
+            choose(f"generator.{name}", value, valid)
         super().__post_init__()
 
     @property

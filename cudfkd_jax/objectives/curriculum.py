@@ -18,7 +18,7 @@ from jax import Array
 from jax.scipy.special import xlogy
 from jax.typing import ArrayLike
 
-from cudfkd_jax.runtime.errors import UserError
+from cudfkd_jax.runtime.errors import unknown
 
 STRATEGIES = ("none", "hard", "soft", "log")
 ALPHA_SCHEDULES = ("linear", "released", "eq17", "constant")
@@ -52,7 +52,7 @@ def spl_weights(strategy: str, losses: Array, lam: ArrayLike) -> Array:
         case "log":
             # 1 + e^−λ is 1/σ(λ): as a ratio of sigmoids nothing overflows, and v*(λ, 0) is exactly 1.
             return jax.nn.sigmoid(lam - losses) / jax.nn.sigmoid(lam)
-    raise _unknown("strategy", strategy, STRATEGIES)
+    raise unknown("strategy", strategy, STRATEGIES)
 
 
 def spl_regulariser(strategy: str, v: Array, lam: ArrayLike) -> Array:
@@ -83,7 +83,7 @@ def spl_regulariser(strategy: str, v: Array, lam: ArrayLike) -> Array:
             # 1 − v first: in this order μ cannot round below 0; xlogy takes 0 ln 0 as 0.
             mu = (1 - v) + jnp.exp(-lam)
             return xlogy(mu, mu) + xlogy(v, v) - lam * v
-    raise _unknown("strategy", strategy, STRATEGIES)
+    raise unknown("strategy", strategy, STRATEGIES)
 
 
 def latent_objective(strategy: str, losses: Array, lam: ArrayLike) -> Array:
@@ -116,7 +116,7 @@ def latent_objective(strategy: str, losses: Array, lam: ArrayLike) -> Array:
             # ln(1 + e^x) = max(x, 0) + ln(1 + e^−|x|) in both terms, so that large L and λ cancel exactly.
             e_lam = jnp.exp(-lam)
             return (1 + e_lam) * (capped + jnp.log1p(e_lam) - jnp.log1p(jnp.exp(-jnp.abs(losses - lam))))
-    raise _unknown("strategy", strategy, STRATEGIES)
+    raise unknown("strategy", strategy, STRATEGIES)
 
 
 def majoriser(strategy: str, losses: Array, losses_ref: Array, lam: ArrayLike) -> Array:
@@ -209,7 +209,7 @@ def adversarial_schedule(
         case "eq17":
             return _eq17(initial, slope, math.floor(begin), math.floor(end), steps_per_epoch)
         case _:
-            raise _unknown("schedule of α_adv", kind, ALPHA_SCHEDULES)
+            raise unknown("schedule of α_adv", kind, ALPHA_SCHEDULES)
 
     def schedule(step: ArrayLike) -> Array:
         epoch = jnp.asarray(step) // steps_per_epoch
@@ -225,7 +225,3 @@ def _eq17(initial: float, slope: float, begin: int, end: int, steps_per_epoch: i
         return jnp.where(epoch <= begin, initial, ramp)
 
     return schedule
-
-
-def _unknown(what: str, value: str, valid: tuple[str, ...]) -> UserError:
-    return UserError(f"unknown {what} {value!r}: choose one of {', '.join(valid)}")

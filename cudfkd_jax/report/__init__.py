@@ -1,4 +1,4 @@
-"""The report of a run: `report.html`, its figures, and `compare.html` of several runs."""
+"""Reports: `report.html` and its figures for one run, `compare.html` for several."""
 
 from cudfkd_jax.report.write import (
     COMPARISON,

@@ -1,4 +1,4 @@
-"""Charts of many runs: bars with their deviation over seeds, and heat maps of two settings."""
+"""Charts of many runs: bars with standard deviations over seeds, and heat maps over two settings."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -12,16 +12,16 @@ from matplotlib.figure import Figure
 from cudfkd_jax.report import plot
 from cudfkd_jax.report.plot import Picture
 
-_ROOM = 0.25  # of the values' range, left free below the least of them
-_MAP = "cividis"  # people with any colour vision see its order
+_ROOM = 0.25  # margin below the lowest value, as a fraction of the values' range
+_MAP = "cividis"  # its order is visible with any colour vision
 
 
 class Bars(NamedTuple):
     """A panel of bars.
 
     Attributes:
-        unit: of the numbers, on the axis.
-        series: the numbers of each bar, one a seed, by series and then by group; a group may be missing.
+        unit: axis label with the unit of the numbers.
+        series: the numbers of each bar, one per seed, by series and then by group; a group may be missing.
     """
 
     unit: str
@@ -32,9 +32,9 @@ class HeatMap(NamedTuple):
     """A panel of coloured cells.
 
     Attributes:
-        title: above it.
-        values: `[rows, columns]`, NaN where there is none.
-        digits: after the point.
+        title: shown above the panel.
+        values: `[rows, columns]`, NaN for missing values.
+        digits: decimal places.
     """
 
     title: str
@@ -43,7 +43,7 @@ class HeatMap(NamedTuple):
 
 
 def bars(name: str, title: str, panels: Sequence[Bars], x_label: str) -> Picture:
-    """Mean and standard deviation over seeds of each group, and the seeds as dots; a panel a unit."""
+    """Draws each group's mean and standard deviation over seeds, and a dot per seed; one panel per unit."""
     counts = {len(numbers) for panel in panels for of in panel.series.values() for numbers in of.values()}
     several = max(counts, default=0) > 1
     caption = "Mean and standard deviation over seeds; a dot is a run." if several else "A bar is a run."
@@ -72,11 +72,13 @@ def heat_maps(
     *,
     across: int = 1,
 ) -> Picture:
-    """Numbers of two settings as coloured cells, `across` panels beside each other.
+    """Draws numbers over two settings as coloured cells, with `across` panels side by side.
 
     Args:
-        panels: from left to right and from above.
-        rows, columns: the settings' names and their values.
+        name, title, caption: see `Picture`.
+        panels: from left to right, then top to bottom.
+        rows, columns: name and values of each setting.
+        across: number of panels per row.
     """
     down = -(-len(panels) // across)
 
@@ -98,7 +100,7 @@ def heat_maps(
 
 
 def _start(values: Sequence[float]) -> float:
-    """Where an axis begins: at 0, or little below the least of values that lie close together."""
+    """Returns the start of an axis: 0, or a little below the lowest value if the values are close together."""
     if not values or min(values) <= 0 or min(values) < max(values) / 2:
         return 0.0
     spread = max(max(values) - min(values), 0.01 * max(values))

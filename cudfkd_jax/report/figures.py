@@ -1,4 +1,4 @@
-"""The figures of a report: curves of one run or several, and histograms of one."""
+"""The figures of a report: curves of one or several runs, and histograms of one run."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,8 +12,8 @@ from cudfkd_jax.report.plot import Line, Picture
 from cudfkd_jax.report.read import Run, is_finite, is_number, printable
 
 _PANEL, _MARGIN = 1.15, 0.45  # inches
-_CHOSEN = 4  # epochs in one histogram
-_NAMED = 20  # classes at most that get a place each on the axis
+_CHOSEN = 4  # epochs per histogram
+_NAMED = 20  # maximum number of classes with separate places on the axis
 _ACCURACY = {"acc1": "acc@1", "agree1": "agree@1", "agree1_synthetic": "agree@1, synthetic"}
 _LOYALTY = {
     "loyalty": "loyalty (Eq. 16)",
@@ -38,7 +38,7 @@ _NOT_DRAWN = {"epoch", "step", "acc5", "seconds", "evaluation_seconds", "images_
 
 
 def of_run(run: Run) -> list[Picture]:
-    """All figures that the files of a run give."""
+    """Draws all figures for which a run has data."""
     chosen = choose_epochs(list(run.observations))
     made = [
         *curves([run]),
@@ -50,7 +50,7 @@ def of_run(run: Run) -> list[Picture]:
 
 
 def curves(runs: Sequence[Run]) -> list[Picture]:
-    """Everything over the epochs; of several runs one colour each (Fig. 3 and 4)."""
+    """Draws all metrics over the epochs, with one colour per run if there are several (Fig. 3 and 4)."""
     recorded = {key for run in runs for record in run.records for key in record if is_number(record[key])}
     losses = sorted(key for key in recorded if "loss" in key)
     others = sorted(recorded - {*losses, *_ACCURACY, *_LOYALTY, *_CURRICULUM, *CONVERGENCE} - _NOT_DRAWN)
@@ -70,12 +70,12 @@ def curves(runs: Sequence[Run]) -> list[Picture]:
 
 
 def accuracy(runs: Sequence[Run]) -> Picture | None:
-    """Accuracy and agreement over the epochs."""
+    """Draws accuracy and agreement over the epochs."""
     return _together(runs, "accuracy", "Accuracy", _ACCURACY, "% of the images", "The student after each epoch.")
 
 
 def accuracy_by_cost(runs: Sequence[Run]) -> Picture | None:
-    """Accuracy over the student's steps and over minutes, in which methods differ; None where there is none."""
+    """Draws accuracy over student steps and over minutes, the costs that differ by method; None without any."""
     points = {run.name: _costs(run) for run in runs}
     if not any(points.values()):
         return None
@@ -96,7 +96,7 @@ def accuracy_by_cost(runs: Sequence[Run]) -> Picture | None:
 
 
 def _costs(run: Run) -> list[tuple[float, float, float]]:
-    """Steps, minutes and accuracy, at each epoch that was measured."""
+    """Returns student steps, minutes and accuracy for each evaluated epoch."""
     points, seconds = [], 0.0
     for record in run.records:
         seconds += sum(record[key] for key in ("seconds", "evaluation_seconds") if is_finite(record.get(key)))
@@ -106,7 +106,7 @@ def _costs(run: Run) -> list[tuple[float, float, float]]:
 
 
 def loyalty(runs: Sequence[Run]) -> Picture | None:
-    """Loyalty over the test images, of several runs over each other (Fig. 2)."""
+    """Draws the distribution of loyalty over the test images, with several runs overlaid (Fig. 2)."""
     found: dict[str, list[Line]] = {}
     for key in ("loyalty", "loyalty_released"):
         of_key = [Line(run.name, line.x, line.y) for run in runs for line in _loyalty_lines(run, (key,))]
@@ -128,7 +128,7 @@ def loyalty(runs: Sequence[Run]) -> Picture | None:
 
 
 def convergence(runs: Sequence[Run]) -> Picture | None:
-    """How often the inequality of the convergence argument held (Eq. 8); None where nobody counted."""
+    """Draws how often the inequality of the convergence argument held (Eq. 8); None if not recorded."""
     return _together(
         runs,
         "convergence",
@@ -145,7 +145,7 @@ def _spaced(keys: Sequence[str]) -> dict[str, str]:
 
 
 def choose_epochs(epochs: Sequence[int], count: int = _CHOSEN) -> list[int]:
-    """The first, the last and evenly between them, `count` at most."""
+    """Returns at most `count` epochs: the first, the last, and others evenly spaced between them."""
     if len(epochs) <= count:
         return list(epochs)
     return [epochs[round(i * (len(epochs) - 1) / (count - 1))] for i in range(count)]
@@ -154,7 +154,7 @@ def choose_epochs(epochs: Sequence[int], count: int = _CHOSEN) -> list[int]:
 def _together(
     runs: Sequence[Run], name: str, title: str, keys: Mapping[str, str], unit: str, caption: str
 ) -> Picture | None:
-    """One metric a panel where there are several runs; for one run all of them in one."""
+    """Draws one panel per metric for several runs, and a single panel with all metrics for one run."""
     if len(runs) > 1:
         return _panels(runs, name, title, keys, caption, unit=unit)
     (run,) = runs
@@ -179,7 +179,7 @@ def _together(
 def _panels(
     runs: Sequence[Run], name: str, title: str, keys: Mapping[str, str], caption: str, *, unit: str = ""
 ) -> Picture | None:
-    """A panel a name, one above the other over the same epochs; a curve a run."""
+    """Draws one panel per metric, stacked over a shared epoch axis, with one curve per run."""
     found = {label: [Line(run.name, *run.series(key)) for run in runs] for key, label in keys.items()}
     found = {label: lines for label, lines in found.items() if any(line.x for line in lines)}
     if not found:
@@ -207,7 +207,7 @@ def _teacher_line(axes: Axes, accuracy: float) -> None:
 
 
 def difficulty_histogram(run: Run, epochs: Sequence[int]) -> Picture | None:
-    """How difficult single synthetic images were after these epochs (Fig. 5a)."""
+    """Draws the distribution of difficulty over synthetic images after these epochs (Fig. 5a)."""
     values = {e: np.array(run.observations[e]["synthetic"]["difficulty"], float) for e in epochs}
     values = {e: v[np.isfinite(v) & (v > 0)] for e, v in values.items()}
     values = {e: v for e, v in values.items() if v.size}
@@ -301,6 +301,6 @@ def _last_test(run: Run) -> tuple[int, dict[str, Any]]:
 
 
 def _teacher_accuracy(runs: Sequence[Run]) -> float | None:
-    """That of the one teacher of all runs; None where they have several, or it was not measured."""
+    """Returns the teacher's accuracy if all runs share it; None if it differs or was not measured."""
     values = [run.teacher.get("acc1") for run in runs]
     return float(values[0]) if is_finite(values[0]) and values.count(values[0]) == len(values) else None

@@ -1,4 +1,4 @@
-"""The page: one file that asks for no other, light or dark as the reader's system is, and narrow or wide."""
+"""The HTML page: one self-contained file that adapts to light or dark mode and to the width of the window."""
 
 import base64
 import html
@@ -46,19 +46,19 @@ _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 
 class Section(NamedTuple):
-    """A heading and what is under it, as markup."""
+    """A heading, and the markup under it."""
 
     title: str
     body: str
 
 
 def escape(text: str) -> str:
-    """Text as markup that shows it."""
+    """Escapes plain text for use in markup."""
     return html.escape(text)
 
 
 def page(title: str, subtitle: str, notes: Sequence[str], sections: Sequence[Section]) -> str:
-    """A whole document; title, subtitle and notes are plain text, sections without a body are left out."""
+    """Returns a complete document; title, subtitle and notes are plain text; empty sections are omitted."""
     items = "".join(f"<li>{escape(note)}</li>" for note in notes)
     listed = f'<ul class="notes">{items}</ul>' if notes else ""
     parts = "".join(f"<section><h2>{escape(s.title)}</h2>\n{s.body}</section>\n" for s in sections if s.body)
@@ -73,7 +73,7 @@ def page(title: str, subtitle: str, notes: Sequence[str], sections: Sequence[Sec
 
 
 def figures(pictures: Sequence[Picture]) -> str:
-    """Drawings side by side where there is room."""
+    """Returns markup for figures, side by side where space permits."""
     shown = "".join(
         f"<figure>{_labelled(p)}<figcaption><b>{escape(p.title)}.</b> {escape(p.caption)}</figcaption></figure>\n"
         for p in pictures
@@ -82,7 +82,7 @@ def figures(pictures: Sequence[Picture]) -> str:
 
 
 def image(png: bytes, title: str, caption: str) -> str:
-    """A PNG file with a caption."""
+    """Returns markup for a PNG file with a caption."""
     with Image.open(io.BytesIO(png)) as opened:
         width, height = opened.size
     data = base64.b64encode(png).decode()
@@ -93,12 +93,12 @@ def image(png: bytes, title: str, caption: str) -> str:
 
 
 def images(shown: Sequence[str]) -> str:
-    """Images side by side where there is room."""
+    """Returns markup for images, side by side where space permits."""
     return f'<div class="figures">\n{"".join(shown)}</div>\n' if shown else ""
 
 
 def table(rows: Sequence[Row], kind: str) -> str:
-    """A table; of kind "numbers" the first row holds headings, of kind "pairs" there are none."""
+    """Returns markup for a table; the first row holds the headings for kind "numbers", but not for "pairs"."""
     head, body = (rows[0], rows[1:]) if kind == "numbers" else ((), rows)
     top = f"<thead><tr>{''.join(f'<th>{escape(cell)}</th>' for cell in head)}</tr></thead>" if head else ""
     lines = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>\n" for row in body)

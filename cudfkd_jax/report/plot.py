@@ -1,7 +1,7 @@
-"""Drawing: pictures that read well on white and on black, in a page and as files.
+"""Drawing of figures that are legible on white and on black, in a page and as files.
 
-In an SVG for a page, text, axes and grid take the colour of the page's text. Colours are those of Okabe and Ito,
-which people with any colour vision can tell apart; lines differ in their dashes too.
+In an SVG for a page, text, axes and grid take the colour of the page's text. The colours are those of Okabe and
+Ito, distinguishable with any colour vision; lines also differ in their dashes.
 """
 
 import dataclasses
@@ -21,8 +21,8 @@ from cudfkd_jax.storage.files import write_bytes
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 DASHES: tuple[str | tuple[int, tuple[int, ...]], ...] = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)))
 WIDTH, HEIGHT = 4.8, 3.0  # inches
-_INK = "#1b1c1d"  # stands for the page's text
-# What the page decides: its text, and which of two blues is the light one, for the other is dim on black.
+_INK = "#1b1c1d"  # placeholder for the colour of the page's text
+# Colours that the page sets: its text and two blues, which it swaps in dark mode as one is too dim on black.
 _BY_PAGE = {_INK: "currentColor", "#0072b2": "var(--blue, #0072b2)", "#56b4e9": "var(--sky, #56b4e9)"}
 _COLOURED = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color", "grid.color")
 _STYLE: dict[Any, Any] = {
@@ -30,8 +30,8 @@ _STYLE: dict[Any, Any] = {
     "axes.titlesize": 9.5,
     "legend.fontsize": 8.5,
     "font.sans-serif": ["DejaVu Sans"],
-    "text.parse_math": False,  # names of runs are no formulas
-    "svg.fonttype": "none",  # text stays text
+    "text.parse_math": False,  # names of runs are not formulas
+    "svg.fonttype": "none",  # keep text as text
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -46,7 +46,7 @@ _STYLE: dict[Any, Any] = {
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """A curve: its label and its points."""
+    """A labelled curve."""
 
     label: str
     x: Sequence[float]
@@ -55,14 +55,14 @@ class Line:
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """A drawing in the forms that are needed.
+    """A figure in all output formats.
 
     Attributes:
-        name: of its files.
-        title: in one line.
-        caption: what is seen, in plain text.
+        name: stem of its file names.
+        title: a single line.
+        caption: a description in plain text.
         inline: an `<svg>` element for a page.
-        svg, png: files, on white.
+        svg, png: contents of the files, on white.
     """
 
     name: str
@@ -82,13 +82,13 @@ def picture(
     width: float = WIDTH,
     height: float = HEIGHT,
 ) -> Picture:
-    """Draws on a figure `width` x `height` inches and keeps it in every form."""
+    """Draws on a figure of `width` x `height` inches and returns it in all formats."""
     with mpl.rc_context({**_STYLE, "svg.hashsalt": name}):
         figure = Figure(figsize=(width, height))
         draw(figure)
         text, png = io.StringIO(), io.BytesIO()
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
-        figure.set_layout_engine("none")  # it is laid out, and would be once more
+        figure.set_layout_engine("none")  # keeps the finished layout instead of computing it again
         figure.savefig(png, format="png", dpi=160, facecolor="white")
     inline = _inline(text.getvalue(), name)
     white = '<rect width="100%" height="100%" fill="white"/>'
@@ -99,7 +99,7 @@ def picture(
 
 
 def curves(axes: Axes, lines: Sequence[Line], *, steps: bool = False) -> None:
-    """Draws curves in their colours and dashes, with a marker at each point where those are few."""
+    """Draws curves in different colours and dashes, with markers if they have few points."""
     for index, line in enumerate(lines):
         axes.plot(
             line.x,
@@ -119,7 +119,7 @@ def epochs_below(axes: Axes) -> None:
 
 
 def logarithmic(axes: Axes) -> None:
-    """Makes the x axis logarithmic, with plain numbers, more of them in each decade where there are few."""
+    """Makes the x axis logarithmic, with plain numbers, and more ticks per decade over a small range."""
     axes.set_xscale("log")
     low, high = axes.get_xlim()
     subs = (1, 2, 3, 4, 5, 7) if high < 10 * low else (1, 2, 5) if high < 100 * low else (1,)
@@ -129,7 +129,7 @@ def logarithmic(axes: Axes) -> None:
 
 
 def legend_above(figure: Figure, axes: Axes) -> None:
-    """A legend that covers no curve; none for a single one without a label."""
+    """Adds a legend above the axes, where it covers no curve, if any curve has a label."""
     handles, labels = axes.get_legend_handles_labels()
     if labels:
         figure.legend(handles, labels, loc="outside upper left", ncols=2 if max(map(len, labels)) < 24 else 1)
@@ -142,7 +142,7 @@ def write(picture: Picture, folder: Path, name: str) -> None:
 
 
 def _inline(svg: str, name: str) -> str:
-    """What matplotlib wrote as an element of a page: no metadata, names of its own, the page's ink."""
+    """Adapts matplotlib's SVG for a page: drops metadata, makes ids unique, and uses the page's colours."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     used = set(re.findall(r'href="#([^"]+)"|url\(#([^)]+)\)', svg))

@@ -1,4 +1,4 @@
-"""The files of a run as a report reads them: what is damaged or missing is left out, and said."""
+"""Reading of a run's files for a report; damaged or missing files are omitted and reported."""
 
 import dataclasses
 import io
@@ -24,18 +24,18 @@ METRICS, SAMPLES = "metrics.jsonl", "samples"
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A run, as far as its files tell.
+    """The readable contents of a run's files.
 
     Attributes:
         folder: its workdir.
-        name: short, to be told from other runs in a legend.
-        config: every setting by dotted key.
-        records: a record an epoch.
-        summary: of a finished run; empty before.
-        teacher: its architecture, parameters and metrics, as far as they are known.
-        observations: of single images, by epoch; see `evaluation.observations`.
+        name: a short name that identifies the run in a legend.
+        config: all settings by dotted key.
+        records: one record per epoch.
+        summary: the summary of a finished run; empty before.
+        teacher: its architecture, parameters and metrics, as far as known.
+        observations: per-image observations by epoch; see `evaluation.observations`.
         pictures: PNG files of `samples/` by kind ("epoch", "classes") and epoch.
-        notes: what a reader should know about the state of the run, a sentence each.
+        notes: remarks for the reader on the state of the run, one sentence each.
     """
 
     folder: Path
@@ -49,35 +49,35 @@ class Run:
     notes: tuple[str, ...]
 
     def series(self, key: str) -> tuple[list[int], list[float]]:
-        """The epochs that have a finite number of this name, and the numbers."""
+        """Returns the epochs with a finite value of `key`, and these values."""
         pairs = [(r["epoch"], float(r[key])) for r in self.records if is_finite(r.get(key))]
         return [epoch for epoch, _ in pairs], [value for _, value in pairs]
 
 
 def printable(text: str) -> str:
-    """The text with a question mark for each character that no page or picture may hold."""
+    """Replaces each non-printable character by a question mark."""
     return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def is_number(value: Any) -> TypeGuard[float]:
-    """Whether it is a number of JSON, NaN and infinity among them."""
+    """Returns whether a value is a JSON number, including NaN and infinity."""
     return isinstance(value, float) or (type(value) is int and abs(value) < 2**63)
 
 
 def is_finite(value: Any) -> TypeGuard[float]:
-    """Whether it is a number that can be drawn."""
+    """Returns whether a value is a finite number and so can be drawn."""
     return is_number(value) and math.isfinite(value)
 
 
 def read(folder: Path, name: str = "") -> Run:
-    """Reads a data-free run in any state: finished, still going, stopped or damaged.
+    """Reads a data-free run in any state: finished, running, stopped or damaged.
 
     Args:
         folder: its workdir.
-        name: of the run; "": that of the folder.
+        name: name of the run; "": the folder's name.
 
     Raises:
-        UserError: there is no such run, or its configuration cannot be read.
+        UserError: the folder holds no run, or its configuration cannot be read.
     """
     notes: list[str] = []
     config = read_config(folder)
@@ -106,7 +106,7 @@ def read(folder: Path, name: str = "") -> Run:
 def _warnings(
     config: dict[str, Any], history: list[Record], observations: dict[int, dict[str, Any]]
 ) -> Iterator[str]:
-    """Signs that the run goes nowhere, a sentence each."""
+    """Yields signs of a failing run, one sentence each."""
     if observations:
         epoch = max(observations)
         yield from (f"Epoch {epoch}: {text}." for text in diagnostics.of_images(observations[epoch]["synthetic"]))
@@ -117,10 +117,10 @@ def _warnings(
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Every setting of a run, by dotted key.
+    """Reads all settings of a run, by dotted key.
 
     Raises:
-        UserError: there is no run, or its configuration is damaged.
+        UserError: the folder holds no run, or its configuration is damaged.
     """
     path = folder / workdir.CONFIG
     if not path.is_file():
@@ -149,13 +149,13 @@ def _state(folder: Path, done: int, epochs: Any) -> str:
         workdir.check_free(folder)
     except UserError:
         return f"This run is still going: {text} finished. The same command writes this page anew."
-    except OSError:  # somebody else's folder
+    except OSError:  # another user's folder
         return f"This run is not finished: {text} done."
-    return f"This run was stopped before its end: {text} finished. The command that started it goes on from there."
+    return f"This run was stopped before its end: {text} finished. Rerun the same command to resume."
 
 
 def _not_finite(history: list[Record]) -> str:
-    """Names and first epochs of what turned NaN or infinite."""
+    """Lists the metrics that became NaN or infinite, each with the first such epoch."""
     first: dict[str, int] = {}
     for record in history:
         for key, value in record.items():
@@ -165,7 +165,7 @@ def _not_finite(history: list[Record]) -> str:
 
 
 def _read_object(path: Path, notes: list[str]) -> dict[str, Any]:
-    """A JSON object; empty where there is none, or a damaged one."""
+    """Reads a JSON object; returns an empty one if the file is missing or damaged."""
     if not path.exists():
         return {}
     try:
@@ -193,7 +193,7 @@ def _read_observations(folder: Path, notes: list[str]) -> dict[int, dict[str, An
 
 
 def _checked(value: dict[str, Any]) -> dict[str, Any]:
-    """An observation whose lists hold numbers alone, and numbers of images that can be compared."""
+    """Returns an observation after checking that lists hold only numbers and image counts are comparable."""
     synthetic, test = value["synthetic"], value.get("test")
     lists = [synthetic["difficulty"], synthetic["classes"]]
     if test:

@@ -1,4 +1,4 @@
-"""The numbers of a report as rows of text: results, settings, and the files that repeat the run."""
+"""The tables of a report as rows of text (results, facts, settings), and the configuration that reruns a run."""
 
 import json
 from collections.abc import Sequence
@@ -13,14 +13,14 @@ _NETWORK = {**COLUMNS, "loyalty_released_synthetic": ("synthetic loyalty (releas
 
 
 def number(value: Any, digits: int) -> str:
-    """The number to so many digits; what is no finite number is said to be none."""
+    """Formats a number to `digits` decimal places; non-finite values and non-numbers are labelled."""
     if value is None:
         return ""
     return f"{value:,.{digits}f}" if is_finite(value) else "not finite" if is_number(value) else "?"
 
 
 def results(runs: Sequence[Run]) -> list[Row]:
-    """A heading and a row a network: teachers, last students, best students (each value by itself)."""
+    """Returns a heading and one row per network: teachers, last students, best students (per metric)."""
     several = len(runs) > 1
     rows: dict[str, dict[str, Any]] = {}
     for run in runs:
@@ -47,7 +47,7 @@ def results(runs: Sequence[Run]) -> list[Row]:
 
 
 def facts(run: Run) -> list[Row]:
-    """What else there is to know, a name and a value each."""
+    """Returns further facts about a run as pairs of name and value."""
     summary, config = run.summary, run.config
     stability, devices, versions = (_object(summary, name) for name in ("stability", "devices", "versions"))
     seconds = [r.get(key) for r in run.records for key in ("seconds", "evaluation_seconds")]
@@ -77,12 +77,12 @@ def facts(run: Run) -> list[Row]:
 
 
 def settings(run: Run) -> list[Row]:
-    """Every setting and its value."""
+    """Returns all settings with their values."""
     return [(key, json.dumps(value, ensure_ascii=False)) for key, value in sorted(run.config.items())]
 
 
 def configuration_file(run: Run) -> str:
-    """A program for `--config` that gives all settings of the run."""
+    """Returns a configuration file for `--config` that sets all settings of the run."""
     lines = [
         f"    {key!r}: {tuple(value) if isinstance(value, list) else value!r},\n"
         for key, value in sorted(run.config.items())

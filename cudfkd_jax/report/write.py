@@ -1,6 +1,6 @@
-"""`report.html` of a run, and `compare.html` of several: what their files hold, as pages to look at.
+"""Writing of `report.html` for a run and `compare.html` for several, from the runs' files alone.
 
-Nothing is computed but what is drawn. Every figure also lies under `report/` as PNG and SVG.
+Every figure is also saved under `report/` as PNG and SVG.
 """
 
 import shlex
@@ -26,10 +26,10 @@ def write_report(folder: Path) -> Path:
         folder: the run's workdir.
 
     Returns:
-        The page.
+        The path of the page.
 
     Raises:
-        UserError: there is no run, or its configuration cannot be read; nothing is written.
+        UserError: the folder holds no run, or its configuration cannot be read; nothing is written.
     """
     run = read(folder)
     drawn = figures.of_run(run)
@@ -52,7 +52,7 @@ def write_report(folder: Path) -> Path:
 
 
 def is_missing(folder: Path) -> bool:
-    """Whether a run is finished and has no page that is younger than its summary."""
+    """Returns whether a finished run has no page, or one older than its summary."""
     summary, written = folder / SUMMARY, folder / REPORT
     if not summary.exists():
         return False
@@ -60,7 +60,7 @@ def is_missing(folder: Path) -> bool:
 
 
 def write_missing(folder: Path) -> None:
-    """Writes the page of a run that was stopped between its end and its page, if its settings want one.
+    """Writes a finished run's missing page, if `log.report` is set.
 
     Raises:
         UserError: its configuration cannot be read.
@@ -70,10 +70,10 @@ def write_missing(folder: Path) -> None:
 
 
 def write_comparison(folders: Sequence[Path], folder: Path) -> Path:
-    """Writes `compare.html` into `folder`: the curves of several runs over each other, and `report/compare_*`.
+    """Writes `compare.html`, with the curves of several runs overlaid, and `report/compare_*` into `folder`.
 
     Raises:
-        UserError: there are fewer than two runs, one is given twice, or one cannot be read; nothing is written.
+        UserError: fewer than two runs are given, one is repeated, or one cannot be read; nothing is written.
     """
     if len(folders) < 2:
         raise UserError(
@@ -110,7 +110,7 @@ _MISSING = {
 
 
 def _missing(run: Run, drawn: Sequence[Picture]) -> list[str]:
-    """A line for each part of the page that the files do not give."""
+    """Returns one line for each part of the page without data."""
     names = {picture.name for picture in drawn}
     lines = [text for name, text in _MISSING.items() if name not in names]
     for kind, what in (
@@ -168,7 +168,7 @@ def _write_files(folder: Path, drawn: Sequence[Picture], *, prefix: str) -> None
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
-    """The shortest ends of the paths that tell them apart."""
+    """Returns the shortest path suffixes that distinguish the folders."""
     parts = [each.resolve().parts for each in folders]
     for length in range(1, max(map(len, parts)) + 1):
         names = ["/".join(each[-length:]) for each in parts]

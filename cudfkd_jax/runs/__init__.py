@@ -1,1 +1,1 @@
-"""What a command does: stages, distillation, training, evaluation and export."""
+"""The commands: stages, distillation, training, evaluation and export."""

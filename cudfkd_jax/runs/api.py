@@ -1,4 +1,4 @@
-"""Distilling from Python: networks as objects, no data set needed, the student as a value."""
+"""Distillation from Python: takes networks as objects, needs no data set and returns the student."""
 
 import contextlib
 import json
@@ -33,13 +33,13 @@ Teacher = tuple[nn.Module, Mapping[str, Any]] | Callable[[jax.Array], jax.Array]
 
 
 class Result(NamedTuple):
-    """What `distill` returns.
+    """The result of `distill`.
 
     Attributes:
         student: the last student; `student.variables` is `{'params', 'batch_stats'}` of NumPy arrays.
-        metrics: of the student, accuracies in percent: with test images `acc1_last`, `agree1`, `loyalty` and
-            each one's best; without, `agree1_synthetic` and so on, measured on held-out synthetic images.
-        summary: everything that `summary.json` holds.
+        metrics: of the student, accuracies in percent: with test images `acc1_last`, `agree1`, `loyalty` and the
+            best of each; without, `agree1_synthetic` and so on, measured on held-out synthetic images.
+        summary: the contents of `summary.json`.
     """
 
     student: Trained
@@ -61,32 +61,31 @@ def distill(
 ) -> Result:
     """Distils a teacher into a student without data.
 
-    Of several processes, joined before by `jax.distributed.initialize`, each calls it with the same arguments; the
-    first one writes to `workdir`, and all get the result.
+    If `jax.distributed.initialize` has connected several processes, each calls this with the same arguments; the
+    first writes to `workdir`, and all return the result.
 
     Args:
         teacher: a linen classifier and its variables `{'params', 'batch_stats'}`; or a function of `jax.numpy`
             from images to logits, which has no BatchNorm statistics. Either takes normalised float32 images
             `[B, H, W, C]` and returns logits `[B, num_classes]`.
-        student: a linen classifier, or the name of one of this package's, such as "wrn16_1".
+        student: a linen classifier, or the name of one in this package, such as "wrn16_1".
         image_shape: `(H, W, C)`.
         num_classes: length of the logits.
-        mean, std: per channel, of images in [0, 1]: what the teacher's inputs were normalised with; None: 0
-            and 1.
-        config: the settings of `cudfkd_jax.defaults`: a ConfigDict (see `load_config`), or by dotted key only
-            those that differ from the default, such as `{"distill.epochs": 100}`; `{"method": "dafl"}` brings
-            the settings of that method. Its data and networks are replaced by the arguments.
-        test: images uint8 `[N, H, W, C]` and labels `[N]`, only measured on.
-        workdir: of the run's files; a second call goes on where the first one stopped. None keeps none.
+        mean, std: per channel, for images in [0, 1]: the teacher's input normalisation; None: 0 and 1.
+        config: the settings of `cudfkd_jax.defaults`: a ConfigDict (see `load_config`), or only the settings that
+            differ from the defaults, by dotted key, such as `{"distill.epochs": 100}`; `{"method": "dafl"}` brings
+            the recipe of that method. The arguments replace its data and networks.
+        test: images uint8 `[N, H, W, C]` and labels `[N]`, used only for evaluation.
+        workdir: folder of the run's files; a repeated call resumes the run. None keeps no files.
 
     Returns:
-        The student and what it reached.
+        The student, its metrics and the summary.
 
     Raises:
         UserError: an argument does not fit the others; nothing was written.
         StoppedError: Ctrl-C or SIGTERM; the state is saved in `workdir`.
-        RunFailedError: a loss is no longer finite.
-        OutOfMemoryError: with the settings to lower.
+        RunFailedError: a loss became non-finite.
+        OutOfMemoryError: names the settings to lower.
     """
     settings = _settings(config, image_shape, num_classes, mean, std, student)
     pair = Pair(*_teacher(teacher, settings), *_student(student, settings))
@@ -113,7 +112,7 @@ def _settings(
     std: Sequence[float] | None,
     student: nn.Module | str,
 ) -> ConfigDict:
-    """The checked configuration, whose networks do not count where they are given as objects."""
+    """Returns the checked configuration; networks passed as objects override its own."""
     config = from_settings(given or {})
     channels = image_shape[-1] if image_shape else 0
     config.data.update(
@@ -159,7 +158,7 @@ def _network(module: nn.Module, config: ConfigDict, train_argument: str) -> tupl
 
 
 class _Function(nn.Module):
-    """A function as a module without variables."""
+    """A module without variables that wraps a function."""
 
     function: Callable[[jax.Array], jax.Array]
 
@@ -168,11 +167,11 @@ class _Function(nn.Module):
 
 
 def _check_function(function: Callable[[jax.Array], jax.Array], config: ConfigDict) -> None:
-    """Refuses a function that JAX cannot differentiate, as all methods have to."""
+    """Rejects a function that JAX cannot differentiate, as all methods must."""
     images = jax.ShapeDtypeStruct((2, *config.data.image_shape), jnp.float32)
     try:
         jax.eval_shape(jax.grad(lambda x: jnp.sum(function(x))), images)
-    except Exception as error:  # somebody's function, and whatever JAX says to it
+    except Exception as error:  # a user's function can fail in any way
         raise UserError(
             f"the teacher function has no gradients in JAX ({type(error).__name__}), and method={config.method} "
             "makes its images by the teacher's gradients; give a function of jax.numpy, or a linen module and its "

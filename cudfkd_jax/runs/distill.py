@@ -1,4 +1,4 @@
-"""The data-free stage: a student is distilled, measured on the test images, saved and summed up."""
+"""The data-free stage: distils a student, evaluates it on the test images, saves and summarises it."""
 
 import dataclasses
 import functools
@@ -35,14 +35,14 @@ from cudfkd_jax.training.state import PREVIEW, RunState, purpose_key
 from cudfkd_jax.training.trainer import Callback
 
 STUDENT, STUDENT_BEST, SAMPLES = "student", "student_best", "samples"
-_PREVIEWED = 64  # images in a picture
+_PREVIEWED = 64  # images per picture
 
 
 def check_shapes(config: ConfigDict, pair: Pair) -> None:
     """Traces all steps without compiling or computing anything.
 
     Raises:
-        UserError: what the method needs of the networks cannot be had, or does not fit into memory.
+        UserError: the networks do not provide what the method needs, or the state does not fit into memory.
     """
     student, shape = pair.student, pair.student_net.image_shape
     _check_logits("teacher", pair.teacher, lambda: pair.teacher_variables, config)
@@ -59,11 +59,11 @@ def _check_logits(role: str, network: Classifier, variables: Callable[[], Any], 
         logits = jax.eval_shape(lambda x, v: network(v, x).value, images, jax.eval_shape(variables))
     except UserError:
         raise
-    except Exception as error:  # somebody's module can fail in any way
+    except Exception as error:  # a user's module can fail in any way
         text = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         raise UserError(
             f"the {role} cannot be applied to images {list(config.data.image_shape)}: {text}; "
-            f"mend --config.{role}.module, its weights or --config.data.image_shape"
+            f"fix --config.{role}.module, its weights or --config.data.image_shape"
         ) from error
     if getattr(logits, "shape", None) != (2, config.data.num_classes):
         kind = f"shape {list(logits.shape)}" if hasattr(logits, "shape") else f"a {type(logits).__name__}"
@@ -74,14 +74,14 @@ def _check_logits(role: str, network: Classifier, variables: Callable[[], Any], 
 
 
 def distill(config: ConfigDict, workdir: Path, pair: Pair, test: Split | None) -> dict[str, Any]:
-    """Distils a student into `workdir`, from where an earlier call stopped.
+    """Distils a student, or resumes its distillation in `workdir`.
 
     Args:
         config: checked by `validate.check`.
         workdir: receives `metrics.jsonl`, `checkpoints/`, `samples/`, `student/` (the last student),
-            `student_best/` (chosen on the test images) and, when all is done, `summary.json`.
-        pair: the teacher, which stays as it is, and the student.
-        test: only measured on; None measures agreement with the teacher on held-out synthetic images.
+            `student_best/` (chosen on the test images) and, at the end, `summary.json`.
+        pair: the frozen teacher and the student.
+        test: used only for evaluation; None measures agreement with the teacher on held-out synthetic images.
 
     Returns:
         The summary.
@@ -131,7 +131,7 @@ def distill(config: ConfigDict, workdir: Path, pair: Pair, test: Split | None) -
     )
     state, history = trainer.run(stage, build.trainer_options(config))
     summary = distill_summary(
-        config=config,
+        run=build.description(config),
         history=history,
         teacher=teacher,
         student={"arch": net.arch, **_parameters(state.student.variables)},
@@ -162,10 +162,10 @@ def _convergence(
 
 
 class _BestStudent(Callback):
-    """Keeps the best student back until its epoch is in a checkpoint.
+    """Callback that withholds the best student until a checkpoint holds its epoch.
 
-    Published before, it could be of an epoch that a crash makes the run repeat, elsewhere with other bits; not
-    written before, it would be lost by a crash after the checkpoint.
+    Published earlier, it could belong to an epoch that the run repeats after a crash, with other bits on another
+    machine. Written later, it would be lost in a crash right after the checkpoint.
     """
 
     def __init__(self, folder: Path, net: NetworkSpec):
@@ -173,7 +173,7 @@ class _BestStudent(Callback):
         self._waiting: tuple[NetworkSpec, Any] | None = None
 
     def on_epoch_end(self, state: RunState, history: list[Record]) -> Sequence[str]:
-        """Takes the student of the newest epoch if it is the best so far."""
+        """Keeps the student of the newest epoch if it is the best so far."""
         epoch = len(history)
         best = records.best(history, "acc1")
         if best and best.epoch == epoch:
@@ -182,24 +182,24 @@ class _BestStudent(Callback):
         return ()
 
     def before_checkpoint(self) -> None:
-        """Writes what is waiting, and does not publish it yet."""
+        """Writes a pending student without publishing it."""
         if self._waiting:
             weights.stage_net(self._folder, *self._waiting)
             self._waiting = None
 
     def after_checkpoint(self) -> None:
-        """Publishes what is written."""
+        """Publishes the written student."""
         weights.commit_net(self._folder)
 
     def after_restore(self, epochs: int) -> None:
-        """Publishes what a crash kept from it, and drops what is of epochs after the first `epochs`."""
+        """Completes a publication interrupted by a crash, and drops students of epochs after `epochs`."""
         self._waiting = None
         if processes.is_first():
             weights.settle_net(self._folder, lambda metrics: metrics.get("epoch") in range(1, epochs + 1))
 
 
 class _Pictures(Callback):
-    """Draws synthetic images and observes their difficulty where it is time, and warns of what is found."""
+    """Callback that regularly saves and observes synthetic images and warns of problems."""
 
     def __init__(self, config: ConfigDict, workdir: Path, problem: Problem, measure: StudentEvaluator):
         self._config, self._workdir, self._measure = config, workdir, measure

@@ -1,4 +1,4 @@
-"""Runs as they lie in their folders: their configuration, and their networks measured again."""
+"""Evaluation of the networks in a run's folder."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,15 +17,16 @@ from cudfkd_jax.storage.weights import Trained
 
 
 def evaluate_run(config: ConfigDict, folder: Path, say: Callable[[str], None] = print) -> dict[str, Any]:
-    """Measures the networks of a run on the test images and changes nothing.
+    """Evaluates the networks of a run on the test images, without changing any file.
 
     Args:
-        config: the run's own; see `read_config`.
+        config: the run's configuration; see `read_config`.
         folder: the run's workdir.
+        say: receives messages for the user.
 
     Returns:
-        The test metrics by network: "teacher", "student", "student_best", "scratch" and "kd", as far as they
-        are there.
+        The test metrics by network, for those of "teacher", "student", "student_best", "scratch" and "kd" that
+        exist.
     """
     validate.check(config)
     validate.check_one_process(config, "--stage=evaluate")
@@ -58,7 +59,7 @@ def evaluate_run(config: ConfigDict, folder: Path, say: Callable[[str], None] = 
 
 
 def _teacher_of_run(config: ConfigDict, folder: Path, say: Callable[[str], None]) -> Trained | None:
-    """The teacher that a run was distilled from; None, and why is told, where it is gone or another by now."""
+    """Returns the teacher of a distilled run; None, with a message, if it is missing or has changed since."""
     try:
         teacher = find_teacher(config, folder)
     except UserError as error:

@@ -1,9 +1,9 @@
-"""The student of a finished run, in the formats that other programs read.
+"""Export of a finished run's student to the formats of other programs.
 
-    <workdir>/export/<format>/    the student, and student.json, which says what it is and where it comes from
+    <workdir>/export/<format>/    the student, and student.json, which describes it and its origin
 
-The weight formats hold the bare network, whose inputs are to be normalised; the StableHLO program holds the
-normalisation too. Everything is written beside its place, read back and compared, and then renamed into it.
+The weight formats hold the bare network, which expects normalised inputs; the StableHLO program includes the
+normalisation. Each export is written to a temporary folder, read back, compared, and then renamed into place.
 """
 
 import dataclasses
@@ -28,19 +28,19 @@ DESCRIPTION = f"{STUDENT}.json"
 
 
 def export(folder: Path, format_: str, say: Callable[[str], None] = print) -> Path:
-    """Writes the student of a run to `<folder>/export/<format_>/`, unless it is there already.
+    """Writes the student of a run to `<folder>/export/<format_>/`, unless it is already there.
 
     Args:
         folder: the run's workdir.
         format_: a key of `FORMATS`.
-        say: told what a user should read.
+        say: receives messages for the user.
 
     Returns:
-        The exported file (with Orbax a folder); beside it lies `DESCRIPTION`.
+        The exported file (for Orbax a folder), next to `DESCRIPTION`.
 
     Raises:
-        UserError: there is no finished student, a package is missing, or something else is in the place.
-        RunFailedError: what was written did not read back as the student; nothing was left.
+        UserError: the run has no finished student, a package is missing, or the folder holds something else.
+        RunFailedError: the export did not read back as the student; it has been removed.
     """
     student = _load_student(folder)
     if format_ in PYTORCH and models.is_import_path(student.net.arch):
@@ -82,7 +82,7 @@ def _load_student(folder: Path) -> Trained:
 
 
 def _describe(folder: Path, format_: str, student: Trained) -> dict[str, Any]:
-    """The contents of `DESCRIPTION`."""
+    """Returns the contents of `DESCRIPTION`."""
     kind = FORMATS[format_]
     try:
         summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
@@ -109,7 +109,7 @@ def _describe(folder: Path, format_: str, student: Trained) -> dict[str, Any]:
 
 
 def _check_is_there(place: Path, description: dict[str, Any]) -> None:
-    """Refuses to touch anything in the place but this very export, of whatever versions."""
+    """Raises `UserError` if the folder holds anything but this export, whatever its package versions."""
     try:
         held = json.loads((place / DESCRIPTION).read_text(encoding="utf-8"))
         found = checkpoint.digests(place)
@@ -117,13 +117,13 @@ def _check_is_there(place: Path, description: dict[str, Any]) -> None:
         same = held == {**json.loads(json.dumps(description)), "versions": held["versions"], "sha256": found}
     except (OSError, ValueError, TypeError, KeyError):
         same = False
-    if not same:  # a damaged export, another student's, or what somebody put there
+    if not same:  # a damaged export, another student's, or a user's files
         raise UserError(f"{place} holds something else than this student; move it away to export again")
 
 
 def _check(kind: Format, path: Path, student: Trained) -> None:
     try:
         kind.check(path, student)
-    except Exception as error:  # a file that is not what was written can fail anywhere in its reader
+    except Exception as error:  # a faulty file can fail anywhere in its reader
         detail = (str(error).splitlines() or [type(error).__name__])[0]
         raise RunFailedError(f"{path} does not read back as the student ({detail}); export it again") from error

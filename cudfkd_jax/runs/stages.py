@@ -3,10 +3,10 @@
     teacher/   the trained teacher            scratch/, kd/   the student trained on data, for comparison
     the top    the data-free run: everything else
 
-Everything that can be wrong with a configuration, a teacher or the data is found before a folder is touched.
+All errors in a configuration, a teacher or the data are found before a folder is touched.
 
-Of several processes the first one alone touches it, and tells the others what is in it and what the teacher is.
-Each reads the data by itself.
+Of several processes, only the first touches the folder; it sends the folder's state and the teacher to the others.
+Each process reads the data itself.
 """
 
 import contextlib
@@ -45,17 +45,17 @@ STAGES = ("all", "teacher", "scratch", "kd", "distill", "evaluate", "export", "r
 
 
 def run(config: ConfigDict, stage: str, folder: Path, say: Callable[[str], None] = print) -> None:
-    """Runs a stage, or goes on with it, or says that it is done.
+    """Runs or resumes a stage, or reports that it is finished.
 
     Args:
-        config: of the run.
-        stage: one of `STAGES` but "evaluate", "export" and "report".
+        config: the run's configuration.
+        stage: one of `STAGES` except "evaluate", "export" and "report".
         folder: the run's workdir.
-        say: told what a user should read.
+        say: receives messages for the user.
 
     Raises:
-        UserError: before anything is compiled or written; in all processes where it is raised in one.
-        OutOfMemoryError: with the settings to lower.
+        UserError: before anything is compiled or written; in every process if any process fails.
+        OutOfMemoryError: names the settings to lower.
     """
     validate.check_processes(config)
     build.connect(config, say)
@@ -77,7 +77,7 @@ def run(config: ConfigDict, stage: str, folder: Path, say: Callable[[str], None]
 
 
 def _look(config: ConfigDict, stage: str, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
-    """The parts of a stage that are left to do, and the teacher so far, packed; changes nothing."""
+    """Returns the unfinished parts of a stage, and the packed teacher, if any; changes nothing."""
     workdir.check_writable(folder)
     workdir.check_free(folder)
     if stage == "teacher" and config.teacher.checkpoint:
@@ -114,7 +114,7 @@ def _look(config: ConfigDict, stage: str, folder: Path, say: Callable[[str], Non
 
 
 def _prepare(config: ConfigDict, parts: list[str], teacher: Trained | None) -> Dataset | None:
-    """The data that the parts need, once it is known that all networks take them."""
+    """Loads the data that the parts need and checks that all networks accept them."""
     dataset = None
     if config.data.source != access.NO_DATA:
         dataset = build.dataset(config, ("test",) if parts == ["distill"] else ("train", "test"))
@@ -124,7 +124,7 @@ def _prepare(config: ConfigDict, parts: list[str], teacher: Trained | None) -> D
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Holds the folder for the first process."""
+    """Locks the folder for the first process."""
     with contextlib.ExitStack() as stack:
         processes.from_first(lambda: stack.enter_context(workdir.lock(folder)))
         yield
@@ -137,18 +137,18 @@ def run_pair(
     test: Split | None,
     say: Callable[[str], None] = print,
 ) -> None:
-    """Distils networks that a program holds, or goes on with it, as `run` does with those a configuration names.
+    """Starts or resumes distillation of networks passed as objects, as `run` does for configured networks.
 
     Args:
         config: checked.
         folder: the run's workdir.
         pair: teacher and student.
-        test: only measured on; None where there are no data.
-        say: told what a user should read.
+        test: used only for evaluation; None without data.
+        say: receives messages for the user.
 
     Raises:
         UserError: before anything is compiled or written.
-        OutOfMemoryError: with the settings to lower.
+        OutOfMemoryError: names the settings to lower.
     """
     precision.settle(config, folder)
     settings = identity.result_settings(config, "distill")
@@ -211,7 +211,7 @@ def _run_part(
 
 
 def _found_from_anywhere(config: ConfigDict) -> dict[str, Any]:
-    """The settings to keep, with paths that do not depend on the current directory."""
+    """Returns the settings to save, with paths independent of the current directory."""
     whole = access.kept(config)
     for key in ("teacher.checkpoint", "data.dir"):
         if whole[key] and "://" not in whole[key]:
@@ -227,7 +227,7 @@ def _distill(config: ConfigDict, folder: Path, pair: Pair, test: Split | None, s
 
 
 def _check_folder(workdir_: Path, folder: Path) -> None:
-    """Refuses the folder of a stage that is no run's, or leads out of its workdir."""
+    """Rejects a stage folder that belongs to no run or leads out of its workdir."""
     workdir.check_own(folder, _WRITTEN)
     workdir.check_links(workdir_, (folder, *(folder / name for name in _FOLDERS)))
 
@@ -270,7 +270,7 @@ def _folder(folder: Path, part: str) -> Path:
 
 
 def _say_finished(folder: Path, say: Callable[[str], None]) -> bool:
-    """Whether a stage has been finished in its folder; if so its outcome is told."""
+    """Returns whether a stage is finished in its folder, and if so reports its results."""
     path = folder / SUMMARY
     if not path.exists():
         return False

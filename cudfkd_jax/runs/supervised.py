@@ -1,4 +1,4 @@
-"""The stages that use data: a teacher, the student from scratch, and ordinary distillation."""
+"""The stages that use data: the teacher, the student from scratch, and ordinary distillation."""
 
 import dataclasses
 import functools
@@ -41,14 +41,14 @@ def check_shapes(config: ConfigDict, section: str, dataset: Dataset, teacher: Tr
 def train(
     config: ConfigDict, section: str, folder: Path, dataset: Dataset, teacher: Trained | None
 ) -> dict[str, Any]:
-    """Trains a network on data in `folder`, from where an earlier call stopped.
+    """Trains a network on data, or resumes its training in `folder`.
 
     Args:
         config: checked by `validate.check`.
-        section: "teacher", "scratch" (the student on labels alone) or "kd" (with a teacher's help).
-        folder: receives `metrics.jsonl`, `checkpoints/`, `net/` and, when all is done, `summary.json`.
+        section: "teacher", "scratch" (the student on labels only) or "kd" (the student with a teacher).
+        folder: receives `metrics.jsonl`, `checkpoints/`, `net/` and, at the end, `summary.json`.
         dataset: both splits.
-        teacher: needed for "kd"; where given, agreement and loyalty are measured against it.
+        teacher: required for "kd"; if given, the reference for agreement and loyalty.
 
     Returns:
         The summary.
@@ -89,7 +89,7 @@ def train(
     metrics = {name: history[-1][name] for name in TEST_METRICS if name in history[-1]}
     summary = {
         "stage": section,
-        **common_summary(config, history, devices),
+        **common_summary(build.description(config), history, devices),
         "network": {"arch": net.arch, "parameters": count_parameters(state.student.params), **metrics},
     }
     if processes.is_first():
@@ -112,7 +112,7 @@ def _used_by(problem: SupervisedProblem, teacher: Trained | None) -> tuple[Any, 
 
 
 def _is_noisy_enough(stop_accuracy: float, record: Record) -> bool:
-    """Whether a teacher that is to stay noisy (Figure 4) has been trained for long enough."""
+    """Returns whether a deliberately noisy teacher (Figure 4) has reached its accuracy."""
     return record.get("acc1", 0.0) >= stop_accuracy
 
 

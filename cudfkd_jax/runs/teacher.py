@@ -1,4 +1,4 @@
-"""Finding a teacher: the one that a workdir holds, or a trained network in any file or folder it may come in."""
+"""Lookup of the teacher: the one in a workdir, or a trained network in any supported file or folder."""
 
 import dataclasses
 from pathlib import Path
@@ -16,10 +16,10 @@ from cudfkd_jax.storage.weights import NetworkSpec, Trained
 
 
 def find_teacher(config: ConfigDict, folder: Path) -> Trained | None:
-    """The teacher that `teacher.checkpoint` names, or the one trained in this workdir.
+    """Loads the teacher that `teacher.checkpoint` names, or the one trained in this workdir; None without either.
 
     Raises:
-        UserError: the checkpoint cannot be read, or is not a teacher for this configuration.
+        UserError: the checkpoint cannot be read, or does not fit this configuration.
     """
     if config.teacher.checkpoint:
         path = Path(config.teacher.checkpoint).expanduser()
@@ -70,6 +70,6 @@ def _import_teacher(config: ConfigDict, path: Path) -> Trained:
 
 
 def abstract_variables(config: ConfigDict, net: NetworkSpec) -> Any:
-    """The shapes and types of a network's variables, a tree of `jax.ShapeDtypeStruct`."""
+    """Returns the shapes and dtypes of a network's variables, as a tree of `jax.ShapeDtypeStruct`."""
     network = networks.classifier(config, net)
     return jax.eval_shape(lambda: network.init(jax.random.key(0), net.image_shape))

@@ -140,7 +140,7 @@ def _describe(error: BaseException) -> str:
     if what := out_of_memory(error):
         return f"error: {what}; lower --config.evaluation.batch_size, or free memory"
     if processes.count() > 1 and not isinstance(error, (*_OF_ALL, OSError)) and "by peer" in text:
-        return "error: another process of the run has ended; the same command goes on from the last checkpoint"
+        return "error: another process of the run has ended; rerun the same command to resume from the last checkpoint"
     if isinstance(error, OSError) and error.errno in _NO_ROOM:
         return f"error: {text}; make room, and give the same command again"
     if isinstance(error, (UserError, RunFailedError, OSError)):

@@ -2,7 +2,7 @@
 
 import difflib
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
 class UserError(Exception):
@@ -27,13 +27,31 @@ class StoppedError(Exception):
     """A run stopped by a signal after saving its state; the command line exits with 128 + the signal."""
 
     def __init__(self, number: int):
-        super().__init__(f"stopped by {signal.Signals(number).name}; the same command goes on from here")
+        super().__init__(f"stopped by {signal.Signals(number).name}; rerun the same command to resume")
         self.number = number
 
 
-def choose(key: str, value: str, valid: Sequence[str]) -> None:
-    """Raises UserError unless the value is valid; the message lists the valid ones, the nearest first."""
+def unknown(kind: str, value: str, valid: Iterable[str], more: str = "") -> UserError:
+    """Returns the error for a name that is not valid, with the nearest valid one as a suggestion.
+
+    Args:
+        kind: the kind of name, such as "distill.loss".
+        value: the given name.
+        valid: the names to list.
+        more: further valid forms, in words; ends the list.
+    """
+    names = list(valid)
+    by_lower = {name.lower(): name for name in names}
+    near = difflib.get_close_matches(value.lower(), by_lower, n=1)
+    hint = f" (did you mean {by_lower[near[0]]!r}?)" if near else ""
+    return UserError(f"unknown {kind} {value!r}{hint}; valid: {', '.join([*names, *filter(None, [more])])}")
+
+
+def choose(kind: str, value: str, valid: Sequence[str]) -> None:
+    """Checks that a name is valid.
+
+    Raises:
+        UserError: the name is not valid; see `unknown`.
+    """
     if value not in valid:
-        near = difflib.get_close_matches(value, valid, n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise UserError(f"unknown {key} {value!r}{hint}; valid: {', '.join(valid)}")
+        raise unknown(kind, value, valid)

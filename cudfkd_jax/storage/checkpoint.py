@@ -60,8 +60,8 @@ def save(folder: Path, step: int, state: object, *, keep: int) -> None:
         _prune(folder, [other for other in checkpoints(folder) if other.name <= path.name][-keep:])
     except Exception as error:  # of Orbax or TensorStore, of many types
         raise RunFailedError(
-            f"the checkpoint {path} cannot be written: {_reason(error)}; mend that (a full disk: make room), and "
-            "the same command goes on from the checkpoint before"
+            f"the checkpoint {path} cannot be written: {_reason(error)}; fix that (a full disk: make room), and "
+            "rerun the same command to resume from the checkpoint before"
         ) from error
 
 

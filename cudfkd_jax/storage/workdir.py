@@ -30,7 +30,7 @@ def check_writable(workdir: Path) -> None:
         raise UserError(f"--workdir={workdir}: {error.strerror}; name another folder") from error
     if dangling:
         raise UserError(
-            f"--workdir={workdir}: {dangling} is a link to {dangling.readlink()}, which does not exist; mend it"
+            f"--workdir={workdir}: {dangling} is a link to {dangling.readlink()}, which does not exist; fix it"
         )
     if not existing.is_dir():
         raise UserError(f"--workdir={workdir}: {existing} is a file; name a folder")

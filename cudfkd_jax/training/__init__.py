@@ -1,1 +1,1 @@
-"""The run state, the step functions, the loops over them and the trainer."""
+"""The run state, the step functions, the loops over them, and the trainer."""

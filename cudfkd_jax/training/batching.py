@@ -1,4 +1,4 @@
-"""How many student steps' images and teacher outputs fit into device memory at once."""
+"""The number of student steps whose images and teacher outputs fit into device memory at once."""
 
 import functools
 import math
@@ -14,18 +14,18 @@ from cudfkd_jax.training import distill_steps
 from cudfkd_jax.training.distill_steps import Problem
 from cudfkd_jax.training.loops import Epoch
 
-_SHARE = 0.25  # of a device's memory
-_LIVE = 4  # of the largest arrays, at the same time: a block's input, its branch, a result, room for layouts
+_SHARE = 0.25  # fraction of a device's memory
+_LIVE = 4  # largest arrays alive at once: a block's input, its branch, a result, room for layouts
 
 
 def batches_at_once(problem: Problem, teacher_variables: Variables, devices: Devices, epoch: Epoch) -> int:
-    """The largest divisor of a round's student steps whose batches fit; 1 where memory is unknown (CPU).
+    """Returns the largest divisor of `student_steps` whose batches fit; 1 if memory is unknown (CPU).
 
     Args:
-        problem: whose `distill_steps.student_batch` is traced, not computed.
+        problem: its `distill_steps.student_batch` is traced, not computed.
         teacher_variables: one copy.
-        devices: that share a batch.
-        epoch: whose rounds are meant.
+        devices: share each batch.
+        epoch: gives the student steps per round.
     """
     memory = (devices.local[0].memory_stats() or {}).get("bytes_limit", 0)
     if not memory:
@@ -41,7 +41,7 @@ def batches_at_once(problem: Problem, teacher_variables: Variables, devices: Dev
 
 
 def equations(jaxpr: Any) -> Iterator[Any]:
-    """All equations of a traced function's `jaxpr`, those within calls too."""
+    """Yields every equation of a `jaxpr`, including those inside calls."""
     for equation in jaxpr.eqns:
         yield equation
         for value in equation.params.values():

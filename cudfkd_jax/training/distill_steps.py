@@ -1,8 +1,8 @@
 """The run state and the pure step functions.
 
 Both steps map a `RunState` to the next one, with explicit arguments, on one device or under a mapping (`axis`).
-A step whose metrics or gradient are not finite leaves the state as it was and marks it failed, and every step
-after it leaves it so: whoever drives the steps may look at the mark as rarely as it likes.
+A step with non-finite metrics or gradients marks the state as failed and changes nothing else. Later steps leave
+a failed state unchanged, so the loop may check the flag at any interval.
 """
 
 import functools
@@ -34,27 +34,27 @@ from cudfkd_jax.training.state import (
 
 
 class Problem(NamedTuple):
-    """What does not change while a student is distilled."""
+    """The constants of a data-free distillation run."""
 
     method: Method
     teacher: Classifier
     student: Classifier
     optimiser: optax.GradientTransformation  # the student's
-    learning_rate: optax.Schedule  # what `optimiser` follows, to report it
-    fold: bool = False  # the teacher's BatchNorm into its convolutions, in student steps
+    learning_rate: optax.Schedule  # the schedule inside `optimiser`, for reporting
+    fold: bool = False  # fold the teacher's BatchNorm into its convolutions in student steps
 
 
 class Batch(NamedTuple):
-    """What a student step learns from."""
+    """The training batch of a student step."""
 
     images: jax.Array  # [B / axis.size, H, W, C]
-    teacher: Outputs  # what the teacher makes of them
+    teacher: Outputs  # the teacher's outputs on `images`
 
 
 def init_state(
     key: jax.Array, teacher_variables: Variables, *, problem: Problem, image_shape: tuple[int, int, int]
 ) -> RunState:
-    """The state before the first step; `jax.eval_shape` of it traces every step and so checks all shapes."""
+    """Returns the initial state; tracing it with `jax.eval_shape` traces every step and so checks all shapes."""
     student = TrainState.create(
         problem.student.init(purpose_key(key, STUDENT_INIT), image_shape), problem.optimiser
     )
@@ -70,7 +70,7 @@ def init_state(
 
 
 def synthesis_step(state: RunState, teacher_variables: Variables, *, problem: Problem, axis: Axis) -> RunState:
-    """One step of the method's synthesis; teacher and student are frozen, in evaluation mode."""
+    """Takes one synthesis step of the method; teacher and student are frozen, in evaluation mode."""
     aux, metrics = _synthesise(state, teacher_variables, problem, axis)
     updated = state.replace(
         aux=aux, synthesis_step=state.synthesis_step + 1, synthesis=state.synthesis.add(metrics)
@@ -81,7 +81,7 @@ def synthesis_step(state: RunState, teacher_variables: Variables, *, problem: Pr
 def student_batch(
     aux: Any, key: jax.Array, step: jax.Array, teacher_variables: Variables, *, problem: Problem, axis: Axis
 ) -> Batch:
-    """What student step `step` learns from, of a state's `aux` and root key, which no student step changes."""
+    """Returns the batch of student step `step`; `aux` and the root `key` are those of any state in its round."""
     method, teacher = problem.method, functools.partial(problem.teacher, teacher_variables, axis=axis)
     images = method.sample(aux, teacher, purpose_key(key, STUDENT, step), axis)
     outputs = teacher(images, capture=method.student_capture, fold=problem.fold)
@@ -96,13 +96,13 @@ def student_step(
     problem: Problem,
     axis: Axis,
 ) -> RunState:
-    """One SGD step of the student (train mode) on images of the frozen method; teacher in evaluation mode.
+    """Takes one optimiser step of the student (train mode); method and teacher (evaluation mode) are frozen.
 
     Args:
         state: before the step.
         teacher_variables: frozen.
-        batch: what `student_batch` returned for this step; None computes it here.
-        problem, axis: see there.
+        batch: the result of `student_batch` for this step; None computes it here.
+        problem, axis: see `Problem` and `Axis`.
     """
     if batch is None:
         batch = student_batch(state.aux, state.key, state.step, teacher_variables, problem=problem, axis=axis)
@@ -112,12 +112,12 @@ def student_step(
 
 
 def begin_round(state: RunState, teacher_variables: Variables, *, problem: Problem, axis: Axis) -> RunState:
-    """What the method does before the synthesis steps of a round."""
+    """Runs the method's `begin` hook, before the synthesis steps of a round."""
     return _turn(state, teacher_variables, problem.method.begin, BEGIN, problem, axis)
 
 
 def finish_round(state: RunState, teacher_variables: Variables, *, problem: Problem, axis: Axis) -> RunState:
-    """What the method does after the synthesis steps of a round."""
+    """Runs the method's `finish` hook, after the synthesis steps of a round."""
     return _turn(state, teacher_variables, problem.method.finish, FINISH, problem, axis)
 
 

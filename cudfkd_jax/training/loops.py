@@ -1,10 +1,10 @@
-"""How step functions are repeated: from Python, or one compiled call an epoch.
+"""Loops over step functions: driven from Python, or compiled into one call per epoch.
 
-Both loops take a state at any step, also inside a round, to the end of its epoch and agree on the result; they
-differ in what they cost. On a GPU one call an epoch saves a dispatch a step. XLA's CPU backend runs float32
-convolutions inside a compiled loop tens of times slower (jax-ml/jax#12868). The bfloat16 ones of
-`models/convolution.py` it does not, but one call gains nothing either and answers no signal before its end, so on
-CPUs the loop is Python's.
+Both loops advance a state from any step, even inside a round, to the end of its epoch, with the same result but
+different overhead. On a GPU, one call per epoch saves a dispatch per step. XLA's CPU backend runs float32
+convolutions inside a compiled loop tens of times slower (jax-ml/jax#12868). The bfloat16 convolutions of
+`models/convolution.py` do not slow down, but one call gains nothing either and handles no signal before its end,
+so CPUs use the Python loop.
 """
 
 import dataclasses
@@ -28,10 +28,10 @@ class Steps(NamedTuple):
     """Step functions `(state, *frozen, axis) -> state`; all but the first may be None.
 
     Attributes:
-        student: a student step; it also takes `batch=`.
+        student: a student step; also takes `batch=`.
         synthesis: a synthesis step.
-        begin, finish: before the first and after the last synthesis step of a round.
-        batch: `(aux, key, step, *frozen, axis)` gives student step `step` its `batch`, from a state of its round.
+        begin, finish: run before the first and after the last synthesis step of a round.
+        batch: `(aux, key, step, *frozen, axis)` makes the `batch` of step `step`, from a state of its round.
     """
 
     student: Step
@@ -41,13 +41,13 @@ class Steps(NamedTuple):
     batch: Callable[..., Any] | None = None
 
     def compile(self, devices: Devices) -> "Steps":
-        """The same steps compiled for devices, to be called as `(state, *frozen)`."""
+        """Compiles the steps for devices; call them as `(state, *frozen)`."""
         synthesis, begin, finish = (step and devices.compile(step) for step in self[1:4])
         return Steps(devices.compile(self.student), synthesis, begin, finish)
 
 
 def distillation_steps(problem: distill_steps.Problem) -> Steps:
-    """The steps of a data-free problem, those between the phases of a round only where its method has any."""
+    """Returns the steps of a data-free problem; `begin` and `finish` are None where its method has none."""
     step = functools.partial(functools.partial, problem=problem)
     return Steps(
         step(distill_steps.student_step),
@@ -59,7 +59,7 @@ def distillation_steps(problem: distill_steps.Problem) -> Steps:
 
 
 class Epoch(NamedTuple):
-    """`rounds` times `synthesis_steps` synthesis steps and then `student_steps` student steps."""
+    """`rounds` rounds, each of `synthesis_steps` synthesis steps followed by `student_steps` student steps."""
 
     rounds: int
     synthesis_steps: int
@@ -67,23 +67,23 @@ class Epoch(NamedTuple):
 
     @property
     def steps(self) -> int:
-        """Student steps of an epoch."""
+        """Student steps per epoch."""
         return self.rounds * self.student_steps
 
     def synthesis_due(self, step: int) -> int:
-        """Synthesis steps that come before student step `step` (counted from the start of the run)."""
+        """Returns the number of synthesis steps before student step `step`, from the start of the run."""
         return (step // self.student_steps + 1) * self.synthesis_steps
 
 
 @dataclasses.dataclass(frozen=True)
 class EpochFunction:
-    """Drives states to the end of their epoch.
+    """A function that advances states to the end of their epoch.
 
     Attributes:
-        drive: `(state, *frozen, progress) -> state`, from any step. `progress(steps_in_epoch)`, student steps, is
-            called after each step of either kind (by the scan only at the end), and the Python loop stops there
-            where it returns True. Both stop where a step failed, Python's at the end of that round.
-        whole: `(state, *frozen) -> state`, from the begin of an epoch, returning before the epoch is computed;
+        drive: `(state, *frozen, progress) -> state`, from any step. Calls `progress(steps_in_epoch)`, in student
+            steps, after each step of either kind (the scan: only at the end), and the Python loop stops if that
+            returns True. After a failed step both leave the state as is; the Python loop ends after that round.
+        whole: `(state, *frozen) -> state`, from the start of an epoch; returns before the epoch is computed.
             None where Python drives the steps.
     """
 
@@ -97,15 +97,15 @@ class EpochFunction:
 def make_epoch_function(
     kind: str, epoch: Epoch, devices: Devices, parts: Steps, *, batches: int = 1
 ) -> EpochFunction:
-    """What drives replicated states to the end of their epoch.
+    """Returns the function that advances replicated states to the end of their epoch.
 
     Args:
-        kind: "python", "scan" or "auto" (Python on the CPU, scan elsewhere).
-        epoch: how the steps follow each other; without synthesis steps where `parts` has none.
-        devices: what the steps are compiled for.
-        parts: what is repeated.
-        batches: of so many student steps at a time, a divisor of those of a round, the scan computes in one call
-            what does not depend on the student: fewer and larger batches for the teacher.
+        kind: "python", "scan" or "auto" (Python on CPUs, scan elsewhere).
+        epoch: the schedule of steps; has no synthesis steps where `parts` has none.
+        devices: the steps are compiled for these.
+        parts: the step functions.
+        batches: the number of student steps, a divisor of `epoch.student_steps`, whose images and teacher outputs
+            the scan computes together, in fewer and larger batches.
     """
     python = _python_epoch(epoch, devices, parts)
     if kind == "auto":

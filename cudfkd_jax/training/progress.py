@@ -1,4 +1,4 @@
-"""What somebody who watches a run sees: a bar on a terminal, plain lines elsewhere, and TensorBoard events."""
+"""Progress of a run: a bar on a terminal, plain lines elsewhere, and TensorBoard events."""
 
 import sys
 from pathlib import Path
@@ -16,7 +16,7 @@ _SHOWN = ("synthesis_loss", "student_loss", "loss", "acc1", "agree1")
 
 
 class Progress:
-    """Shows a stage of `epochs` epochs of `steps_per_epoch` steps each, or nothing; a context manager."""
+    """Context manager that shows the progress of a stage of `epochs * steps_per_epoch` steps, if `shown`."""
 
     def __init__(
         self,
@@ -55,14 +55,14 @@ class Progress:
             self._events.close()
 
     def step(self, step: int) -> None:
-        """Moves the bar to a step, counted from the start of the run."""
+        """Moves the bar to a step counted from the start of the run."""
         if self._bar is not None:
             epoch = min(step // self._steps_per_epoch + 1, self._epochs)
             self._bar.set_description(f"{self._stage} epoch {epoch}/{self._epochs}", refresh=False)
             self._bar.update(step - self._bar.n)
 
     def epoch(self, record: Record) -> None:
-        """Shows what an epoch came to."""
+        """Shows the results of an epoch."""
         shown = {key: f"{record[key]:.4g}" for key in _SHOWN if key in record}
         if self._bar is not None:
             self._bar.set_postfix(shown)
@@ -80,7 +80,7 @@ class Progress:
             self._events.flush()
 
     def say(self, text: str) -> None:
-        """One line that neither breaks the bar nor is overwritten by it."""
+        """Prints a line without disturbing the bar."""
         if self._bar is not None:
             tqdm.write(text)
         elif self._shown:
@@ -88,7 +88,7 @@ class Progress:
 
 
 def duration(seconds: float) -> str:
-    """ "7 s", "3 min 05 s" or "2 h 10 min"."""
+    """Formats a duration as "7 s", "3 min 05 s" or "2 h 10 min"."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:
@@ -97,6 +97,6 @@ def duration(seconds: float) -> str:
 
 
 def _events(folder: Path, first_epoch: int) -> "SummaryWriter":
-    from tensorboardX import SummaryWriter  # imports PyTorch where that is installed: a second for who writes none
+    from tensorboardX import SummaryWriter  # imports PyTorch if installed, which takes a second
 
     return SummaryWriter(str(folder), purge_step=first_epoch)

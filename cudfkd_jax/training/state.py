@@ -1,4 +1,4 @@
-"""The run state, and the keys of its draws."""
+"""The run state and its random keys."""
 
 import functools
 from typing import Any
@@ -10,21 +10,21 @@ from flax import struct
 from cudfkd_jax.models.train_state import TrainState
 from cudfkd_jax.objectives.terms import Metrics
 
-# What a draw is for; folded into the root key, so that draws for different purposes share no bits.
+# Purposes of random draws, folded into the root key so that draws for different purposes share no bits.
 STUDENT_INIT, METHOD_INIT, SYNTHESIS, STUDENT, PREVIEW, ORDER, AUGMENTATION = range(7)
 BEGIN, FINISH, DROPOUT, HELD_OUT, ROLLBACK = range(7, 12)
 
 
 class RunningMetrics(struct.PyTreeNode):
-    """Metrics of one kind of step over the running epoch."""
+    """Metrics of one kind of step, accumulated over the current epoch."""
 
-    count: jax.Array  # int32, steps summed
+    count: jax.Array  # int32, number of steps summed
     total: Metrics  # sums over these steps
-    last: Metrics  # of the newest step, also where that one failed
+    last: Metrics  # those of the newest step, even if it failed
 
     @classmethod
     def zeros(cls, metrics: Any) -> "RunningMetrics":
-        """An empty tally for metrics of these shapes and dtypes."""
+        """Returns zeroed metrics of these shapes and dtypes."""
         total, last = (jax.tree.map(lambda m: jnp.zeros(m.shape, m.dtype), metrics) for _ in range(2))
         return cls(jnp.zeros((), jnp.int32), total, last)
 
@@ -36,17 +36,17 @@ class RunningMetrics(struct.PyTreeNode):
 
 
 class RunState(struct.PyTreeNode):
-    """Everything a run needs to go on.
+    """Everything a run needs to resume.
 
     Attributes:
         step: int32, student steps taken.
         synthesis_step: int32, synthesis steps taken.
-        key: the root key; every draw uses a key folded from it, a purpose and a counter.
-        student: the network that is trained.
-        aux: the method's own state, opaque.
-        synthesis, training: tallies of the running epoch.
-        failed: bool, the newest step was not finite and has been undone.
-        rollbacks: int32, how often the run has gone back to a checkpoint.
+        key: the root key; every draw folds a purpose and a counter into it.
+        student: the network being trained.
+        aux: the method's state, opaque.
+        synthesis, training: metrics of the current epoch.
+        failed: bool, whether the newest step was non-finite and has been undone.
+        rollbacks: int32, number of rollbacks to a checkpoint so far.
     """
 
     step: jax.Array
@@ -61,7 +61,7 @@ class RunState(struct.PyTreeNode):
 
     @classmethod
     def create(cls, key: jax.Array, student: TrainState, aux: Any = ()) -> "RunState":
-        """The state before the first step, with tallies of nothing."""
+        """Returns the state before the first step, with empty metrics."""
         zero = jnp.zeros((), jnp.int32)
         return cls(
             step=zero,
@@ -80,12 +80,12 @@ class RunState(struct.PyTreeNode):
 
 
 def purpose_key(key: jax.Array, purpose: int, counter: jax.Array | int = 0) -> jax.Array:
-    """The key of one draw: the root key folded with what the draw is for and with a counter."""
+    """Returns the key of one draw: the root key with the draw's purpose and a counter folded in."""
     return jax.random.fold_in(jax.random.fold_in(key, purpose), counter)
 
 
 def keep_if_finite(state: RunState, updated: RunState, metrics: Metrics, tally: str) -> RunState:
-    """`updated` where every metric is finite; else `state`, marked failed, with these metrics as its last."""
+    """Returns `updated` if all metrics are finite; else `state`, marked failed, with these metrics as its last."""
     finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(m)) for m in jax.tree.leaves(metrics)]))
     good = finite & ~state.failed
     kept: RunState = jax.tree.map(functools.partial(jnp.where, good), updated, state)

@@ -1,4 +1,4 @@
-"""Training with data: a teacher, the student from scratch, and ordinary distillation for comparison."""
+"""Training with data: a teacher, a student from scratch, and ordinary distillation for comparison."""
 
 import functools
 from typing import NamedTuple
@@ -41,15 +41,15 @@ class Distillation(NamedTuple):
 
 
 class SupervisedProblem(NamedTuple):
-    """What does not change while a network is trained on data."""
+    """The constants of a supervised training run."""
 
     network: Classifier
     optimiser: optax.GradientTransformation
-    learning_rate: optax.Schedule  # what `optimiser` follows, to report it
+    learning_rate: optax.Schedule  # the schedule inside `optimiser`, for reporting
     batch_size: int  # over all devices
-    padding: int  # pixels around an image before a random crop of its own size; 0: none
+    padding: int  # pixels added on each side before a random crop to the original size; 0: none
     flip: bool  # mirror half of the images
-    distillation: Distillation | None = None  # None: cross entropy alone
+    distillation: Distillation | None = None  # None: cross entropy only
 
 
 def init_state(
@@ -59,7 +59,7 @@ def init_state(
     *teacher_variables: Variables,
     problem: SupervisedProblem,
 ) -> RunState:
-    """The state before the first step, for a training set `images` uint8 `[N, H, W, C]`, `labels` `[N]`."""
+    """Returns the initial state for a training set: `images` uint8 `[N, H, W, C]`, `labels` `[N]`."""
     variables = problem.network.init(purpose_key(key, STUDENT_INIT), tuple(images.shape[1:]))
     state = RunState.create(key, TrainState.create(variables, problem.optimiser))
     train = functools.partial(_train, problem=problem, axis=SINGLE)
@@ -75,13 +75,13 @@ def supervised_step(
     problem: SupervisedProblem,
     axis: Axis,
 ) -> RunState:
-    """One SGD step on the next batch of the epoch's random order; the last partial batch is left out.
+    """Takes one SGD step on the next batch of the epoch's random order, which drops the last partial batch.
 
     Args:
-        state: `student` is the network that is trained.
-        images: the training set, uint8 `[N, H, W, C]`, the same on every device.
+        state: its `student` is the network being trained.
+        images: the training set, uint8 `[N, H, W, C]`, replicated on every device.
         labels: int32 `[N]`.
-        teacher_variables: one tree where `problem.distillation` is set, else none.
+        teacher_variables: one tree if `problem.distillation` is set, else none.
     """
     network, metrics = _train(state, images, labels, *teacher_variables, problem=problem, axis=axis)
     updated = state.replace(student=network, step=state.step + 1, training=state.training.add(metrics))
@@ -97,7 +97,7 @@ def _train(
     axis: Axis,
 ) -> tuple[TrainState, Metrics]:
     rows = _batch_rows(state, images.shape[0], problem.batch_size)
-    # Every device augments the whole batch, which costs little, and so draws the same crops for it.
+    # Every device augments the whole batch, which is cheap, so that the crops do not depend on the device count.
     key = purpose_key(state.key, AUGMENTATION, state.step)
     batch = random_crop_flip(key, images[rows], padding=problem.padding, flip=problem.flip)
     x, y = axis.shard(batch).astype(float) / 255, labels[axis.shard(rows)]

@@ -1,7 +1,7 @@
-"""How a stage is run: resume, epochs, evaluation, records, checkpoints.
+"""The trainer of a stage: resuming, epochs, evaluation, records, checkpoints.
 
-The same for a distilled student and for a supervised network; a stage says what its steps, its evaluation and
-its products are.
+It is the same for distilled students and supervised networks; a `Stage` supplies the steps, the evaluation and
+the callbacks.
 """
 
 import dataclasses
@@ -26,26 +26,26 @@ from cudfkd_jax.training.state import ROLLBACK, RunningMetrics, RunState, purpos
 
 METRICS, CHECKPOINTS, TENSORBOARD = "metrics.jsonl", "checkpoints", "tensorboard"
 ON_NAN = ("stop", "rollback")
-_ROLLBACKS = 3  # of a run, at most
+_ROLLBACKS = 3  # per run, at most
 
 
 class Callback:
-    """What happens beside the training of a stage; a hook that is not overridden does nothing.
+    """Hooks into the training of a stage; a hook that is not overridden does nothing.
 
-    After a crash or a rollback hooks are called again for the same epoch and overwrite what they wrote before.
+    After a crash or a rollback, hooks run again for the same epochs and overwrite their earlier output.
     """
 
     def inspects(self, epoch: int) -> bool:
-        """Whether `on_epoch_end` reads `aux` after an epoch (counted from 1), so that the next one must wait."""
+        """Returns whether `on_epoch_end` reads `aux` after `epoch` (from 1), so that the next epoch must wait."""
         del epoch
         return False
 
     def on_epoch_end(self, state: RunState, history: list[Record]) -> Sequence[str]:
-        """Called before the epoch's checkpoint is written.
+        """Runs before the epoch's checkpoint is written.
 
         Args:
             state: one copy; its `aux` is None where no callback inspects the epoch.
-            history: all records so far, that of the epoch last.
+            history: all records so far; the last is this epoch's.
 
         Returns:
             Warnings for the user.
@@ -54,34 +54,34 @@ class Callback:
         return ()
 
     def before_checkpoint(self) -> None:
-        """Called in the process that writes, before a checkpoint; a crash may follow."""
+        """Runs in the process that writes, before a checkpoint; a crash may follow."""
 
     def after_checkpoint(self) -> None:
-        """Called in the process that writes, once all epochs so far are safe."""
+        """Runs in the process that writes, once a checkpoint holds all epochs so far."""
 
     def after_restore(self, epochs: int) -> None:
-        """Called at the start and after a rollback, with the number of epochs that are safe."""
+        """Runs at the start and after a rollback, with the number of epochs restored."""
         del epochs
 
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """One training of one network.
+    """One training run of one network.
 
     Attributes:
         name: shown to the user.
-        folder: of its files: `checkpoints/`, `metrics.jsonl`, `tensorboard/`.
+        folder: holds `checkpoints/`, `metrics.jsonl` and `tensorboard/`.
         epochs, steps_per_epoch: its length.
-        images_per_step: that the trained network sees, over all devices.
-        init: makes the state before the first step; jit-compiled, and traced for the shapes of a checkpoint.
+        images_per_step: images per step for the trained network, over all devices.
+        init: returns the initial state; jit-compiled, and traced for the shapes of a checkpoint.
         run_epoch: see `loops.make_epoch_function`.
         frozen: replicated arguments of `run_epoch` after the state.
-        evaluate: begins to measure a state (one copy of it) and returns a callable that blocks until the test
-            metrics are ready; `{}` where there is nothing to measure.
-        devices: what everything above is compiled for.
+        evaluate: starts the evaluation of one copy of a state and returns a callable that blocks until the test
+            metrics are ready; these are `{}` where there is nothing to evaluate.
+        devices: everything above is compiled for these.
         callbacks: called in this order.
-        done: whether training ends with the epoch of this record, before `epochs`; None: never.
-        waits: whether each epoch is measured before the next one begins, because `evaluate` reads `aux`.
+        done: returns whether training stops early, after the epoch of this record; None: never.
+        waits: whether the next epoch waits for each evaluation, because `evaluate` reads `aux`.
     """
 
     name: str
@@ -99,26 +99,26 @@ class Stage:
     waits: bool = False
 
     def is_over(self, history: list[Record]) -> bool:
-        """Whether no epoch is left."""
+        """Returns whether training is complete."""
         return len(history) == self.epochs or bool(history and self.done and self.done(history[-1]))
 
     def inspects(self, epoch: int) -> bool:
-        """Whether an epoch must be measured and recorded before the next one may begin."""
+        """Returns whether an epoch must be evaluated and recorded before the next one may start."""
         return self.waits or self.done is not None or any(c.inspects(epoch) for c in self.callbacks)
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainerOptions:
-    """What does not change results, but those of a run whose numbers went wrong.
+    """Options that do not affect results, except those of a run with a non-finite step.
 
     Attributes:
-        evaluate_every: epochs; the last one is always evaluated.
-        checkpoint_seconds: between two checkpoints, also inside an epoch where steps are driven from Python;
-            0: at the end of every epoch. The end is always saved.
-        keep: checkpoints.
+        evaluate_every: epochs between evaluations; the last epoch is always evaluated.
+        checkpoint_seconds: time between checkpoints, also inside an epoch where Python drives the steps;
+            0: at the end of every epoch. The final state is always saved.
+        keep: number of checkpoints to keep.
         tensorboard: whether to write events.
-        on_nan: one of `ON_NAN`: whether a step that is not finite ends the run, or takes it back to its newest
-            checkpoint and on from there with another random key.
+        on_nan: one of `ON_NAN`: a non-finite step either stops the run, or rolls it back to its newest checkpoint
+            to resume from there with another random key.
     """
 
     evaluate_every: int
@@ -129,7 +129,7 @@ class TrainerOptions:
 
 
 class _NotFiniteError(Exception):
-    """A step was not finite; holds one copy of the state before it, marked as failed."""
+    """A non-finite step; holds one copy of the state before it, marked as failed."""
 
     def __init__(self, state: RunState):
         super().__init__()
@@ -137,18 +137,18 @@ class _NotFiniteError(Exception):
 
 
 def run(stage: Stage, options: TrainerOptions) -> tuple[RunState, list[Record]]:
-    """Runs a stage to its end, from its newest checkpoint where it has one.
+    """Runs a stage to its end, resuming from its newest checkpoint if it has one.
 
-    Of several processes the first one reads and writes the folder; all return the same state and metrics.
+    Only the first process reads and writes the folder; all processes return the same state and metrics.
 
     Returns:
-        One copy of the last state, and a record an epoch.
+        One copy of the final state, and one record per epoch.
 
     Raises:
-        StoppedError: Ctrl-C or SIGTERM, of any process; the state is saved.
-        RunFailedError: a metric turned NaN or infinite; the state before that step is saved, or with
-            `on_nan="rollback"` the run has gone back to a checkpoint as often as it may.
-        UserError: the checkpoints or the records cannot be used.
+        StoppedError: any process received Ctrl-C or SIGTERM; the state is saved.
+        RunFailedError: a metric or gradient became NaN or infinite; the state before that step is saved, or with
+            `on_nan="rollback"` the run has used up its rollbacks.
+        UserError: the checkpoints or records cannot be used.
     """
     state, history, damaged = _start(stage)
     _restored(stage, history)
@@ -166,7 +166,7 @@ def run(stage: Stage, options: TrainerOptions) -> tuple[RunState, list[Record]]:
     for path in damaged:
         progress.say(f"{path} is damaged and passed over")
     if first_step:
-        progress.say(f"{stage.name}: going on from step {first_step}")
+        progress.say(f"{stage.name}: resuming from step {first_step}")
     state = stage.devices.replicate(state)
     saver = _Saver(stage, options)
     with Signals() as signals, progress:
@@ -195,7 +195,7 @@ def run(stage: Stage, options: TrainerOptions) -> tuple[RunState, list[Record]]:
 
 
 def _start(stage: Stage) -> tuple[RunState, list[Record], list[str]]:
-    """The state to go on from, the records up to it, and the damaged checkpoints that were passed over."""
+    """Returns the state to resume from, the records up to it, and the damaged checkpoints skipped."""
     like = jax.eval_shape(stage.init)
 
     def read() -> dict[str, Any]:
@@ -215,17 +215,17 @@ def _start(stage: Stage) -> tuple[RunState, list[Record], list[str]]:
 def _roll_back(
     stage: Stage, options: TrainerOptions, failed: RunState, saver: "_Saver", progress: Progress
 ) -> tuple[RunState, list[Record]]:
-    """One copy of the state of the newest checkpoint, with another random key, and the records up to it.
+    """Returns one copy of the newest checkpoint's state, with another random key, and the records up to it.
 
     Raises:
-        RunFailedError: the run is to stop, or has gone back as often as it may.
+        RunFailedError: `on_nan` is "stop", or no rollback is left.
     """
     what, times = _failure(stage.name, failed), int(failed.rollbacks)
     if options.on_nan == "stop":
         saver.save(failed.replace(failed=jnp.zeros((), bool)))
         raise RunFailedError(
             f"{what}; the state before it is saved; start again with a lower learning rate in another --workdir, "
-            "or go on from here with another random key (--config.on_nan=rollback)"
+            "or resume from here with another random key (--config.on_nan=rollback)"
         )
     if times == _ROLLBACKS:
         raise RunFailedError(
@@ -244,18 +244,18 @@ def _restored(stage: Stage, history: list[Record]) -> None:
 
 
 class _Saver:
-    """Writes checkpoints and knows when the next one is due."""
+    """Writer of checkpoints that knows when the next one is due."""
 
     def __init__(self, stage: Stage, options: TrainerOptions):
         self._stage, self._options, self._saved_at = stage, options, time.monotonic()
 
     def due(self, *, at_epoch_end: bool) -> bool:
-        """Whether it is time: 0 seconds mean at the end of every epoch and only there."""
+        """Returns whether a checkpoint is due; at an interval of 0 s, only at the end of every epoch."""
         every = self._options.checkpoint_seconds
         return (every > 0 or at_epoch_end) and time.monotonic() - self._saved_at >= every
 
     def save(self, state: RunState) -> None:
-        """Writes one copy of a state between the callbacks' two hooks; one process alone does."""
+        """Writes one copy of a state, between the two callback hooks, in the first process only."""
         if processes.is_first():
             folder = self._stage.folder / CHECKPOINTS
             for callback in self._stage.callbacks:
@@ -276,14 +276,14 @@ def _run_epoch(
     watch: Watch,
     progress: Progress,
 ) -> tuple[RunState, Record, RunState, float | None]:
-    """The (rest of the) epoch, saved inside it where that is due, and its record.
+    """Runs the rest of an epoch, saving checkpoints as they fall due, and makes its record.
 
-    Where nothing stands against it, the next epoch is begun before this one is measured: devices that take whole
-    epochs at a time never wait for Python.
+    Where possible, the next epoch starts before this one is evaluated, so that devices that run whole epochs never
+    wait for Python.
 
     Args:
-        state: replicated; where `begun` is None in or before the epoch, else on its way to the end of it.
-        begun: when, on the monotonic clock.
+        state: replicated; in or before the epoch if `begun` is None, else already on its way to the end.
+        begun: start of the epoch on the monotonic clock.
         epoch: counted from 1.
 
     Returns:
@@ -308,7 +308,7 @@ def _run_epoch(
     if whole:
         state = whole(state, *stage.frozen)
     means, metrics = _means(one.synthesis) | _means(one.training), measured()
-    # Measured while the next epoch runs, an evaluation adds nothing; that epoch has run since this one ended.
+    # An evaluation that overlaps the next epoch adds no time; that epoch has been running since this one ended.
     evaluation_s = 0.0 if whole else time.monotonic() - computed
     record = {
         "epoch": epoch,
@@ -326,7 +326,7 @@ def _run_epoch(
 def _to_the_end(
     stage: Stage, state: RunState, end: int, saver: _Saver, watch: Watch, progress: Progress
 ) -> RunState:
-    """A state at step `end`, the end of its epoch, from one in or before it."""
+    """Advances a state to step `end`, the end of its epoch."""
 
     def on_step(steps_in_epoch: int) -> bool:
         progress.step(end - stage.steps_per_epoch + steps_in_epoch)
@@ -342,14 +342,14 @@ def _to_the_end(
 
 
 def _check_finite(stage: Stage, state: RunState) -> None:
-    """Waits for a replicated state and raises where a step on the way to it was not finite."""
+    """Waits for a replicated state and raises if a step on the way to it was non-finite."""
     if stage.devices.unreplicate(state.failed):
         raise _NotFiniteError(stage.devices.unreplicate(state))
 
 
 def initialise(init: Callable[[], Any]) -> Any:
     """Compiles and calls a function that runs once, such as an initialisation."""
-    # Optimising code that runs once takes XLA's CPU compiler far longer than it saves.
+    # On CPUs, optimising code that runs once costs far more compile time than it saves.
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     return jax.jit(init, compiler_options=options)()
 

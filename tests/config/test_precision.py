@@ -81,7 +81,7 @@ def test_a_given_dtype_stays(machine, tiny_config):
     assert tiny_config.compute_dtype == "float32"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_keeps_its_dtype_on_another_machine(monkeypatch, finished_run, tiny_config, tmp_path):
     tiny_config.teacher.checkpoint = str(finished_run)
     tiny_config.distill.epochs = 1

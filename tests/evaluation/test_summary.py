@@ -1,10 +1,9 @@
 """What a finished run reports."""
 
-import nets
 import numpy as np
 import pytest
 
-from cudfkd_jax.evaluation.summary import describe, distill_summary
+from cudfkd_jax.evaluation.summary import RunDescription, describe, distill_summary
 from cudfkd_jax.runtime.devices import local_devices
 
 ACC1 = [10.0, 50.0, 80.0, 90.0, 80.0]
@@ -17,8 +16,6 @@ def _record(epoch: int, acc1: float) -> dict:
 
 
 def _summary(from_epoch: int, every: int = 1) -> dict:
-    config = nets.config()
-    config.evaluation.stability_from = from_epoch
     history = [_record(epoch, acc1) for epoch, acc1 in enumerate(ACC1, 1)]
     history = [r if r["epoch"] % every == 0 or r["epoch"] == 5 else {**r} for r in history]
     for record in history:
@@ -26,7 +23,7 @@ def _summary(from_epoch: int, every: int = 1) -> dict:
             for key in ("acc1", "acc5", "agree1", "loyalty", "loyalty_released"):
                 del record[key]
     return distill_summary(
-        config=config,
+        run=RunDescription("digits", 0, "float32", "cudfkd", from_epoch),
         history=history,
         teacher={"arch": "wrn16_2", "parameters": 7, "acc1": 95.0, "acc5": 100.0},
         student={"arch": "wrn16_1", "parameters": 6},

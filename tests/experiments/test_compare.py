@@ -92,7 +92,10 @@ def test_numbers_of_the_paper():
     ("arguments", "text"),
     [
         (["--methods=all"], "the following arguments are required"),
-        (["--methods=dafl,dafi"], "unknown method 'dafi' in --methods; valid: all, cudfkd, dafl"),
+        (
+            ["--methods=dafl,dafi"],
+            "unknown method in --methods 'dafi' (did you mean 'dafl'?); valid: all, cudfkd, dafl",
+        ),
         (["--methods=dafl,dafl"], "--methods names dafl twice"),
         (["--seeds=0,x"], "--seeds=0,x must be whole numbers"),
         (["--seeds=1,1"], "--seeds names 1 twice"),
@@ -180,7 +183,7 @@ def test_a_signal_to_the_command_alone_stops_its_runs(tmp_path, monkeypatch, num
     assert not (tmp_path / "third").exists() and signal.getsignal(signal.SIGTERM) == before[0]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_methods_side_by_side(tmp_path, capsys):
     """For real: one teacher, two students, a table; and again, when everything is there already."""
     arguments = [f"--config={_TINY}", "--methods=cudfkd,dafl", "--seeds=3", f"--workdir={tmp_path}"]

@@ -355,7 +355,7 @@ def tiny_configs(tmp_path_factory):
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_figure_for_real(tmp_path, tiny_configs, finished_run, monkeypatch, capsys):
     """From the command to the picture; and again, when everything is there already."""
     script = _script("reproduce")

@@ -210,7 +210,7 @@ def test_default_workdir_tells_sweeps_apart():
     assert len(names) == 2
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_sweep_for_real(tmp_path, finished_run, capsys):
     arguments = [f"--config={_TINY}", f"--set={_LAMBDA}=2.5", f"--workdir={tmp_path}"]
     arguments += ["--config.distill.epochs=1", f"--config.teacher.checkpoint={finished_run}"]

@@ -350,7 +350,7 @@ def test_two_rounds_run_and_resume_with_the_same_bits():
     assert np.all(np.isfinite(end.aux.bank.values)) and np.any(end.aux.bank.values)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_devices_compute_what_one_computes():
     found = rounds.device_differences(__file__)
     assert found.keys() == {"synthesis", "targets", "head", "best", "pool", "bank", "student", "tallies"}

@@ -452,7 +452,7 @@ def test_torch_initialisation_is_uniform_within_one_over_the_root_of_the_inputs(
 @pytest.mark.parametrize("setting", [{"size": "Small"}, {"initialisation": "pytorch"}])
 def test_unknown_names_list_the_valid_ones(setting):
     (key, value), valid = *setting.items(), {"size": "large, small", "initialisation": "normal, torch"}
-    with pytest.raises(UserError, match=f"{key} '{value}': choose one of {valid[key]}"):
+    with pytest.raises(UserError, match=rf"generator\.{key} '{value}'.*; valid: {valid[key]}"):
         Generator((8, 8, 3), 4, **setting)
 
 

@@ -49,8 +49,14 @@ def test_a_method_has_unit_tests(method):
     assert any(re.search(rf"\b{module}\b", text) for text in texts)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("method", METHODS)
+# One whose student sees the generator's images and one whose student sees a pool; the others are a campaign.
+_OFTEN = ("cudfkd", "adi")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "method", [pytest.param(m, marks=() if m in _OFTEN else pytest.mark.slow) for m in METHODS]
+)
 def test_two_rounds_from_the_command_line_to_the_student(method, finished_run, tmp_path):
     """Trained, measured, saved, drawn; and by the same settings and seed in another process to the same bits."""
     here, there = tmp_path / "here", tmp_path / "there"

@@ -333,7 +333,7 @@ def test_any_legal_wrn_is_built():
         ("", None),
     ],
 )
-def test_unknown_and_illegal_names_list_the_valid_ones_nearest_first(name, nearest):
+def test_unknown_and_illegal_names_list_the_valid_ones_and_suggest_the_nearest(name, nearest):
     with pytest.raises(UserError) as error:
         build_classifier(name, 10)
     text = str(error.value)
@@ -341,7 +341,7 @@ def test_unknown_and_illegal_names_list_the_valid_ones_nearest_first(name, neare
     assert "\n" not in text
     assert all(valid in text for valid in MODELS)
     if nearest:
-        assert f"choose one of {nearest}, " in text
+        assert f"did you mean {nearest!r}?" in text
 
 
 @pytest.mark.parametrize(

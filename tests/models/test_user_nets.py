@@ -247,7 +247,7 @@ def _run(folder, *arguments):
     return main.main([CONFIG, "--config.distill.epochs=1", f"--workdir={folder}", *arguments])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_with_networks_of_the_users_own(tmp_path, capsys):
     """Trained, distilled, measured and exported by import path; distilled again from an Orbax checkpoint."""
     own = ("--config.teacher.module=user_nets:Plain", "--config.student.module=user_nets:UseRunningAverage")

@@ -48,7 +48,7 @@ def _digits():
     return data.splits["test"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_without_data_the_student_is_measured_on_synthetic_images_and_nothing_is_left(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     result = cudfkd_jax.distill(**_arguments())
@@ -59,7 +59,7 @@ def test_without_data_the_student_is_measured_on_synthetic_images_and_nothing_is
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_test_images_only_measure(digits, tmp_path):
     arguments = _arguments(student="wrn10_1", workdir=tmp_path / "run")
     with_data = cudfkd_jax.distill(**arguments, test=digits)
@@ -79,7 +79,7 @@ def test_a_workdir_goes_on_with_the_same_networks_only(tmp_path):
             cudfkd_jax.distill(**_arguments(workdir=tmp_path, **changes))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_function_of_jax_numpy_is_a_teacher():
     module, variables = _teacher()
     result = cudfkd_jax.distill(**_arguments(teacher=lambda x: module.apply(variables, x, train=False)))

@@ -11,7 +11,7 @@ from PIL import Image
 from cudfkd_jax.runs import stages
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_digits(tmp_path):
     config = runpy.run_path(str(Path(__file__).parents[2] / "configs" / "digits.py"))["get_config"]()
     stages.run(config, "all", tmp_path, say=print)

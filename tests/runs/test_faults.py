@@ -76,7 +76,7 @@ def test_a_kill_around_a_checkpoint_does_not_lose_the_best_student(
         assert found == expected
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="looks processes up in /proc")
 def test_runs_end_with_the_command_that_began_them(finished_run, tmp_path):
     """SIGKILL to compare.py alone, and the same command at once again."""
@@ -95,7 +95,7 @@ def test_runs_end_with_the_command_that_began_them(finished_run, tmp_path):
     assert done.returncode == 0 and "| cudfkd | 1/1 |" in done.stdout, done.stdout + done.stderr
     assert not _is_alive(child)
     said = cell.with_name("seed_0.log").read_text()
-    assert said.count("stopped by SIGTERM") == said.count("going on from step") == 1
+    assert said.count("stopped by SIGTERM") == said.count("resuming from step") == 1
 
 
 _ELSEWHERE = """
@@ -130,7 +130,7 @@ def _namespaced(*script: str, arguments=()) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_full_disk_ends_a_run_with_one_line_and_room_lets_it_go_on(finished_run, tmp_path):
     (tmp_path / "disk").mkdir()
     run = '"$PYTHON" -m cudfkd_jax.main "$@" --workdir="$disk/run"'
@@ -150,7 +150,7 @@ def test_a_full_disk_ends_a_run_with_one_line_and_room_lets_it_go_on(finished_ru
     assert "status 1\n" in first and re.search(r"^0+\d+\.sha256\.json$", first, re.MULTILINE), first
     (error,) = done.stderr.splitlines()
     assert error.startswith("cudfkd: error: ") and "No space left on device" in error and "make room" in error
-    assert "going on from step" in second and "finished" in second
+    assert "resuming from step" in second and "finished" in second
     assert weights.load_net(tmp_path / "kept/student").net.arch == "wrn10_1"
 
 
@@ -163,7 +163,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_those_before_it(tmp_path, ca
     resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
     try:
         with pytest.raises(
-            RunFailedError, match=r"000000002 cannot be written: File too large.*; mend that"
+            RunFailedError, match=r"000000002 cannot be written: File too large.*; fix that"
         ) as caught:
             checkpoint.save(tmp_path, 2, state, keep=2)
     finally:
@@ -300,6 +300,6 @@ def test_links_of_files_are_replaced_and_not_followed(run_copy, tmp_path, tiny_c
 def test_a_workdir_that_is_a_link_to_nothing_is_refused(tmp_path, tiny_config):
     (tmp_path / "link").symlink_to(tmp_path / "gone")
     for folder in (tmp_path / "link", tmp_path / "link" / "run"):
-        with pytest.raises(UserError, match=r"link is a link to .*gone, which does not exist; mend it"):
+        with pytest.raises(UserError, match=r"link is a link to .*gone, which does not exist; fix it"):
             stages.run(tiny_config, "all", folder)
     assert [path.name for path in tmp_path.iterdir()] == ["link"]

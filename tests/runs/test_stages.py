@@ -154,7 +154,7 @@ def test_distilling_reads_no_training_split(finished_run, tmp_path, tiny_config,
     assert (tmp_path / name).read_bytes() == (finished_run / name).read_bytes()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_comparisons_train_and_are_measured(run_copy, tiny_config):
     before = {name: snapshot(run_copy / name) for name in ("teacher", "student")}
     for stage in ("scratch", "kd"):

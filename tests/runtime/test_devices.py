@@ -37,7 +37,7 @@ def _differences():
     return run
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("count", COUNTS[1:])
 def test_float64_updates_are_equal(differences, kind, count):
@@ -46,7 +46,7 @@ def test_float64_updates_are_equal(differences, kind, count):
     assert max(found.values()) < 1e-9, found
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("count", COUNTS[1:])
 def test_float32_statistics_and_metrics_are_close(differences, kind, count):
@@ -55,7 +55,7 @@ def test_float32_statistics_and_metrics_are_close(differences, kind, count):
     assert found["losses"] < 1e-5, found
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("count", COUNTS[1:])
 def test_bfloat16_on_several_devices_is_that_of_one(differences, kind, count):
@@ -66,7 +66,7 @@ def test_bfloat16_on_several_devices_is_that_of_one(differences, kind, count):
     assert kind == "synthesis" or found["losses"] < 0.1, found
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_goes_on_with_another_number_of_devices(finished_run, tmp_path):
     """Saved on one device, gone on with on two, and then on one again."""
     command = [

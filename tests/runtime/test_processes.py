@@ -164,7 +164,7 @@ def _assert_same_metrics(one: Path, other: Path) -> None:
             assert b == pytest.approx(a, rel=1e-5, abs=1e-6)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_measure_what_one_measures_also_after_a_change(one, other):
     folder, _, _ = other
     assert len(_records(folder)) == EPOCHS
@@ -172,7 +172,7 @@ def test_two_processes_measure_what_one_measures_also_after_a_change(one, other)
     assert json.loads((folder / "summary.json").read_text())["devices"]["count"] == 2
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_signal_to_one_process_saves_the_state_and_ends_all(other):
     _, runs, epochs = other
     stopped = 128 + signal.SIGTERM
@@ -181,10 +181,10 @@ def test_a_signal_to_one_process_saves_the_state_and_ends_all(other):
     for (first, *_), end in zip(runs, ("stopped by SIGTERM", "stopped by SIGTERM", ""), strict=True):
         assert end in first.err
     for first, *_ in runs[1:]:
-        assert "distill: going on from step " in first.out
+        assert "distill: resuming from step " in first.out
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_first_process_alone_writes_and_talks(one, other):
     """The second one is given a folder of its own, which never comes to be (see `_run`)."""
     folder, runs, _ = other
@@ -201,14 +201,14 @@ def test_the_first_process_alone_writes_and_talks(one, other):
             assert said == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_says_nothing_of_where_it_took_place(other):
     """So that it goes on anywhere, and is measured by a process alone."""
     held = json.loads((other[0] / "config.json").read_text())
     assert not [key for key in (*held["config"], *held["results"]) if key.startswith("distributed")]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_process_that_is_killed_takes_the_other_with_it(other, tmp_path):
     teacher = f"--config.teacher.checkpoint={other[0]}"
     first, second = _run(2, tmp_path / "run", teacher, signalled=(1, signal.SIGKILL))
@@ -216,7 +216,7 @@ def test_a_process_that_is_killed_takes_the_other_with_it(other, tmp_path):
     assert first.status not in (0, -signal.SIGKILL)  # its own error, or JAX ends it
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("arguments", "own", "text"),
     [
@@ -241,7 +241,7 @@ def test_an_error_of_one_process_is_one_line_and_ends_all(tmp_path, arguments, o
     assert not folder.exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_methods_with_memories_come_to_the_same_state(tmp_path):
     """In float64; memories and pools have the same shape whatever the number of processes."""
     address = _address()

@@ -44,7 +44,7 @@ class _Peer:
         return {"synthesis step": [whole / 2], "student step": [whole / 6], "round": [whole]}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_measures_and_prints_every_kind_of_work(monkeypatch):
     monkeypatch.setattr(ceilings, "_SIZES", {"cpu": (256, 1 << 20)})
     monkeypatch.setattr(build, "devices", lambda config: ONE_DEVICE)
@@ -132,7 +132,7 @@ def test_flags_are_compared_with_none(monkeypatch, capsys):
     assert xla_flags.main(["--platform=tpu"]) == 2
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_scan_begins_where_an_epoch_does():
     """Also after single steps, which leave the counters inside a round, from where Python would drive the rest."""
     config = _tiny_config()
@@ -146,7 +146,7 @@ def test_the_scan_begins_where_an_epoch_does():
     assert not bool(run.state.failed)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_devices_share_the_batch():
     flags = " ".join(f"--{name}={str(value).lower()}" for name, value in UNOPTIMISED.items())
     settings = ["data.image_shape=(8,8,1)", "generator.width=4", "distill.student_steps=1"]

@@ -150,7 +150,7 @@ def test_pytorch_loads_safetensors_strictly(tmp_path):
     safetensors.load_model(torch_models.build("wrn16_1", 10), tmp_path / "net.safetensors", strict=True)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.skipif(not (SHARED / "teachers").exists(), reason="the teacher is not here")
 def test_a_real_teacher_has_the_accuracy_that_it_came_with():
     path = SHARED / "teachers" / "cifar10_wrn16_2.pth"
