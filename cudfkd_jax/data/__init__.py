@@ -1,6 +1,6 @@
-"""Labelled images for training teachers and for measuring; distillation itself trains on none.
+"""Labelled images for training teachers and for evaluation; distillation itself trains on none.
 
-A source is one small module with a `load(request)`; `load` below picks it by name and checks the outcome.
+A source is a small module with a `load(request)`; `load` below selects it by name and checks the data.
 """
 
 from collections.abc import Sequence
@@ -29,18 +29,19 @@ def load(
     num_classes: int,
     splits: Sequence[str],
 ) -> Dataset:
-    """Reads the asked splits, and no other, from a source.
+    """Reads the requested splits, and no others, from a source.
 
     Args:
       source: a key of SOURCES.
-      name: the data set's name, such as 'cifar10'; picks it within 'tfds' and 'archive'.
-      directory: where the data lie (a file for 'npz'); '' for 'digits', or for TFDS's own place.
-      image_shape: (H, W, C) the images must have; 'digits' are resized to it.
-      num_classes: number of classes the data must have.
+      name: the data set's name, such as 'cifar10'; selects it within 'tfds' and 'archive'.
+      directory: the location of the data (a file for 'npz'); '' for 'digits', or for TFDS's default.
+      image_shape: the required (H, W, C) of the images; 'digits' are resized to it.
+      num_classes: the required number of classes.
       splits: 'train' and/or 'test'.
 
     Raises:
-      UserError: unknown source, missing, damaged or hostile files, data unlike image_shape or num_classes.
+      UserError: the source is unknown, files are missing, damaged or hostile, or the data do not match image_shape
+        or num_classes.
     """
     choose("data.source", source, tuple(SOURCES))
     request = Request(source, name, directory, image_shape, num_classes, tuple(splits))

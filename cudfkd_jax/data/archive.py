@@ -1,7 +1,7 @@
-"""The official CIFAR archives as they lie on disk once unpacked, Python or binary version.
+"""The official CIFAR archives, unpacked, in the Python or binary version.
 
 Source: A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images" (2009),
-https://www.cs.toronto.edu/~kriz/cifar.html. torchvision unpacks the same folders.
+https://www.cs.toronto.edu/~kriz/cifar.html. torchvision unpacks to the same folders.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ _SHAPE = (32, 32, 3)
 
 @dataclasses.dataclass(frozen=True)
 class _Pickled:
-    """The Python version: dictionaries with `data`, uint8 [N, 3072] of 3 planes, and a list of labels."""
+    """The Python version: dictionaries with `data`, uint8 [N, 3072] in 3 planes, and a list of labels."""
 
     folder: str
     packed: str
@@ -33,14 +33,14 @@ class _Pickled:
         return [str(name) for name in load_arrays(path)[self.names_key]]
 
     def read(self, path: Path) -> tuple[np.ndarray, np.ndarray]:
-        """Planes, uint8 [N, 3072], and labels [N]."""
+        """Reads the planes, uint8 [N, 3072], and the labels [N]."""
         content = load_arrays(path)
         return np.asarray(content["data"]), np.asarray(content[self.labels_key])
 
 
 @dataclasses.dataclass(frozen=True)
 class _Binary:
-    """The binary version: records of label bytes, the last of which counts, and 3072 of pixels."""
+    """The binary version: records of label bytes, of which the last is used, and 3072 pixel bytes."""
 
     folder: str
     packed: str
@@ -52,7 +52,7 @@ class _Binary:
         return path.read_text().split()
 
     def read(self, path: Path) -> tuple[np.ndarray, np.ndarray]:
-        """Planes, uint8 [N, 3072], and labels [N]."""
+        """Reads the planes, uint8 [N, 3072], and the labels [N]."""
         content = np.fromfile(path, np.uint8).reshape(-1, self.label_bytes + 3072)
         return content[:, self.label_bytes :], content[:, self.label_bytes - 1]
 
@@ -99,10 +99,11 @@ _LAYOUTS: dict[str, tuple[_Pickled | _Binary, ...]] = {
 def load(request: Request) -> Dataset:
     """Reads CIFAR-10 or CIFAR-100 (its 100 fine labels) from the unpacked archive.
 
-    `request.directory` is the archive's folder, or the one that holds it.
+    `request.directory` is the archive's folder or its parent.
 
     Raises:
-      UserError: another data set, no such folder, files missing, damaged or holding more than data.
+      UserError: the data set is another one, the folder does not exist, or files are missing, damaged or contain
+        more than data.
     """
     if request.name not in _LAYOUTS:
         raise UserError(
@@ -152,7 +153,7 @@ def _read_split(layout: _Pickled | _Binary, folder: Path, split: str, num_classe
 
 
 def _guard(read: Callable[[Path], Any], path: Path) -> Any:
-    """Calls `read(path)`; a file that is missing or lacks what it should hold becomes a UserError."""
+    """Calls `read(path)` and raises UserError if the file is missing or incomplete."""
     try:
         return read(path)
     except FileNotFoundError:

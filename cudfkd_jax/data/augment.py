@@ -1,4 +1,4 @@
-"""Training augmentation of a whole batch on the device."""
+"""On-device training augmentation of a whole batch."""
 
 import math
 
@@ -9,20 +9,20 @@ _TRIES = 10
 
 
 def random_crop_flip(key: jax.Array, images: jax.Array, *, padding: int, flip: bool) -> jax.Array:
-    """Shifts each image at random over a zero border and mirrors each with probability 1/2.
+    """Shifts each image at random over a zero border and mirrors it with probability 1/2.
 
     The usual augmentation of CIFAR (He et al., "Deep Residual Learning for Image Recognition", 2016, §4.2:
     4 pixels of padding, a random crop of the original size, horizontal flips).
 
     Args:
-      key: random key; one key gives one set of crops, whatever the pixels.
+      key: random key; it determines the crops independently of the pixels.
       images: float or uint8 [B, H, W, C].
-      padding: pixels of zeros added on each side before cropping, so shifts are uniform in
-        [-padding, padding] in either direction; 0 crops nothing.
+      padding: zero pixels added on each side before cropping, so that shifts are uniform in
+        [-padding, padding] in either direction; 0 disables cropping.
       flip: whether to mirror left to right.
 
     Returns:
-      Images of the same shape and type.
+      Images of the same shape and dtype.
     """
     batch, height, width, channels = images.shape
     crop_key, flip_key = jax.random.split(key)
@@ -47,26 +47,26 @@ def random_resized_crop(
     area: tuple[float, float] = (0.25, 1.0),
     aspect_ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> jax.Array:
-    """Cuts a random box out of each image and enlarges it to the image's size; differentiable in the pixels.
+    """Crops a random box from each image and resizes it to the image's size; differentiable in the pixels.
 
-    The crop of Szegedy et al., "Going Deeper with Convolutions", 2015, §6: a box of whole pixels whose share of
-    the area is uniform and whose aspect ratio is log-uniform, drawn again (up to ten times) where it does not
-    fit, at a uniform place. The box alone is interpolated, bilinearly with pixel centres at half-integers.
+    The crop of Szegedy et al., "Going Deeper with Convolutions", 2015, §6: a box of whole pixels at a uniform
+    position, with a uniform share of the area and a log-uniform aspect ratio, redrawn (up to ten times) if it does
+    not fit. Only pixels of the box are interpolated, bilinearly with pixel centres at half-integers.
 
     Args:
-      key: random key; one key gives one set of boxes, whatever the pixels.
+      key: random key; it determines the boxes independently of the pixels.
       images: float [B, H, W, C].
-      area: least and greatest share of the image's area before the sides are rounded.
-      aspect_ratio: least and greatest width / height.
+      area: smallest and largest share of the image's area before the sides are rounded.
+      aspect_ratio: smallest and largest width / height.
 
     Returns:
-      Images of the same shape and type; whole images where none of the ten boxes fits.
+      Images of the same shape and dtype; the whole image if none of its ten boxes fits.
     """
     batch, height, width, _ = images.shape
     corners, sides = _boxes(key, batch, height, width, area, aspect_ratio)
     rows = _bilinear_weights(corners[:, 0], sides[:, 0], height, images.dtype)
     columns = _bilinear_weights(corners[:, 1], sides[:, 1], width, images.dtype)
-    # Pixels in full precision: accelerators would round the factors of a default matrix product.
+    # Full precision: accelerators would round the pixels in a default matrix product.
     return jnp.einsum("bij,bjkc,blk->bilc", rows, images, columns, precision=jax.lax.Precision.HIGHEST)
 
 
@@ -78,7 +78,7 @@ def _boxes(
     area: tuple[float, float],
     aspect_ratio: tuple[float, float],
 ) -> tuple[jax.Array, jax.Array]:
-    """Random boxes as int32 (top, left) and (height, width), `[batch, 2]` each."""
+    """Draws random boxes as int32 (top, left) and (height, width), `[batch, 2]` each."""
     area_key, ratio_key, corner_key = jax.random.split(key, 3)
     pixels = height * width * jax.random.uniform(area_key, (batch, _TRIES), minval=area[0], maxval=area[1])
     low, high = (math.log(ratio) for ratio in aspect_ratio)
@@ -92,7 +92,7 @@ def _boxes(
 
 
 def _bilinear_weights(start: jax.Array, side: jax.Array, size: int, dtype: jnp.dtype) -> jax.Array:
-    """By output and input pixel, the weights that stretch a box's side over all of it, `[B, size, size]`."""
+    """Computes the weights that stretch a box's side to `size`, by output and input pixel, `[B, size, size]`."""
     pixels = jnp.arange(size, dtype=dtype)
     start, side = start[:, None].astype(dtype), side[:, None].astype(dtype)
     sources = start + jnp.clip((pixels + 0.5) * (side / size) - 0.5, 0, side - 1)

@@ -1,4 +1,4 @@
-"""What every data source takes and returns, and the checks they share."""
+"""The request and result types of data sources, and their shared checks."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -24,13 +24,13 @@ class Split(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """The splits that were asked for, and what they share.
+    """The requested splits and their common properties.
 
     Attributes:
-      num_classes: number of classes the labels may take.
-      classes: class names in label order; empty where the source has none.
+      num_classes: number of classes.
+      classes: class names in label order; empty if the source has none.
       image_shape: (H, W, C) of every image.
-      splits: 'train' and/or 'test', no other and none that was not asked for.
+      splits: the requested ones of 'train' and 'test'.
     """
 
     num_classes: int
@@ -41,7 +41,7 @@ class Dataset:
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What is asked of a source; the fields are the arguments of `cudfkd_jax.data.load`."""
+    """A request to a source; the fields are the arguments of `cudfkd_jax.data.load`."""
 
     source: str
     name: str
@@ -51,10 +51,10 @@ class Request:
     splits: tuple[str, ...]
 
     def path(self) -> Path:
-        """The place `directory` names.
+        """Returns `directory` as a path.
 
         Raises:
-          UserError: `directory` is empty or names nothing on disk.
+          UserError: `directory` is empty or does not exist.
         """
         if not self.directory:
             raise UserError(f"data.source={self.source} needs a place to read: set --config.data.dir=PATH")
@@ -68,7 +68,7 @@ Loader = Callable[[Request], Dataset]
 
 
 def one_line(error: Exception) -> str:
-    """The text of an exception from a library without its line breaks, or its type where it has none."""
+    """Returns a library exception's text on one line, or its type if the text is empty."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
@@ -92,13 +92,13 @@ def check_image_shape(found: Sequence[int | None], request: Request, where: obje
 
 
 def make_split(images: np.ndarray, labels: np.ndarray, num_classes: int, where: object) -> Split:
-    """Checks arrays that came from a file.
+    """Checks arrays read from a file and returns them as a split.
 
     Args:
-      images: to be uint8 [N, H, W, C] with N > 0.
-      labels: to be integers [N] in [0, num_classes), of any integer type.
+      images: expected to be uint8 [N, H, W, C] with N > 0.
+      labels: expected to be integers [N] in [0, num_classes), of any integer type.
       num_classes: number of classes.
-      where: named in the message, the file or folder.
+      where: the file or folder, for the error message.
 
     Raises:
       UserError: the arrays are anything else.

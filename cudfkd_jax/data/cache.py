@@ -1,4 +1,4 @@
-"""Decoded images kept in the user's cache directory."""
+"""A cache of decoded images in the user's cache directory."""
 
 import hashlib
 import os
@@ -12,16 +12,16 @@ import numpy as np
 def cached_images(
     identity: str, version: str, shape: tuple[int, ...], build: Callable[[], np.ndarray]
 ) -> np.ndarray:
-    """Reads images from the cache, or builds and keeps them.
+    """Reads images from the cache, or builds and caches them.
 
-    Each identity has one file, so that data that change replace their old images instead of piling up.
-    A missing, stale or damaged file is built anew; a cache that cannot be written is no error.
+    Each identity has one file, so that changed data replace their old images instead of accumulating. A missing,
+    stale or damaged file is rebuilt; a failed write is ignored.
 
     Args:
-      identity: says which images these are, such as the folder and split they come from.
-      version: changes whenever they do, such as a digest of the files' names, sizes and times.
+      identity: identifies the images, for example by their folder and split.
+      version: changes with the images, for example a digest of the files' names, sizes and times.
       shape: the shape of the images.
-      build: makes them, uint8 of that shape.
+      build: returns the images, uint8 of that shape.
 
     Returns:
       uint8 array of that shape.
@@ -46,20 +46,20 @@ def _cache_directory() -> Path:
 
 
 def _read(path: Path, version: str, shape: tuple[int, ...]) -> np.ndarray | None:
-    """The images kept under that version, or None."""
+    """Returns the images cached under that version, or None."""
     try:
         with np.load(path, allow_pickle=False) as archive:
             if str(archive["version"]) != version:
                 return None
-            images = archive["images"]  # the zip's checksum finds flipped bits
-    # A damaged zip raises errors of many types, and the answer to all is the same.
+            images = archive["images"]  # the zip's checksum detects flipped bits
+    # A damaged zip raises errors of many types, all handled alike.
     except Exception:
         return None
     return images if images.dtype == np.uint8 and images.shape == shape else None
 
 
 def _write(path: Path, version: str, images: np.ndarray) -> None:
-    """Writes under a temporary name first: a reader sees the old file or the new one, never half of it."""
+    """Writes atomically, through a temporary name: a reader sees the old file or the new one."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as directory:
@@ -67,4 +67,4 @@ def _write(path: Path, version: str, images: np.ndarray) -> None:
             np.savez(temporary, version=np.array(version), images=images)
             temporary.replace(path)
     except OSError:
-        pass  # a full or read-only disk costs the next run its time, no more
+        pass  # without a cache file the next run only decodes again

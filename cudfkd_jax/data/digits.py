@@ -1,19 +1,19 @@
-"""scikit-learn's handwritten digits: 1,797 real images of 8x8 that come with the package, no download."""
+"""scikit-learn's handwritten digits: 1,797 real 8x8 images, shipped with the package without a download."""
 
 import numpy as np
 
 from cudfkd_jax.data.base import Dataset, Request, make_split
 
-_MAX_INTENSITY = 16  # the images count the ink pixels of 4x4 blocks
+_MAX_INTENSITY = 16  # a pixel counts the ink pixels of a 4x4 block
 _SPLIT_SEED = 0
 _TEST_FRACTION = 0.2
 
 
 def load(request: Request) -> Dataset:
-    """Reads the digits as grey images resized bilinearly to the asked height and width.
+    """Reads the digits as grey images resized bilinearly to the requested height and width.
 
-    The 80/20 split is stratified and always the same, whatever the seed of a run: each class gives a fifth of
-    its images, rounded, to 'test'.
+    The 80/20 split is stratified and independent of a run's seed: a fifth of each class's images, rounded, goes to
+    'test'.
     """
     from PIL import Image
     from sklearn.datasets import load_digits
@@ -39,8 +39,8 @@ def load(request: Request) -> Dataset:
 
 
 def _test_mask(labels: np.ndarray) -> np.ndarray:
-    """Bool [N], True for the images of the test split; labels are integers [N]."""
-    # RandomState's stream is frozen, default_rng's is not: the split must survive NumPy's versions.
+    """Returns the mask of the test split, bool [N], from integer labels [N]."""
+    # RandomState's stream is frozen, default_rng's is not: the split must not depend on NumPy's version.
     random = np.random.RandomState(_SPLIT_SEED)
     mask = np.zeros(len(labels), bool)
     for label in np.unique(labels):

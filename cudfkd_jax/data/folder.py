@@ -1,4 +1,4 @@
-"""A folder of images: train/<class>/*, test/<class>/* (or val/), and Tiny ImageNet as its archive unpacks."""
+"""A folder of images: train/<class>/*, test/<class>/* (or val/), or the unpacked archive of Tiny ImageNet."""
 
 import hashlib
 import os
@@ -28,12 +28,12 @@ class _Image(NamedTuple):
 def load(request: Request) -> Dataset:
     """Reads JPEG and PNG images; the classes are the sorted names of the class folders.
 
-    The labels follow the folders of train/, of which only the names are read when no training split is asked
-    for. Decoded images are kept in the user's cache directory, never in the folder.
+    The labels follow the folders of train/, of which only the names are read if the training split is not
+    requested. Decoded images are cached in the user's cache directory, never in the folder.
 
     Raises:
-      UserError: no images, fewer than two classes, class folders that differ between the splits, an image
-        that cannot be read or has another size than request.image_shape.
+      UserError: there are no images or fewer than two classes, class folders differ between the splits, or an
+        image cannot be read or does not match request.image_shape.
     """
     root = request.path().resolve()
     classes = _class_names(root)
@@ -65,7 +65,7 @@ def _load_split(request: Request, root: Path, split: str, classes: list[str]) ->
 
 
 def _split_folder(root: Path, split: str) -> Path:
-    """The split's folder; val/ stands for a missing test/ and for Tiny ImageNet's, which has no labels."""
+    """Returns the split's folder; val/ replaces a missing test/ and Tiny ImageNet's, which has no labels."""
     val = root / "val"
     if split == "test" and (_is_annotated(val) or (val.is_dir() and not (root / "test").is_dir())):
         return val
@@ -79,7 +79,7 @@ def _is_annotated(folder: Path) -> bool:
 
 
 def _class_names(root: Path) -> list[str]:
-    """All classes in label order, from names of folders or Tiny ImageNet's lists; opens no image."""
+    """Returns all classes in label order, from folder names or Tiny ImageNet's lists, without opening an image."""
     if (root / "train").is_dir():
         return _subfolders(root / "train")
     folder = _split_folder(root, "test")
@@ -91,7 +91,7 @@ def _class_names(root: Path) -> list[str]:
 
 
 def _list_by_class(folder: Path, classes: list[str]) -> Iterator[_Image]:
-    """The images of <class>/ or <class>/images/, by class and name."""
+    """Yields the images of <class>/ or <class>/images/, by class and name."""
     differing = sorted(set(classes) ^ set(_subfolders(folder)))
     if differing:
         raise UserError(
@@ -108,8 +108,8 @@ def _list_by_class(folder: Path, classes: list[str]) -> Iterator[_Image]:
 
 
 def _list_annotated(folder: Path, classes: list[str]) -> Iterator[_Image]:
-    """The images of Tiny ImageNet's val/images, in the order of its annotations."""
-    # Looking the names up in a listing keeps those with '..' or '/' from leading out of the folder.
+    """Yields the images of Tiny ImageNet's val/images, in the order of its annotations."""
+    # Looking up names in a listing keeps '..' or '/' from escaping the folder.
     entries = {entry.name: entry for entry in _image_entries(folder / "images")}
     labels = {name: label for label, name in enumerate(classes)}
     for file_name, name in _annotations(folder):
@@ -121,7 +121,7 @@ def _list_annotated(folder: Path, classes: list[str]) -> Iterator[_Image]:
 
 
 def _annotations(folder: Path) -> Iterator[tuple[str, str]]:
-    """Pairs of file name and class."""
+    """Yields pairs of file name and class."""
     for line in (folder / _ANNOTATIONS).read_text(errors="replace").splitlines():
         fields = line.split("\t")
         if len(fields) < 2:
@@ -137,7 +137,7 @@ def _image(entry: os.DirEntry, label: int) -> _Image:
 def _image_entries(folder: Path) -> list[os.DirEntry]:
     with os.scandir(folder) as entries:
         found = [entry for entry in entries if entry.name.lower().endswith(_SUFFIXES)]
-    # Names with a dot in front are what macOS and editors leave beside the images.
+    # macOS and editors leave dot files beside the images.
     return sorted((e for e in found if not e.name.startswith(".")), key=lambda entry: entry.name)
 
 

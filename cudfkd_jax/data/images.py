@@ -1,4 +1,4 @@
-"""Encoded images to one array, in parallel."""
+"""Parallel decoding of images to one array."""
 
 import os
 import warnings
@@ -12,27 +12,27 @@ from cudfkd_jax.data.base import one_line
 from cudfkd_jax.runtime.errors import UserError
 
 _FORMATS = ("JPEG", "PNG")
-_BLOCK = 256  # images a task: less makes the threads quarrel over the interpreter's lock
+_BLOCK = 256  # images per task; smaller blocks make the threads contend for the GIL
 _MODES = {1: "L", 3: "RGB"}
 
 
 def decode_images(
     count: int, open_image: Callable[[int], tuple[str, str | BinaryIO]], image_shape: tuple[int, int, int]
 ) -> np.ndarray:
-    """Decodes JPEG and PNG images with Pillow, converted to grey or RGB by the number of channels.
+    """Decodes JPEG and PNG images with Pillow and converts them to grey or RGB by the number of channels.
 
     Args:
       count: number of images N.
-      open_image: maps 0..N-1 to the image's name for messages and its path or open binary file; called from
-        several threads.
+      open_image: maps 0..N-1 to the image's name for messages and its path or open binary file; must be
+        thread-safe.
       image_shape: (H, W, C), C 1 or 3.
 
     Returns:
       uint8 [N, H, W, C].
 
     Raises:
-      UserError: an image that cannot be decoded, or of another size; it is measured before its pixels are
-        decoded, so an image bomb costs nothing.
+      UserError: an image cannot be decoded or has another size; the size is checked before its pixels are decoded,
+        so an image bomb is harmless.
     """
     from PIL import Image
 
@@ -55,7 +55,7 @@ def decode_images(
                 images[index] = np.asarray(image.convert(_MODES[channels])).reshape(image_shape)
         except UserError:
             raise
-        # Pillow's decoders fail on damaged files with errors of many types.
+        # Pillow's decoders raise errors of many types on damaged files.
         except Exception as error:
             raise UserError(f"cannot read the image {name}: {one_line(error)}; replace or remove it") from error
 

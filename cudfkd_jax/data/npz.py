@@ -1,4 +1,4 @@
-"""An .npz file with x_train, y_train, x_test and y_test; object arrays are refused, nothing is unpickled."""
+"""An .npz file with x_train, y_train, x_test and y_test; object arrays are refused and nothing is unpickled."""
 
 import math
 import zipfile
@@ -16,10 +16,10 @@ _MAX_DEFLATE_RATIO = 1032  # deflate packs at most 258 bytes into 2 bits
 def load(request: Request) -> Dataset:
     """Reads x_<split>, uint8 [N, H, W, C] or [N, H, W], and y_<split>, integers [N] or [N, 1].
 
-    `request.directory` is the file, or a folder that holds `<name>.npz`. The file has no class names.
+    `request.directory` is the file, or a folder that contains `<name>.npz`. The file has no class names.
 
     Raises:
-      UserError: no .npz file, keys missing, or arrays of other types or shapes.
+      UserError: the file is not an .npz file, keys are missing, or arrays have other dtypes or shapes.
     """
     path = request.path()
     if path.is_dir():
@@ -43,12 +43,12 @@ def load(request: Request) -> Dataset:
 def _open(path: Path) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(path)
-    except Exception as error:  # its directory can be damaged in many ways
+    except Exception as error:  # a damaged zip directory raises errors of many types
         raise UserError(f"{path} is damaged: {one_line(error)}; save the file again") from error
 
 
 def _read(archive: zipfile.ZipFile, path: Path, key: str) -> np.ndarray:
-    """Reads one array whose declared size is that of the data that are really there."""
+    """Reads one array after checking its declared size against the actual data."""
     try:
         member = archive.getinfo(f"{key}.npy")
     except KeyError:
@@ -74,13 +74,13 @@ def _read(archive: zipfile.ZipFile, path: Path, key: str) -> np.ndarray:
             return np.lib.format.read_array(file, allow_pickle=False)
     except UserError:
         raise
-    # zipfile and NumPy answer damage with errors of many types.
+    # zipfile and NumPy raise errors of many types on damaged files.
     except Exception as error:
         raise UserError(f"{path}: cannot read {key}: {one_line(error)}; save the file again") from error
 
 
 def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
-    """Shape and dtype that an .npy stream declares; leaves the stream after the header."""
+    """Reads the shape and dtype that an .npy stream declares and leaves the stream after the header."""
     version = np.lib.format.read_magic(file)
     if version == (1, 0):
         shape, _, dtype = np.lib.format.read_array_header_1_0(file)

@@ -1,7 +1,7 @@
-"""Pickled arrays without the danger of pickle: its code is never NumPy's nor anybody else's.
+"""A safe reader of pickled arrays, which calls no code that the file names.
 
-A pickle may name any callable and have it called. This reader knows three names, those by which an array is
-rebuilt, and gives plain stand-ins for them; NumPy's own would trust sizes and object pointers in the file.
+A pickle may name and call any callable. This reader accepts only three names, those that rebuild an array, and
+replaces them with plain stand-ins, because NumPy's originals trust sizes and object pointers in the file.
 """
 
 import io
@@ -19,7 +19,7 @@ _NUMBERS = re.compile("b1|[iuf][1248]")
 
 
 class _DType:
-    """Stands for `numpy.dtype(code, align, copy)`; numbers only."""
+    """A stand-in for `numpy.dtype(code, align, copy)`, restricted to numbers."""
 
     def __init__(self, code: str, *_: object):
         if not _NUMBERS.fullmatch(code):
@@ -31,21 +31,21 @@ class _DType:
 
 
 class _Array:
-    """Stands for the empty array that `_reconstruct(ndarray, (0,), b'b')` returns before its state is set."""
+    """A stand-in for the empty array that `_reconstruct(ndarray, (0,), b'b')` returns before its state is set."""
 
     def __init__(self, *_: object):
         self.value = np.empty(0, np.uint8)
 
     def __setstate__(self, state: tuple) -> None:
         _, shape, dtype, fortran_order, raw = state
-        if isinstance(raw, str):  # Python 2 wrote bytes and text alike
+        if isinstance(raw, str):  # Python 2 did not distinguish bytes from text
             raw = raw.encode("latin-1")
         self.value = np.frombuffer(raw, dtype.dtype).reshape(shape, order="F" if fortran_order else "C")
 
 
 _STAND_INS = {
     ("numpy", "dtype"): _DType,
-    ("numpy", "ndarray"): None,  # only ever an argument
+    ("numpy", "ndarray"): None,  # never called, only passed as an argument
     ("numpy.core.multiarray", "_reconstruct"): _Array,
     ("numpy._core.multiarray", "_reconstruct"): _Array,  # its name since NumPy 2
 }
@@ -62,14 +62,14 @@ def load_arrays(path: Path) -> dict[str, Any]:
     """Reads a pickled dictionary of arrays, lists, strings and numbers, written by Python 2 or 3.
 
     Raises:
-      UserError: the file is damaged, or holds anything else, of which nothing was run.
-      OSError: it cannot be read.
+      UserError: the file is damaged or contains anything else, none of which is executed.
+      OSError: the file cannot be read.
     """
     data = path.read_bytes()
     try:
         content = _Unpickler(io.BytesIO(data), encoding="latin-1").load()
         items = dict(content)
-    # The opcodes of a damaged or hostile file fail in many ways.
+    # The opcodes of a damaged or hostile file raise errors of many types.
     except Exception as error:
         raise UserError(
             f"{path} is damaged or holds more than arrays, lists, strings and numbers ({one_line(error)}): "

@@ -25,13 +25,13 @@ _LOCAL = (
 
 
 def load(request: Request) -> Dataset:
-    """Reads the features `image` and `label` of a data set, prepared before or, where TensorFlow is, now.
+    """Reads the features `image` and `label` of a data set, which TensorFlow, if installed, prepares when missing.
 
     `request.directory` is TFDS's data_dir; '' is its default, $TFDS_DATA_DIR or ~/tensorflow_datasets.
 
     Raises:
-      UserError: unknown data set, one prepared in a format without random access, not prepared and no
-        TensorFlow to do so, or a failed download.
+      UserError: the data set is unknown, prepared in a format without random access, or not prepared while
+        TensorFlow is not installed, or the download fails.
     """
 
     builder = _prepared_builder(request)
@@ -58,11 +58,11 @@ def _read_split(request: Request, split: str, builder: Any, where: str) -> Split
             split=split,
             data_dir=request.directory or None,
             download=False,
-            # Pillow decodes below, in parallel; TFDS does so one by one.
+            # Pillow decodes below, in parallel; TFDS decodes sequentially.
             decoders={"image": tfds.decode.SkipDecoding()},
         )
         examples = source.__getitems__(range(len(source)))
-    # The reader reports missing and damaged files as errors of many types.
+    # The reader raises errors of many types on missing and damaged files.
     except Exception as error:
         raise UserError(f"cannot read {split} of {where} ({one_line(error)}): prepare it again") from error
 
@@ -75,7 +75,7 @@ def _read_split(request: Request, split: str, builder: Any, where: str) -> Split
 
 
 def _prepared_builder(request: Request) -> Any:
-    """The builder of a data set that lies on disk in a format with random access."""
+    """Returns the builder of a data set prepared on disk in a format with random access."""
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core import file_adapters
 
@@ -99,7 +99,7 @@ def _prepared_builder(request: Request) -> Any:
 
 
 def _repreparation(name: str, data_dir: str) -> str:
-    """The command that prepares a data set a second time, next to the first and from its downloads."""
+    """Returns the command that prepares a data set a second time, beside the first and from its downloads."""
     target = f"{data_dir.rstrip('/')}_array_record"
     code = (
         f"import tensorflow_datasets as tfds; tfds.builder({name!r}, data_dir={target!r}, "
@@ -112,7 +112,7 @@ def _repreparation(name: str, data_dir: str) -> str:
 
 
 def _prepare(request: Request) -> None:
-    """Downloads the data set and writes it as array_record, which takes TensorFlow to encode the images."""
+    """Downloads the data set and writes it as array_record, which needs TensorFlow to encode the images."""
     import tensorflow_datasets as tfds
 
     if importlib.util.find_spec("tensorflow") is None:
@@ -123,7 +123,7 @@ def _prepare(request: Request) -> None:
     try:
         builder = tfds.builder(request.name, data_dir=request.directory or None, file_format="array_record")
         builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
-    # Downloading and generating fail in as many ways as networks and builders do.
+    # Downloading and generating raise errors of many types.
     except Exception as error:
         raise UserError(
             f"cannot download and prepare {request.name} ({one_line(error)}): try again, {_LOCAL}"

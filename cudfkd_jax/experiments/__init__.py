@@ -1,1 +1,1 @@
-"""Many runs: their plan, their launcher, comparisons, sweeps and timing."""
+"""Sets of runs: planning, launching, comparisons, sweeps and timing."""

@@ -1,4 +1,4 @@
-"""Fitting a distillation into the time that there is."""
+"""Shortening a distillation to a time budget."""
 
 from ml_collections import ConfigDict
 
@@ -9,19 +9,19 @@ _IN_EPOCHS = (("memory", "every_epochs"), ("evaluation", "stability_from"), ("lo
 
 
 def fit(config: ConfigDict, seconds: float, pace: Pace) -> float:
-    """Shortens a data-free run, in place, to what fits into `seconds`; a run that fits stays as it is.
+    """Shortens a data-free run, in place, to fit into `seconds`; a run that fits is unchanged.
 
     All schedules are compressed with the run, so that they pass through the same values: λ(t) and α_adv(t) get
     steeper slopes; the cosine of the learning rate and the ends of the ramp follow the number of epochs. Epochs
     keep their length unless fewer than 20 would fit; then they get shorter.
 
     Args:
-        config: of the run.
-        seconds: until the last step is done.
-        pace: measured with this configuration; evaluation, checkpoints and reports come on top.
+        config: the run's configuration.
+        seconds: the time budget up to the last step.
+        pace: the pace measured with this configuration, without evaluation, checkpoints and reports.
 
     Returns:
-        The share of the configuration's steps that is left, in (0, 1].
+        The remaining share of the configuration's steps, in (0, 1].
     """
     d, rounds = config.distill, config.distill.epochs * config.distill.rounds_per_epoch
     round_s = pace.epoch_s / d.rounds_per_epoch

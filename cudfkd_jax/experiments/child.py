@@ -1,9 +1,9 @@
-"""A run that another command began, stopped as by SIGTERM when that command is gone.
+"""A run started by another command, which stops as on SIGTERM when that command ends.
 
     python -m cudfkd_jax.experiments.child --config=FILE --stage=STAGE [--config.KEY=VALUE] --workdir=FOLDER
 
-Standard input is a pipe whose other end the command holds and nobody else, so that it ends with the command
-however that ends, SIGKILL among the ways.
+Standard input is a pipe whose other end only that command holds, so that it closes when the command ends, even
+by SIGKILL.
 """
 
 import os
@@ -19,7 +19,7 @@ from cudfkd_jax.runtime import allocator, cli
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Does what the arguments say and returns the exit status; errors become one line on stderr."""
+    """Runs the command line and returns its exit status; see `cli.guard`."""
     return cli.guard(_run, arguments, __doc__ or "")
 
 
@@ -36,7 +36,7 @@ def _run(arguments: Sequence[str]) -> None:
 
 
 def stop_at_end_of(descriptor: int) -> None:
-    """Sends this process SIGTERM when all is read from a file descriptor; returns at once."""
+    """Sends this process SIGTERM at the end of a file descriptor; returns immediately."""
     threading.Thread(target=_wait_for_end, args=(descriptor,), daemon=True).start()
 
 

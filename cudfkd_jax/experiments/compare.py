@@ -1,4 +1,4 @@
-"""Methods side by side: the same teacher, student, epochs and metrics, several seeds, one table."""
+"""Comparison of methods with the same teacher, student, epochs and metrics over several seeds, in one table."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -41,19 +41,19 @@ def compare(
 
     Args:
         file: a configuration file, with arguments after a colon but without `method=`.
-        methods: of `METHODS`.
-        seeds: of the students; the teacher's is the configuration's.
-        folder: `teacher/` is the run of the teacher unless the configuration names a trained one,
-            `<method>/seed_<n>/` those of the students. Finished runs are kept, others gone on with.
+        methods: names from `METHODS`.
+        seeds: seeds of the students; the teacher takes the configuration's.
+        folder: receives the teacher's run in `teacher/`, unless the configuration names a trained one, and the
+            students' in `<method>/seed_<n>/`. Finished runs are kept, others resume.
         overrides: `--config.key=value` for every run.
-        jobs: runs at a time.
-        say: told what a user should read.
+        jobs: number of concurrent runs.
+        say: prints messages for the user.
 
     Returns:
-        What the runs came to, in the order of methods and seeds.
+        The outcomes, in the order of methods and seeds.
 
     Raises:
-        UserError: before anything is begun.
+        UserError: an argument is wrong; raised before any run starts.
     """
     base = loading.load_checked(file, overrides)
     validate.check_one_process(base, "a comparison")
@@ -102,7 +102,7 @@ def _planned(wanted: RunSpec, folder: Path, teacher: Job | None, checkpoint: str
 
 
 def write_table(folder: Path, methods: Sequence[str], outcomes: Sequence[Outcome]) -> str:
-    """Writes `table.md` and `table.csv` and returns the first: a line a method, mean ± deviation over seeds."""
+    """Writes `table.md` and `table.csv` and returns the former: per method, mean ± deviation over seeds."""
     columns = known(COLUMNS, outcomes)
     rows = []
     for method in methods:
@@ -118,10 +118,10 @@ def write_table(folder: Path, methods: Sequence[str], outcomes: Sequence[Outcome
 
 
 def parse_methods(text: str) -> tuple[str, ...]:
-    """`all`, or names separated by commas.
+    """Parses `all` or method names separated by commas.
 
     Raises:
-        UserError: a name is unknown, none is given or one twice.
+        UserError: there is no name, or one is unknown or repeated.
     """
     names = METHODS if text == "all" else tuple(text.split(","))
     for name in names:

@@ -1,6 +1,6 @@
-"""Many runs, each a process of its own: one after another or a few at a time, resumable, failures kept apart.
+"""Launching of runs in separate processes: sequential or concurrent, resumable, with isolated failures.
 
-A run ends with the process that began it: it is stopped and saves its state, also where that one was killed.
+When the parent process ends, even if it is killed, its runs save their states and stop.
 """
 
 import concurrent.futures
@@ -25,18 +25,18 @@ from cudfkd_jax.training.progress import duration
 
 T = TypeVar("T")
 
-_PATIENCE_S = 60.0  # with a run that the command before this one has left behind, and that is being stopped
+_PATIENCE_S = 60.0  # for a run of an earlier command to stop
 
 
 class Job(NamedTuple):
     """One run.
 
     Attributes:
-        name: shown to the user.
-        folder: its workdir; its output goes to a file beside it, `<folder>.log`.
-        arguments: of the command line, without `--workdir`.
-        part: the folder in the workdir in which its stage leaves what it came to; "" for a distilled student.
-        recorded: the folder keeps what an earlier run came to and nothing else, and is not written to.
+        name: the name shown to the user.
+        folder: its workdir; its output goes to `<folder>.log` beside it.
+        arguments: the command line without `--workdir`.
+        part: the workdir's subfolder with the results of its stage; "" for a distilled student.
+        recorded: whether the folder contains only an earlier run's results, and is read-only.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Job(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What a run came to: its `summary.json`, or the line that says why there is none."""
+    """The outcome of a run: its `summary.json`, or an error message."""
 
     cell: Job
     summary: dict[str, Any] | None
@@ -55,15 +55,15 @@ class Outcome(NamedTuple):
 
 
 def run_cells(cells: Sequence[Job], *, jobs: int = 1, say: Callable[[str], None] = print) -> list[Outcome]:
-    """Runs what is not finished yet; a run that fails does not keep the others from running.
+    """Runs the unfinished jobs; a failed run does not affect the others.
 
     Args:
-        cells: in the order in which they are begun and returned.
-        jobs: how many run at a time, on the same devices.
-        say: told what a user should read.
+        cells: the jobs, in the order in which they start and are returned.
+        jobs: number of concurrent runs, on the same devices.
+        say: prints messages for the user.
 
     Raises:
-        KeyboardInterrupt, StoppedError: Ctrl-C or SIGTERM; the runs have saved their state.
+        KeyboardInterrupt, StoppedError: on Ctrl-C or SIGTERM, after the runs have saved their states.
     """
     waiting = [cell for cell in cells if not finished(cell)]
     if len(waiting) < len(cells):
@@ -84,7 +84,7 @@ def run_cells(cells: Sequence[Job], *, jobs: int = 1, say: Callable[[str], None]
         try:
             outcomes = dict(zip(waiting, pool.map(run, waiting), strict=True))
         except (KeyboardInterrupt, StoppedError):
-            held.close()  # stops them; the pool waits until they are gone
+            held.close()  # stops the runs; the pool waits for them
             raise
     for cell in cells:
         if cell not in waiting and not cell.part and not cell.recorded:
@@ -93,10 +93,10 @@ def run_cells(cells: Sequence[Job], *, jobs: int = 1, say: Callable[[str], None]
 
 
 def check_finished(outcomes: Sequence[Outcome]) -> None:
-    """Says at the end of a command that not every run has come to its own.
+    """Raises if any run failed.
 
     Raises:
-        RunFailedError: some have not.
+        RunFailedError: at least one run has no summary.
     """
     failed = sum(outcome.summary is None for outcome in outcomes)
     if failed:
@@ -104,12 +104,12 @@ def check_finished(outcomes: Sequence[Outcome]) -> None:
 
 
 def finished(cell: Job) -> bool:
-    """Whether a run has come to its end."""
+    """Returns whether a run is finished."""
     return (cell.folder / cell.part / SUMMARY).exists()
 
 
 def read_summary(cell: Job) -> dict[str, Any]:
-    """What a finished run wrote.
+    """Reads the summary of a finished run.
 
     Raises:
         UserError: the file is damaged.
@@ -122,11 +122,11 @@ def read_summary(cell: Job) -> dict[str, Any]:
 
 
 def elsewhere(function: Callable[..., T], *arguments: Any) -> T:
-    """Calls a function of a module in a process of its own, which takes devices and memory with it when it ends.
+    """Calls a module-level function in a separate process, which frees its devices and memory on exit.
 
     Raises:
-        RunFailedError: the process came to no end of its own.
-        Exception: what the function raises.
+        RunFailedError: the process was killed.
+        Exception: any error of the function.
     """
     spawn = multiprocessing.get_context("spawn")
     try:
@@ -137,7 +137,7 @@ def elsewhere(function: Callable[..., T], *arguments: Any) -> T:
 
 
 def _end_with_parent() -> None:
-    """Makes this process end when the one that began it is gone; it would wait for more to do for ever."""
+    """Makes this process exit with its parent; otherwise it would wait for tasks indefinitely."""
     parent = multiprocessing.parent_process()
     assert parent
 
@@ -149,7 +149,7 @@ def _end_with_parent() -> None:
 
 
 def _run(cell: Job, leash: IO[bytes]) -> Outcome:
-    """Runs a cell until its end, or that of `leash`."""
+    """Runs a job to its end, or until `leash` closes."""
     cell.folder.parent.mkdir(parents=True, exist_ok=True)
     log = cell.folder.with_name(cell.folder.name + ".log")
     command = [sys.executable, "-m", "cudfkd_jax.experiments.child", *cell.arguments, f"--workdir={cell.folder}"]
@@ -166,7 +166,7 @@ def _run(cell: Job, leash: IO[bytes]) -> Outcome:
 
 
 def _complete(cell: Job, say: Callable[[str], None]) -> None:
-    """Writes the page of a finished run whose process was stopped before it."""
+    """Writes the report of a finished run whose process stopped before writing it."""
     try:
         report.write_missing(cell.folder)
     except UserError as error:
@@ -174,7 +174,7 @@ def _complete(cell: Job, say: Callable[[str], None]) -> None:
 
 
 def _wait_for_the_last(folder: Path) -> None:
-    """Waits for the run of a command that was killed just now to save its state; not for ever."""
+    """Waits, with a timeout, for the run of a command killed just now to save its state."""
     end = time.monotonic() + _PATIENCE_S
     while time.monotonic() < end:
         try:

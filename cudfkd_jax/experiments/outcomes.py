@@ -1,4 +1,4 @@
-"""What several runs came to, side by side: the columns of a table, means over seeds, Markdown and CSV."""
+"""Tables of several runs' results: columns, means over seeds, Markdown and CSV."""
 
 import csv
 import io
@@ -13,7 +13,7 @@ Summary = dict[str, Any]
 
 
 class Column(NamedTuple):
-    """A column of the table: its heading, the number of a summary, and digits after the point."""
+    """A column of the table: its heading, its value from a summary, and digits after the point."""
 
     heading: str
     value: Callable[[Summary], float | None]
@@ -21,9 +21,9 @@ class Column(NamedTuple):
 
 
 def student(summary: Summary) -> dict[str, Any]:
-    """The numbers of the network that a run trained.
+    """Returns the metrics of the network that a run trained.
 
-    Of one trained on the data only those of the last epoch are known, and stand for the best ones too.
+    For a network trained on the data only the last epoch's are known, and serve as the best ones too.
     """
     if "student" in summary:
         return dict(summary["student"])
@@ -36,7 +36,7 @@ def student(summary: Summary) -> dict[str, Any]:
 
 
 def metric(heading: str, name: str, digits: int) -> Column:
-    """The column of a student's metric."""
+    """Returns the column of a student's metric."""
     return Column(heading, lambda summary: student(summary).get(name), digits)
 
 
@@ -56,29 +56,29 @@ COLUMNS = (
 
 
 def summaries(outcomes: Iterable[Outcome]) -> list[Summary]:
-    """Those of the runs that came to their end."""
+    """Returns the summaries of the finished runs."""
     return [outcome.summary for outcome in outcomes if outcome.summary]
 
 
 def values(column: Column, outcomes: Iterable[Outcome]) -> list[float]:
-    """A number a run that has one."""
+    """Returns the column's value for each run that has one."""
     found = (column.value(summary) for summary in summaries(outcomes))
     return [value for value in found if value is not None]
 
 
 def known(columns: Sequence[Column], outcomes: Sequence[Outcome]) -> list[Column]:
-    """The columns in which some run has a number."""
+    """Returns the columns for which some run has a value."""
     return [column for column in columns if values(column, outcomes)]
 
 
 def row(columns: Sequence[Column], outcomes: Sequence[Outcome]) -> list[str]:
-    """How many of these runs came to their end, and the mean ± deviation of each column over them."""
+    """Returns the number of finished runs, and the mean ± deviation of each column over them."""
     done = f"{len(summaries(outcomes))}/{len(outcomes)}"
     return [done, *(mean_and_deviation(values(column, outcomes), column.digits) for column in columns)]
 
 
 def mean_and_deviation(numbers: Sequence[float], digits: int) -> str:
-    """ "91.20 ± 0.35" (the sample's standard deviation), "91.20" of a single number, "" of none."""
+    """Formats "91.20 ± 0.35" (sample standard deviation), "91.20" for a single number, "" for none."""
     if not numbers:
         return ""
     mean = f"{statistics.fmean(numbers):.{digits}f}"
@@ -86,20 +86,20 @@ def mean_and_deviation(numbers: Sequence[float], digits: int) -> str:
 
 
 def markdown(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table."""
+    """Formats a Markdown table."""
     lines = (heading, ["---"] * len(heading), *rows)
     return "".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |\n" for line in lines)
 
 
 def failures(outcomes: Iterable[Outcome]) -> str:
-    """A paragraph for each run that has not come to its end."""
+    """Returns a paragraph for each run without a summary."""
     return "".join(f"\n{o.cell.name} failed: {o.error}\n" for o in outcomes if not o.summary)
 
 
 def csv_text(
     heading: Sequence[str], outcomes: Sequence[Outcome], keys: Sequence[Sequence[Any]], columns: Sequence[Column]
 ) -> str:
-    """A line a run, nothing rounded: its keys under `heading`, the columns, and what went wrong."""
+    """Returns one unrounded CSV line per run: its keys under `heading`, the columns, and the error."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*heading, *(column.heading for column in columns), "error"])
@@ -110,7 +110,7 @@ def csv_text(
 
 
 def about(summary: Summary) -> str:
-    """What runs of one pair of networks have in common, in a line; the summary is of one of them."""
+    """Describes, in one line, the common properties of runs of one pair of networks, from one run's summary."""
     return f"{pair(summary)}, {summary['epochs']} epochs. {_NOTE} {machine(summary)}."
 
 
@@ -121,14 +121,14 @@ _NOTE = (
 
 
 def pair(summary: Summary) -> str:
-    """The data and the networks of a distilled student."""
+    """Describes the data and the networks of a distilled student."""
     teacher = summary["teacher"]
     accuracy = f" of {teacher['acc1']:.2f} %" if "acc1" in teacher else ""
     return f"{summary['dataset'] or 'no data'}: {teacher['arch']}{accuracy} → {summary['student']['arch']}"
 
 
 def machine(summary: Summary) -> str:
-    """Devices and versions of a run."""
+    """Describes the devices and versions of a run."""
     devices = summary["devices"]
     versions = ", ".join(f"{name} {version}" for name, version in summary["versions"].items())
     return f"{devices['count']} × {devices['kind']}; {versions}"

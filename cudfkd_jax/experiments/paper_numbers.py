@@ -1,7 +1,7 @@
-"""The numbers of the paper (Li et al.), to be set beside those of a run.
+"""The numbers of the paper (Li et al.), for comparison with those of a run.
 
-Those of Tables II to IV are at their best epochs on the test images. Loyalty is what the released code computes,
-`loyalty_released` here. Of its figures only numbers that its text states are here, for bars cannot be read off.
+Those of Tables II to IV are at their best epochs on the test images. Loyalty is the released code's,
+`loyalty_released` here. For figures, only numbers stated in the text are included: bars cannot be read off.
 """
 
 from typing import NamedTuple
@@ -16,7 +16,7 @@ class Pair(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """A cell of Tables II to IV: accuracy and agreement in percent, loyalty; None where there is N/A."""
+    """A cell of Tables II to IV: accuracy and agreement in percent, loyalty; None for N/A."""
 
     acc1: float
     agree1: float | None = None
@@ -24,7 +24,7 @@ class Scores(NamedTuple):
 
 
 class Stability(NamedTuple):
-    """A cell of Table V: Acc@1 in percent from epoch 80 on and at its best, memory in GB, and hours.
+    """A cell of Table V: Acc@1 in percent from epoch 80 on and at best, memory in GB, and hours.
 
     ResNet-34 to ResNet-18 at batch 256 on one RTX 3090; CuDFKD's mean and variance are over 4 runs.
     """
@@ -115,7 +115,7 @@ STRATEGIES = {"none": 93.24, "hard": 94.97, "soft": 95.01, "log": 95.28}
 
 
 def scores(dataset: str, teacher: str, student: str, method: str) -> Scores | None:
-    """Tables II to IV; `method` may also be "teacher" or "scratch". None where the paper has nothing."""
+    """Returns a cell of Tables II to IV, or None; `method` may also be "teacher" or "scratch"."""
     pairs = (R34_R18,) if dataset == "tiny_imagenet" else PAIRS
     row = _TABLES.get(dataset, {}).get(method, ())
     place = pairs.index((teacher, student)) if (teacher, student) in pairs else len(row)
@@ -123,23 +123,23 @@ def scores(dataset: str, teacher: str, student: str, method: str) -> Scores | No
 
 
 def acc1(dataset: str, teacher: str, student: str, method: str) -> float | None:
-    """Acc@1 in percent; None where the paper has none."""
+    """Returns Acc@1 in percent; None if the paper has none."""
     found = scores(dataset, teacher, student, method)
     return found.acc1 if found else None
 
 
 def agree1(dataset: str, teacher: str, student: str, method: str = "cudfkd") -> float | None:
-    """Agree@1 in percent; None where the paper has none."""
+    """Returns Agree@1 in percent; None if the paper has none."""
     found = scores(dataset, teacher, student, method)
     return found.agree1 if found else None
 
 
 def loyalty_released(dataset: str, teacher: str, student: str, method: str = "cudfkd") -> float | None:
-    """Loyalty as the released code computes it; None where the paper has none."""
+    """Returns the released code's loyalty; None if the paper has none."""
     found = scores(dataset, teacher, student, method)
     return found.loyalty if found else None
 
 
 def stability(dataset: str, teacher: str, student: str, method: str) -> Stability | None:
-    """Table V; None where the paper has nothing."""
+    """Returns a cell of Table V, or None."""
     return _STABILITY.get(dataset, {}).get(method) if (teacher, student) == R34_R18 else None

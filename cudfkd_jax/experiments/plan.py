@@ -1,6 +1,6 @@
-"""From configurations to the runs that they need: every distinct run once, every distinct teacher before it.
+"""Planning of runs from configurations: every distinct run once, after its teacher.
 
-A run's folder is named by the settings that decide its result, so that whoever needs the same run finds it.
+A run's folder is named by a hash of the settings that affect its results, so that equal runs share it.
 """
 
 import json
@@ -22,13 +22,13 @@ _NAME = 12  # hexadecimal digits
 
 
 class RunSpec(NamedTuple):
-    """A run that somebody needs.
+    """The specification of a run.
 
     Attributes:
-        name: shown to the user.
+        name: the name shown to the user.
         file: configuration file with its arguments.
-        overrides: `--config.key=value`, but neither the seed nor the teacher's checkpoint of a trained one.
-        seed: of the student; None: the configuration's. A teacher that is trained has the configuration's.
+        overrides: `--config.key=value`, without the seed and without the checkpoint of a teacher to be trained.
+        seed: the student's seed; None takes the configuration's, as a teacher to be trained does.
         stage: "distill", "scratch" or "kd".
     """
 
@@ -40,7 +40,7 @@ class RunSpec(NamedTuple):
 
 
 class PlannedRun(NamedTuple):
-    """A run with its place, and the run of its teacher, None where a trained one is given."""
+    """A run with its job and its teacher's, None for a given trained teacher."""
 
     wanted: RunSpec
     cell: Job
@@ -48,10 +48,10 @@ class PlannedRun(NamedTuple):
 
 
 def load(wanted: RunSpec) -> ConfigDict:
-    """The configuration of a run, checked; its seed is the teacher's.
+    """Loads and checks the configuration of a run; its seed is the teacher's.
 
     Raises:
-        UserError: it is wrong.
+        UserError: the configuration is wrong.
     """
     config = loading.load_checked(wanted.file, wanted.overrides)
     validate.check_one_process(config, "each of several runs")
@@ -63,7 +63,7 @@ def plan(wanted: Sequence[RunSpec], folder: Path) -> list[PlannedRun]:
     """Checks the configuration of each run and gives it a folder.
 
     Args:
-        wanted: in any order, the same run more than once or not.
+        wanted: the runs, in any order, possibly with repetitions.
         folder: receives `cells/<hash>/` and `teachers/<hash>/`.
 
     Raises:
@@ -74,7 +74,7 @@ def plan(wanted: Sequence[RunSpec], folder: Path) -> list[PlannedRun]:
 
 
 def _plan(wanted: RunSpec, folder: Path, weights: dict[str, str]) -> PlannedRun:
-    """`weights` keeps the digests of given teachers, by what is asked of them."""
+    """Plans one run; `weights` caches the digests of given teachers by their required settings."""
     config = load(wanted)
     arguments = [f"--config={wanted.file}", f"--stage={wanted.stage}", *wanted.overrides]
     teacher, of_teacher = None, result_settings(config, "teacher")
@@ -93,7 +93,7 @@ def _plan(wanted: RunSpec, folder: Path, weights: dict[str, str]) -> PlannedRun:
         config.seed = wanted.seed
         arguments.append(f"--config.seed={wanted.seed}")
     decisive = result_settings(config, wanted.stage) | {TEACHER: identity, "stage": wanted.stage}
-    if updates := config.log.majorise_minimise_updates:  # changes no result, and what is recorded of it
+    if updates := config.log.majorise_minimise_updates:  # affects no result, only the records
         decisive["log.majorise_minimise_updates"] = updates
     where = folder / "cells" / loading.digest(decisive)[:_NAME]
     return PlannedRun(wanted, Job(wanted.name, where, tuple(arguments), _part(wanted.stage)), teacher)
@@ -107,23 +107,23 @@ def _teacher_cell(wanted: RunSpec, config: ConfigDict, folder: Path) -> Job:
 
 
 def distinct(planned: Sequence[PlannedRun]) -> list[PlannedRun]:
-    """The first of those that have the same place."""
+    """Returns the first run of each folder."""
     return list({each.cell.folder: each for each in reversed(planned)}.values())[::-1]
 
 
 def missing_teachers(planned: Sequence[PlannedRun]) -> list[Job]:
-    """The teachers to be trained before what is not finished of these runs, each once."""
+    """Returns the distinct untrained teachers of the unfinished runs."""
     needed = {p.teacher.folder: p.teacher for p in planned if p.teacher and not launcher.finished(p.cell)}
     return [teacher for teacher in needed.values() if not launcher.finished(teacher)]
 
 
 def check_surroundings(planned: Sequence[PlannedRun]) -> None:
-    """Refuses what the unfinished runs would find wrong on this machine: devices, data, teachers.
+    """Checks devices, data and teachers on this machine for the unfinished runs, before anything is written.
 
-    In a process of its own, for devices belong to the runs.
+    The checks run in a separate process, so that the devices stay free for the runs.
 
     Raises:
-        UserError: nothing has been written.
+        UserError: an unfinished run would fail.
     """
     waiting = [each.wanted for each in distinct(planned) if not launcher.finished(each.cell)]
     if waiting:
@@ -157,16 +157,16 @@ def run(
     say: Callable[[str], None] = print,
     lost: dict[Path, str] | None = None,
 ) -> list[Outcome]:
-    """Trains the teachers that are missing, then runs what is not finished; a failure stops nothing else.
+    """Trains the missing teachers, then executes the unfinished runs; failures do not affect other runs.
 
     Args:
-        planned: what is to be run; the same run may be among them more than once.
-        jobs: runs at a time.
-        say: told what a user should read.
-        lost: why runs of earlier calls failed, by folder; they are not tried again, and new ones are added.
+        planned: the runs, possibly with repetitions.
+        jobs: number of concurrent runs.
+        say: prints messages for the user.
+        lost: errors of runs that failed in earlier calls, by folder; these are not retried, and new ones added.
 
     Returns:
-        What each came to, in their order.
+        The outcomes, in the order of `planned`.
     """
     lost = {} if lost is None else lost
     missing = [teacher for teacher in missing_teachers(planned) if teacher.folder not in lost]

@@ -1,4 +1,4 @@
-"""Any settings × seeds: every combination is a run, and what they came to is a table and a picture."""
+"""Sweeps over settings × seeds: one run per combination, summarised in a table and a picture."""
 
 import itertools
 import math
@@ -32,26 +32,26 @@ from cudfkd_jax.runtime.errors import UserError
 from cudfkd_jax.storage import workdir
 from cudfkd_jax.storage.files import write_bytes
 
-NAME = "sweep"  # of the files
-# What is drawn, the first that is known.
+NAME = "sweep"  # of the output files
+# The drawn metric is the first available one.
 _DRAWN = (metric("acc@1, last epoch, %", "acc1_last", 2), metric("agree@1, synthetic, %", "agree1_synthetic", 2))
 
 
 class Axis(NamedTuple):
-    """A setting and its values, as they were written."""
+    """A setting and its values, as written on the command line."""
 
     key: str
     values: tuple[str, ...]
 
 
-Point = tuple[str, ...]  # a value of each axis
+Point = tuple[str, ...]  # one value per axis
 
 
 def parse_axis(text: str) -> Axis:
-    """`key=value,value,…`; commas in parentheses belong to a value.
+    """Parses `key=value,value,…`; commas in parentheses belong to a value.
 
     Raises:
-        UserError: it is something else.
+        UserError: the text has another form.
     """
     key, _, given = text.partition("=")
     chosen = tuple(re.split(r",(?![^(]*\))", given))
@@ -74,19 +74,19 @@ def sweep(
 
     Args:
         file: a configuration file with its arguments.
-        axes: each of another setting.
-        seeds: of the students; the teacher's is the configuration's.
-        folder: `cells/` receives a run a folder, `teachers/` one for each that the settings tell apart.
-            Finished runs are kept, others gone on with.
+        axes: the axes, of distinct settings.
+        seeds: seeds of the students; the teacher takes the configuration's.
+        folder: receives one folder per run in `cells/` and per distinct teacher in `teachers/`. Finished runs are
+            kept, others resume.
         overrides: `--config.key=value` for every run.
-        jobs: runs at a time.
-        say: told what a user should read.
+        jobs: number of concurrent runs.
+        say: prints messages for the user.
 
     Returns:
-        What the runs came to, in the order of the axes and then of the seeds.
+        The outcomes, in the order of the axes and then of the seeds.
 
     Raises:
-        UserError: before anything is begun.
+        UserError: an argument is wrong; raised before any run starts.
     """
     planned = check(file, axes, seeds, folder, overrides)
     plan.check_surroundings(planned)
@@ -101,10 +101,10 @@ def sweep(
 def check(
     file: str, axes: Sequence[Axis], seeds: Sequence[int], folder: Path, overrides: Sequence[str]
 ) -> list[PlannedRun]:
-    """The runs of a sweep, each of their configurations checked.
+    """Plans the runs of a sweep and checks their configurations.
 
     Raises:
-        UserError: a setting is unknown, given twice or wrong in one of the runs.
+        UserError: a setting is unknown, given twice or invalid in one of the runs.
     """
     base = loading.load(file)
     changed = loading.override(base, overrides)
@@ -129,18 +129,18 @@ def check(
 
 
 def points(axes: Sequence[Axis]) -> list[Point]:
-    """Every combination, the last axis fastest."""
+    """Returns every combination of values; the last axis varies fastest."""
     return list(itertools.product(*(axis.values for axis in axes)))
 
 
 def default_workdir(file: str, axes: Sequence[Axis], overrides: Sequence[str]) -> Path:
-    """runs/sweep-<configuration>-<settings>."""
+    """Returns runs/sweep-<configuration>-<settings>."""
     name = loading.run_name(file, loading.override(loading.load(file), overrides))
     return Path("runs", "-".join([NAME, name, *(axis.key for axis in axes)]))
 
 
 def write(folder: Path, axes: Sequence[Axis], seeds: Sequence[int], outcomes: Sequence[Outcome]) -> str:
-    """Writes the table, unrounded numbers and the picture, and returns the first."""
+    """Writes the table, the unrounded numbers and the picture, and returns the table."""
     keys = [(*point, seed) for point in points(axes) for seed in seeds]
     by_point = {
         point: [o for key, o in zip(keys, outcomes, strict=True) if key[:-1] == point] for point in points(axes)
@@ -161,7 +161,7 @@ def write(folder: Path, axes: Sequence[Axis], seeds: Sequence[int], outcomes: Se
 
 
 def draw(axes: Sequence[Axis], by_point: dict[Point, list[Outcome]]) -> Picture | None:
-    """Bars over one setting, a heat map over two; None over more, or where nothing has been measured."""
+    """Draws bars over one setting or a heat map over two; None for more, or without results."""
     column = next((c for c in _DRAWN if any(values(c, found) for found in by_point.values())), None)
     if column is None or len(axes) > 2:
         return None
@@ -180,7 +180,7 @@ def draw(axes: Sequence[Axis], by_point: dict[Point, list[Outcome]]) -> Picture 
 
 
 def _check_values(file: str, axis: Axis, overrides: Sequence[str]) -> None:
-    """Refuses values that are no values of the setting, and the same one twice."""
+    """Raises UserError if a value is invalid for the setting or repeated."""
     found = []
     for value in axis.values:
         config = loading.load(file)

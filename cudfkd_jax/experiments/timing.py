@@ -1,6 +1,6 @@
-"""How long the steps of a run take on this machine, and from that how long a run will.
+"""Timing of a run's steps on this machine, from which its duration is estimated.
 
-Networks have random weights, which cost what trained ones cost.
+Networks have random weights, which take as long as trained ones.
 """
 
 import functools
@@ -19,13 +19,13 @@ from cudfkd_jax.training.batching import batches_at_once
 from cudfkd_jax.training.loops import Epoch, EpochFunction, Steps, distillation_steps, make_epoch_function
 from cudfkd_jax.training.state import RunState
 
-_TAKEN = 3  # steps of a kind
+_TAKEN = 3  # timed steps of each kind
 
 Result = TypeVar("Result")
 
 
 class Setup(NamedTuple):
-    """What is timed: steps `(state, *frozen, axis)` and what they are called with."""
+    """The timed steps `(state, *frozen, axis)` and their arguments."""
 
     devices: Devices
     epoch: Epoch
@@ -33,23 +33,23 @@ class Setup(NamedTuple):
     parts: Steps
     state: RunState
     frozen: tuple[Any, ...]
-    batches: int = 1  # of student steps that the scan computes at once
+    batches: int = 1  # student batches that the scan computes at once
 
     def scan(self, rounds: int) -> EpochFunction:
-        """An epoch of so many rounds in one call."""
+        """Returns the function of an epoch of `rounds` rounds in one call."""
         epoch = self.epoch._replace(rounds=rounds)
         return make_epoch_function("scan", epoch, self.devices, self.parts, batches=self.batches)
 
 
 class Pace(NamedTuple):
-    """What a run costs, in seconds: until its first step is done, and for each epoch of training."""
+    """The duration of a run in seconds: up to the end of its first step, and per training epoch."""
 
     start_s: float
     epoch_s: float
 
 
 def timed(call: Callable[..., Result], *arguments: Any) -> tuple[Result, float]:
-    """What a call returns, waited for, and the seconds until then."""
+    """Returns a call's result, once it is ready, and the seconds until then."""
     begin = time.perf_counter()
     result = jax.block_until_ready(call(*arguments))
     return result, time.perf_counter() - begin
@@ -86,11 +86,11 @@ def set_up(config: ConfigDict) -> Setup:
 
 
 def distillation_pace(config: ConfigDict, *, by_steps: bool = False) -> Pace:
-    """Measures a few steps of each kind, or where the loop is compiled whole rounds, after one to compile them.
+    """Times a few steps of each kind, or whole rounds of a compiled loop, after one for compilation.
 
     Args:
-        config: of the run.
-        by_steps: measures steps in any case; a round of ADI alone has 1,400 of them.
+        config: the run's configuration.
+        by_steps: always times single steps; a round of ADI alone has 1,400 of them.
 
     Raises:
         UserError: a setting is out of range.
@@ -102,7 +102,7 @@ def distillation_pace(config: ConfigDict, *, by_steps: bool = False) -> Pace:
 
 
 def _rounds(setup: Setup) -> tuple[float, float]:
-    """Seconds of the first round, compiled in one call, and of the next one."""
+    """Returns the seconds of the first round, which includes its compilation, and of the next one."""
     drive = setup.scan(rounds=1)
     call = functools.partial(drive, progress=lambda _: False)
     state, first_s = timed(call, setup.state, *setup.frozen)
@@ -111,7 +111,7 @@ def _rounds(setup: Setup) -> tuple[float, float]:
 
 
 def _steps(setup: Setup) -> tuple[float, float]:
-    """Seconds of the first step of each kind, compiled, and of a round of such steps, from medians."""
+    """Returns the seconds of the first steps, with compilation, and of a round of such steps, from medians."""
     parts, epoch, state = setup.parts.compile(setup.devices), setup.epoch, setup.state
     turns = (
         (parts.begin, 1),
@@ -132,7 +132,7 @@ def _steps(setup: Setup) -> tuple[float, float]:
 
 
 def supervised_pace(config: ConfigDict, section: str) -> Pace:
-    """Measures a few steps of training on the data; `section` is "teacher" or "scratch".
+    """Times a few steps of training on the data; `section` is "teacher" or "scratch".
 
     Raises:
         UserError: a setting is out of range, or the data cannot be read.

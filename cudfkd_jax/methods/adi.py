@@ -1,4 +1,4 @@
-"""ADI: Adaptive DeepInversion, a batch of images found by gradient descent on their pixels.
+"""ADI: Adaptive DeepInversion, which optimises the pixels of a batch of images.
 
 H. Yin, P. Molchanov, J. M. Alvarez, Z. Li, A. Mallya, D. Hoiem, N. K. Jha, J. Kautz, "Dreaming to Distill:
 Data-free Knowledge Transfer via DeepInversion", CVPR 2020. For a batch x `[B, H, W, C]` of normalised pixels with
@@ -7,18 +7,18 @@ random class targets y `[B]`, and x̃ the batch after one random roll and flip:
     synthesis  min_x  α_bn·L_bn(x̃) + α_c·CE(f_t(x̃), y) − α_adv·JS(f_t(x̃)/T, f_s(x̃)/T) + α_tv·TV(x)
     student    min    1/B Σ_i D(f_t(x_i), f_s(x_i)) on crops and flips of all images made so far
 
-A round starts from x ~ N(0, 1); after each step x is clipped to what pixels in [0, 1] come to after
-normalisation. The iterate with the least loss of the round, the pixels *at* which it was evaluated (before the
-step, not shifted), goes into a pool of uint8 images. The competition −JS flows through both networks.
+A round starts from x ~ N(0, 1). After each step x is clipped to the normalised range of pixels in [0, 1]. The
+iterate with the lowest loss of the round enters a pool of uint8 images, as it was evaluated (before the step and
+without jitter). Gradients of the competition term −JS flow through both networks.
 
 As in the benchmark release of Fang et al. (2021), and unlike the paper's own code on CIFAR-10: Adam at 0.1 with
-betas (0.5, 0.99), TV of absolute values instead of Euclidean norms, no L2 prior on the pixels, and one batch a
-round rather than a data set made beforehand. The first iterates are N(0, 1) and not clipped, as there.
+betas (0.5, 0.99), TV of absolute values instead of Euclidean norms, no L2 prior on the pixels, and one batch per
+round rather than a data set synthesised beforehand. The first iterates are N(0, 1), unclipped.
 
-Unlike that release: the best iterate is really kept (there it shares storage with the pixels, and the last one
-is returned); JS is exact (there P, Q and their mean are clamped to [0.01, 0.99]; without T² in both); kept pixels
-are rounded to 256 levels, not cut off; the student's images are drawn from the pool with replacement, not by
-shuffled passes over it; targets are not sorted, so that the last rows of a batch are like the others.
+Unlike that release: the best iterate is kept (there it shares storage with the pixels, so the last one is
+returned); JS is exact (there P, Q and their mean are clamped to [0.01, 0.99]; neither has T²); stored pixels are
+rounded to 256 levels, not truncated; the student's images are drawn from the pool with replacement, not in
+shuffled passes; targets are not sorted, so that the last rows of a batch follow the same distribution.
 """
 
 import jax
@@ -40,13 +40,13 @@ from cudfkd_jax.runtime.devices import Axis
 
 
 class InversionState(struct.PyTreeNode):
-    """What ADI remembers.
+    """The state of ADI.
 
     Attributes:
-        pixels: the normalised pixels `[B, H, W, C]` as `params`, with their optimiser.
-        targets: int32 `[B]`, the classes they are to show.
+        pixels: the normalised pixels `[B, H, W, C]` as `params`, with their optimiser state.
+        targets: int32 `[B]`, the target classes.
         best: the best pixels of the round so far.
-        pool: kept images, see `ImagePool`.
+        pool: stored images; see `ImagePool`.
     """
 
     pixels: TrainState
@@ -70,20 +70,20 @@ def inversion_method(
     student_loss: StudentLoss,
     adversarial_divergence: losses.Divergence | None = None,
 ) -> Method:
-    """ADI; a round is as many Adam steps on one batch as the loop has synthesis steps.
+    """Returns ADI; each synthesis step of a round is one Adam step on the same batch.
 
     Args:
-        pool: sizes of the batches and of the pool, and the student's augmentation; `pool.flip` also says whether
-            the batch may be mirrored while it is optimised.
-        num_classes: targets are uniform among them.
-        mean, std: the teacher's normalisation of images in [0, 1], one number a channel.
-        optimiser: of the pixels.
-        bn_weight, class_weight, adversarial_weight: see `InversionLoss`; the first must not be 0, and the teacher
-            needs BatchNorm layers.
-        adversarial_temperature: T of the competition.
-        tv_weight: of `total_variation`, of normalised pixels; 0: not computed.
+        pool: batch sizes, pool size and the student's augmentation; `pool.flip` also allows mirroring the batch
+            while it is optimised.
+        num_classes: targets are drawn uniformly from the classes.
+        mean, std: the teacher's normalisation of images in [0, 1], one value per channel.
+        optimiser: the pixels' optimiser.
+        bn_weight, class_weight, adversarial_weight: see `InversionLoss`; `bn_weight` must not be 0, and the
+            teacher needs BatchNorm layers.
+        adversarial_temperature: T of the competition term.
+        tv_weight: weight of `total_variation` on normalised pixels; 0 skips it.
         student_loss: see `Method`.
-        adversarial_divergence: of the competition; None: `competition`.
+        adversarial_divergence: the divergence of the competition term; None takes `competition`.
     """
     divergence = adversarial_divergence or competition
     inversion = InversionLoss(
@@ -120,7 +120,7 @@ def inversion_method(
         axis: Axis,
     ) -> tuple[InversionState, Metrics]:
         def objective(pixels: jax.Array) -> tuple[jax.Array, Metrics]:
-            # The networks normalise by themselves.
+            # Undo the normalisation: the networks normalise their inputs.
             images = axis.shard(jitter(key, pixels, flip=pool.flip)) * scale + center
             loss, metrics, _ = inversion(images, axis.shard(aux.targets), teacher, student, axis)
             if tv_weight:
@@ -130,7 +130,7 @@ def inversion_method(
 
         pixels = aux.pixels.params
         (loss, metrics), gradient = jax.value_and_grad(objective, has_aux=True)(pixels)
-        gradient = axis.mean(gradient)  # each device's is of its own rows, and of the whole total variation
+        gradient = axis.mean(gradient)  # per device: its own rows' loss and the whole batch's total variation
         updated = aux.pixels.update(gradient, {}, optimiser)
         clipped = jnp.clip(updated.params, (0 - center) / scale, (1 - center) / scale)
         metrics |= {"synthesis_loss": loss, "synthesis_gradient_norm": gradient_norm(gradient)}
@@ -152,7 +152,7 @@ def inversion_method(
 
 
 def competition(teacher_logits: jax.Array, student_logits: jax.Array, temperature: float) -> jax.Array:
-    """JS(softmax(z_t/T), softmax(z_s/T)) without T²: 1 − R_compete of Yin et al.
+    """Computes JS(softmax(z_t/T), softmax(z_s/T)) without T²: 1 − R_compete of Yin et al.
 
     Args:
         teacher_logits: `[B, C]`.
@@ -166,10 +166,10 @@ def competition(teacher_logits: jax.Array, student_logits: jax.Array, temperatur
 
 
 def total_variation(images: jax.Array) -> jax.Array:
-    """Anisotropic total variation: Σ over four directions of the mean of |difference of neighbours|.
+    """Computes the anisotropic total variation: Σ over four directions of mean |difference of neighbours|.
 
-    The directions are across, down and both diagonals; each mean is over the batch, the channels and all pairs of
-    neighbours in that direction, so that the value does not grow with the number or size of images.
+    The directions are across, down and both diagonals. Each mean is over the batch, the channels and all
+    neighbouring pairs in that direction, so the value does not grow with the number or size of the images.
 
     Args:
         images: `[B, H, W, C]`, H and W at least 2.
@@ -187,12 +187,12 @@ def total_variation(images: jax.Array) -> jax.Array:
 
 
 def jitter(key: jax.Array, images: jax.Array, *, flip: bool) -> jax.Array:
-    """The whole batch rolled by up to 1/8 of its height and width, round the edges, and mirrored or not.
+    """Rolls the whole batch by up to 1/8 of its height and width, wrapping round, and may mirror it.
 
     Args:
-        key: of the draws; shifts are uniform, and a batch is mirrored with probability 1/2.
+        key: the random key; shifts are uniform, and the batch is mirrored with probability 1/2.
         images: `[B, H, W, C]`.
-        flip: whether it may be mirrored left to right.
+        flip: whether the batch may be mirrored left to right.
     """
     down_key, across_key, flip_key = jax.random.split(key, 3)
     height, width = images.shape[1:3]

@@ -1,4 +1,4 @@
-"""The contract between a distillation method and the loop, which never asks which method it runs."""
+"""The contract between a distillation method and the training loop, which is independent of the method."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -18,24 +18,24 @@ class Method(NamedTuple):
     """Pure functions of a data-free distillation method.
 
     A round is `begin`, `synthesis_steps` calls of `synthesise`, `finish`, and then `student_steps` student
-    steps, each on images from `sample`. All state of the method is in `aux`, a pytree that the loop treats as
-    opaque and that every device holds whole and alike, also what belongs to a batch (pixels, latents). Images
-    are float `[B / axis.size, H, W, C]`, in [0, 1] or, of generators whose output is normalised already, near
-    it. What is drawn is drawn for the whole batch from one key and cut with `axis.shard`; batch-wide means go
-    through `axis.mean`, and whole batches come from `axis.gather`. `step` is the student step counter.
+    steps, each on images from `sample`. All state of the method, including that of a batch (pixels, latents), is
+    in `aux`, a pytree that is opaque to the loop and replicated on every device. Images are float
+    `[B / axis.size, H, W, C]`, in [0, 1] or, from generators with normalised output, near it. Random draws are
+    made for the whole batch from one key and split with `axis.shard`; batch-wide means use `axis.mean`, and
+    `axis.gather` assembles whole batches. `step` is the student step counter.
 
     Attributes:
         init: `(key) -> aux`.
         synthesise: `(aux, teacher, student, key, step, axis) -> (aux, metrics)`, one synthesis step; `teacher`
             and `student` are `FrozenClassifier`s.
-        sample: `(aux, teacher, key, axis) -> images`, what the student is trained on; as many in each step.
+        sample: `(aux, teacher, key, axis) -> images`, the student's training images, the same number in each step.
         student_loss: `(student_outputs, teacher_outputs, step, axis) -> (loss, metrics)`, `loss` the mean
             over this device's part of the batch.
-        preview: `(aux, key, count) -> images [count, H, W, C]` to look at, and to measure agreement on where
-            there are no data: none that the student is trained on.
-        begin: before the synthesis steps of a round; None where there is nothing to do.
-        finish: after them; None where there is nothing to do.
-        student_capture: what of both networks' outputs `student_loss` looks at besides the logits; see
+        preview: `(aux, key, count) -> images [count, H, W, C]`, disjoint from the student's training images; for
+            inspection and, without data, for measuring agreement.
+        begin: `RoundHook` before a round's synthesis steps, or None.
+        finish: `RoundHook` after a round's synthesis steps, or None.
+        student_capture: outputs of both networks, besides the logits, that `student_loss` needs; see
             `capture.apply`.
     """
 

@@ -1,4 +1,4 @@
-"""CMI: contrastive model inversion, a generator and its latents fitted anew to each batch of images.
+"""CMI: contrastive model inversion, which fits a new generator and its latents for each batch of images.
 
 G. Fang, J. Song, X. Wang, C. Shen, X. Wang, M. Song, "Contrastive Model Inversion for Data-Free Knowledge
 Distillation", IJCAI 2021. For x = G_θ(z), z `[B, nz]` with random class targets y `[B]`, a global view x^g (random
@@ -9,17 +9,17 @@ crop of a zero-padded image, and flip) and a local one x^l (resized crop of 1/4 
     student    min          1/B Σ_i D(f_t(x_i), f_s(x_i)) on crops and flips of all images made so far
 
 φ(x) `[B, D]` are channel means within the teacher, h the projection head (`objectives.contrastive`), KL[agree] the
-masked divergence of `losses.masked_adversarial`. Each round starts with a new θ and z; h and its optimiser go on.
-The iterate with the least loss of the round is kept, as evaluated (before the step): its images x in a pool of
-uint8 images, its raw features [φ(x^l), φ(x^g)] `[B, 2D]` in a bank, which later rounds draw negatives from.
+masked divergence of `losses.masked_adversarial`. Each round starts with a new θ and z; h and its optimiser state
+persist. The iterate with the lowest loss of the round is kept, as evaluated (before the step): its images x enter
+a pool of uint8 images, its raw features [φ(x^l), φ(x^g)] `[B, 2D]` a bank of negatives for later rounds.
 
-Unlike the authors' release: the bank is drawn from without replacement at every fill (there nothing is drawn,
-and the loss becomes NaN, when it has just become full); the local view is interpolated with pixel centres at
-half-integers, and its box may be as large as the image (a mean area of 0.584, there 0.551); kept images are
-rounded to 256 levels, not cut off; the student's images are drawn from the pool with replacement, not by
-shuffled passes over it; targets are not sorted, so that the last rows of a batch are like the others; there is
-no set of images to start the pool with. θ starts as the generator's module says, in the release as N(0, 0.02).
-Some of its scripts crash as they are written, for want of `--curr_option none`.
+Unlike the authors' release: the bank is sampled without replacement at every fill level (there, when it has just
+become full, nothing is drawn and the loss becomes NaN); the local view is interpolated with pixel centres at
+half-integers, and its box may be as large as the image (a mean area of 0.584, there 0.551); stored images are
+rounded to 256 levels, not truncated; the student's images are drawn from the pool with replacement, not in
+shuffled passes; targets are not sorted, so that the last rows of a batch follow the same distribution; the pool
+starts empty. The generator's module initialises θ; the release takes N(0, 0.02). Some of its scripts crash as
+published because they omit `--curr_option none`.
 """
 
 import functools
@@ -47,15 +47,15 @@ from cudfkd_jax.runtime.errors import UserError
 
 
 class ContrastiveState(struct.PyTreeNode):
-    """What CMI remembers.
+    """The state of CMI.
 
     Attributes:
         synthesis: the generator's parameters and the latents `[B, nz]`, under one optimiser.
-        targets: int32 `[B]`, the classes the images are to show.
+        targets: int32 `[B]`, the target classes.
         head: the projection head.
         best: images `[B, H, W, C]` and features `[B, 2D]` of the round's best iterate so far.
-        pool: kept images, see `ImagePool`.
-        bank: features of kept iterates, a batch a slot.
+        pool: stored images; see `ImagePool`.
+        bank: features of stored iterates, one batch per slot.
     """
 
     synthesis: TrainState
@@ -87,29 +87,29 @@ def contrastive_method(
     bank_draws: int,
     student_loss: StudentLoss,
 ) -> Method:
-    """CMI; a round is as many steps on one batch as the loop has synthesis steps.
+    """Returns CMI; all synthesis steps of a round optimise the same batch.
 
     Args:
-        pool: sizes of the batches and of the pool, and the student's augmentation, which also makes global views;
-            `pool.flip` also says whether local views may be mirrored.
-        num_classes: targets are uniform among them.
+        pool: batch sizes, pool size and the student's augmentation, which also produces global views;
+            `pool.flip` also allows mirroring local views.
+        num_classes: targets are drawn uniformly from the classes.
         generator: called as `generator(z, train)`, z `[B, latent_dim]`, images `[B, H, W, C]` in [0, 1].
         latent_dim: nz.
-        optimiser: of the generator and the latents, begun anew each round.
-        head_optimiser: of the projection head.
+        optimiser: optimiser of the generator and the latents, reset each round.
+        head_optimiser: optimiser of the projection head.
         head_width: length of the projected features.
         bn_weight, class_weight, adversarial_weight: see `InversionLoss`.
-        adversarial_temperature: of KL[agree].
+        adversarial_temperature: temperature of KL[agree].
         contrastive_weight: α_cr, not 0.
         contrastive_temperature: τ of InfoNCE.
         features: φ, one of `contrastive.FEATURES`.
         feature_dim: D, see `contrastive.feature_dim`.
-        bank_rows: capacity of the bank.
-        bank_draws: rows of it that a step draws; as many as there are before that.
+        bank_rows: capacity of the bank in rows.
+        bank_draws: rows drawn per step; while the bank holds fewer, all of them.
         student_loss: see `Method`.
 
     Raises:
-        UserError: at construction, where the bank does not hold whole batches or fewer rows than are drawn.
+        UserError: at construction, if `bank_rows` is not a multiple of the batch size or below `bank_draws`.
     """
     batch_size = pool.batch_size
     _check_bank(bank_rows, bank_draws, batch_size)
@@ -157,7 +157,7 @@ def contrastive_method(
         def objective(params, head_params):
             variables = {"params": params["generator"], "batch_stats": aux.synthesis.batch_stats}
             generated = apply(generator, variables, axis.shard(params["latents"]), train=True, axis=axis)
-            images = axis.gather(generated.value)  # views are drawn for the whole batch, and all of it is kept
+            images = axis.gather(generated.value)  # views and the stored iterate need the whole batch
             global_view, local_view = (axis.shard(view) for view in _views(views_key, images, pool))
             loss, metrics, seen = inversion(
                 global_view, axis.shard(aux.targets), teacher, student, axis, capture=(FEATURES[features],)
@@ -203,7 +203,7 @@ def contrastive_method(
 
 
 def _views(key: jax.Array, images: jax.Array, pool: ImagePool) -> tuple[jax.Array, jax.Array]:
-    """The global and the local view of each image."""
+    """Returns the global and the local view of each image."""
     global_key, box_key, flip_key = jax.random.split(key, 3)
     local_view = random_resized_crop(box_key, images)
     return (

@@ -6,15 +6,15 @@ Curriculum". Objectives, for a batch x = G_θ(z) of size B:
     generator (Eq. 4, 5)   −α_adv(t) · D(f_t(x), f_s(x)) + α_bn · L_bn(x) + α_oh · L_oh(x) + α_bal · L_bal(x)
     student   (Eq. 6)      1/B · Σ_i v*(λ(t), l_i) · l_i,   l_i = D(z_t(x_i)/T, z_s(x_i)/T)
 
-v* is a constant of the student's gradient; g(λ, v*) is reported and not differentiated, as it does not depend on
-the student. The paper leaves open, and is closed here as the authors' released code does it: D in Eq. 4 is taken
-at T = 3, and L_oh is the cross entropy of the *teacher's* logits to their own arg max, beside a class balance
-term L_bal = Σ_c p̄_c ln(p̄_c + 1e-8), p̄ the batch mean of softmax(z_t / T); the 1e-8, which the released code
-does not have, keeps an absent class from making the term NaN.
+v* is a constant of the student's gradient; g(λ, v*) does not depend on the student, so it is reported but not
+differentiated. Where the paper leaves a choice open, this module follows the authors' released code: D in Eq. 4
+is taken at T = 3; L_oh is the cross entropy of the *teacher's* logits to their own arg max; a class balance term
+L_bal = Σ_c p̄_c ln(p̄_c + 1e-8) is added, p̄ the batch mean of softmax(z_t / T). The 1e-8, absent from the released
+code, keeps an absent class from making the term NaN.
 
-D counts the samples on which student and teacher agree (`MASKS`), divided by the whole batch. Eq. 4 has no such
-mask; the authors' first release has one, their later code has none (`synthesis.adversarial_mask`). In short runs
-on CIFAR-10, of 1,200 student steps, the mask did better: 45.8 and 40.9 % by seed against 38.4 % without.
+D is summed over the samples on which student and teacher agree (`MASKS`) and divided by the whole batch size.
+Eq. 4 has no such mask; the authors' first release has one, their later code none (`synthesis.adversarial_mask`).
+In short runs on CIFAR-10 (1,200 student steps), the mask gave 45.8 and 40.9 % (two seeds), against 38.4 % without.
 """
 
 import functools
@@ -42,17 +42,17 @@ def synthesis_terms(
     balance_weight: float,
     temperature: float,
 ) -> tuple[Term, ...]:
-    """The generator's objective, Eq. 4 and 5; a term whose weight is constantly 0 (None) is left out.
+    """Returns the generator's objective, Eq. 4 and 5, without terms whose weight is a constant 0 (or None).
 
     Args:
         alpha_adv: α_adv(t), a schedule of the student step.
         adversarial_loss: D of Eq. 4, one of `student.DIVERGENCES`, taken at `adversarial_temperature`.
-        adversarial_mask: one of `MASKS`; not read where D is the released code's JS.
-        released_js: takes that for "js", see `released_js_term`.
+        adversarial_mask: one of `MASKS`; ignored if D is the released code's JS.
+        released_js: takes the released code's JS for "js"; see `released_js_term`.
         bn_weight: α_bn of Eq. 5.
         class_weight: α_oh of Eq. 5.
         balance_weight: α_bal.
-        temperature: of the softmax in the class balance term.
+        temperature: temperature of the softmax in the class balance term.
     """
     chosen = []
     if alpha_adv is not None:
@@ -73,7 +73,7 @@ def synthesis_terms(
 
 
 def released_js_term(weight: optax.Schedule, temperature: float) -> Term:
-    """Returns 1 − JS as the released code has it: JS over all images, its mean clamped to [0, 1].
+    """Returns the released code's 1 − JS: the mean JS over all images, clamped to [0, 1].
 
     Args:
         weight: α_adv(t), a schedule of the student step.
@@ -83,7 +83,7 @@ def released_js_term(weight: optax.Schedule, temperature: float) -> Term:
     def value(synthetic: Synthetic, axis: Axis) -> jax.Array:
         assert synthetic.student is not None
         distances = losses.js_divergence_released(synthetic.teacher.value, synthetic.student.value, temperature)
-        return 1 - jnp.clip(axis.mean(jnp.mean(distances)), 0, 1)  # the clamped JS may be negative
+        return 1 - jnp.clip(axis.mean(jnp.mean(distances)), 0, 1)  # JS of clamped probabilities may be negative
 
     return Term("adversarial_loss", value, weight, (STUDENT,), "alpha_adv")
 

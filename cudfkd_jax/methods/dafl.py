@@ -1,4 +1,4 @@
-"""DAFL: a generator that pleases the teacher, without a look at the student.
+"""DAFL: a generator trained on the teacher alone, independent of the student.
 
 H. Chen, Y. Wang, C. Xu, Z. Yang, C. Liu, B. Shi, C. Xu, C. Xu, Q. Tian, "Data-Free Learning of Student
 Networks", ICCV 2019. For a batch x = G_θ(z) `[B, H, W, C]`, z ~ N(0, I) `[B, nz]`, teacher's and student's
@@ -10,11 +10,11 @@ of softmax(z_t):
 
 with ε = 1e-8, which keeps an absent class out of ln 0; the releases have none.
 
-The original release takes one generator step and one student step on the same images, weighs the terms with 1,
-0.1 and 5, takes the logarithm of p̄ to the base 10, and lets its generator end in tanh and a BatchNorm without
-scale. Here the method has the form in which it is compared with others (the benchmark of Fang et al.,
-"Contrastive Model Inversion for Data-Free Knowledge Distillation", IJCAI 2021): several student steps on fresh
-images after each generator step, a sigmoid at the generator's end, and weights 1, 0.001 and 20.
+The original release takes one generator step and one student step on the same images, weights the terms by 1,
+0.1 and 5, takes the base-10 logarithm of p̄, and ends its generator in tanh and a BatchNorm without scale. This
+module follows the benchmark of Fang et al. ("Contrastive Model Inversion for Data-Free Knowledge Distillation",
+IJCAI 2021): several student steps on fresh images after each generator step, a sigmoid as the generator's output,
+and weights 1, 0.001 and 20.
 """
 
 from cudfkd_jax.objectives import terms
@@ -22,7 +22,7 @@ from cudfkd_jax.objectives.terms import Term
 
 
 def synthesis_terms(*, class_weight: float, activation_weight: float, balance_weight: float) -> tuple[Term, ...]:
-    """The generator's objective; a term of weight 0 is left out.
+    """Returns the generator's objective, without terms of weight 0.
 
     Args:
         class_weight: α_oh >= 0.

@@ -3,7 +3,7 @@
 Y. Choi, J. Choi, M. El-Khamy, J. Lee, "Data-Free Network Quantization With Adversarial Knowledge Distillation",
 CVPR Workshops 2020. For a batch x = G_θ(z) `[B, H, W, C]`, z ~ N(0, I) `[B, nz]`, teacher's and student's logits
 z_t, z_s `[B, K]`, p̄ `[K]` the batch mean of softmax(z_t), and for each BatchNorm layer of the teacher the mean and
-variance μ, σ² `[channels]` of its input beside the remembered μ_bn, σ²_bn:
+variance μ, σ² `[channels]` of its input beside the running μ_bn, σ²_bn:
 
     generator   − α_adv · 1/B Σ_i KL(softmax z_t(x_i) ‖ softmax z_s(x_i))   over every image, through both networks
                 + α_bn · Σ_layers (‖μ − μ_bn‖₂ + ‖σ² − σ²_bn‖₂)
@@ -14,12 +14,11 @@ with ε = 1e-8, which keeps an absent class out of ln 0; the release has none.
 
 The paper matches the statistics with the KL divergence of two Gaussians and sharpens with the entropy of each
 prediction instead of the cross entropy to its arg max; it warms the generator up without the adversarial term,
-and may train several generators and students at once. Here the method has the form in which it is compared with
-others (the benchmark of Fang et al., "Contrastive Model Inversion for Data-Free Knowledge Distillation", IJCAI
-2021): the terms above with weights 1, 1, 1 and 20, one generator, one student. Its scripts give a temperature of
-20 that its code does not read; T is 1. Adam's betas are that benchmark's (0.5, 0.999); in CuDFKD's release, a
-fork of it, (0.9, 0.99). The fork's DFQ scripts crash at the first student step as they are written: they leave
-out `--curr_option none`, or have it on a line of its own.
+and may train several generators and students at once. This module follows the benchmark of Fang et al.
+("Contrastive Model Inversion for Data-Free Knowledge Distillation", IJCAI 2021): the terms above with weights 1,
+1, 1 and 20, one generator, one student. Its scripts set a temperature of 20 that its code ignores; T is 1. Adam's
+betas are that benchmark's (0.5, 0.999); CuDFKD's release, a fork of it, has (0.9, 0.99). As published, the fork's
+DFQ scripts crash at the first student step: they omit `--curr_option none` or put it on a separate line.
 """
 
 import functools
@@ -33,7 +32,7 @@ from cudfkd_jax.objectives.terms import Term
 def synthesis_terms(
     *, adversarial_weight: float, bn_weight: float, class_weight: float, balance_weight: float
 ) -> tuple[Term, ...]:
-    """The generator's objective; a term of weight 0 is left out.
+    """Returns the generator's objective, without terms of weight 0.
 
     Args:
         adversarial_weight: α_adv >= 0.

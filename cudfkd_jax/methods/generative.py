@@ -2,14 +2,14 @@
 
     min_θ  Σ_k  w_k(t) · L_k( G_θ(z), f_t, f_s ),    z ~ N(0, I)                           (Eq. 4)
 
-A method is a choice of terms and of a student loss; see `cudfkd.py` for the first.
+A method chooses the terms and the student loss; see `cudfkd.py` for an example.
 
-The student may be trained on images of an exponential moving average of the generator,
+The student may be trained on images from an exponential moving average of the generator,
 
     θ̄ ← d · θ̄ + (1 − d) · θ    after each synthesis step, θ̄ = θ at the start,
 
-which changes more slowly than the generator and so lets the student forget less of what it saw (cf. K. Do et al.,
-"Momentum Adversarial Distillation", NeurIPS 2022, where such an average gives a part of the student's images).
+which changes more slowly than the generator and so reduces forgetting in the student (cf. K. Do et al., "Momentum
+Adversarial Distillation", NeurIPS 2022, where such an average generates part of the student's images).
 """
 
 from typing import Any
@@ -33,8 +33,8 @@ class Averaged(struct.PyTreeNode):
     """A generator in training and its exponential moving average.
 
     Attributes:
-        state: of the generator in training.
-        average: `{'params', 'batch_stats'}`, the averages of the same.
+        state: the state of the generator in training.
+        average: `{'params', 'batch_stats'}`, the averages of its variables.
     """
 
     state: TrainState
@@ -52,16 +52,16 @@ def generative_method(
     student_capture: tuple[str, ...] = (),
     ema_decay: float = 0.0,
 ) -> Method:
-    """A method whose only state is a generator's: a `TrainState`, or `Averaged` where an average is kept.
+    """Returns a method whose only state is a generator's: a `TrainState`, or `Averaged` if `ema_decay` is not 0.
 
     Args:
         generator: called as `generator(z, train)`, z `[B, latent_dim]`, images `[B, H, W, C]` in [0, 1].
         optimiser: the generator's.
-        batch_size: of a synthesis step and of a student step, over all devices.
-        terms: the synthesis objective; leave out terms whose weight is constantly 0.
+        batch_size: images per synthesis step and per student step, over all devices.
+        terms: the synthesis objective; leave out terms whose weight is a constant 0.
         student_loss: see `Method`.
         student_capture: see `Method`.
-        ema_decay: d in [0, 1) of the generator that images are sampled from; 0 samples from the one in training.
+        ema_decay: d in [0, 1), the decay of the average that images are sampled from; 0 samples from θ itself.
     """
     needs = {need for term in terms for need in term.needs}
     capture = tuple(sorted(needs - {STUDENT}))
@@ -111,11 +111,11 @@ def generative_method(
 
 
 def _averaged(method: Method, decay: float) -> Method:
-    """The method, whose aux is a `TrainState`, with images from the average of its generator."""
+    """Wraps a method whose aux is a `TrainState` so that its images come from the generator's average."""
 
     def init(key: jax.Array) -> Averaged:
         state = method.init(key)
-        # Buffers of its own: a step gives up those of the whole state, and may do so only once.
+        # Copied, because a step donates the buffers of the whole state and may donate each only once.
         return Averaged(state, jax.tree.map(jnp.copy, state.variables))
 
     def synthesise(aux: Averaged, *arguments: Any) -> tuple[Averaged, Metrics]:

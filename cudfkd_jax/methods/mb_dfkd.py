@@ -10,19 +10,19 @@ softmax(z_t), φ the teacher's features before its last layer:
 
 with ε = 1e-8, which keeps an absent class out of log 0; the code has none.
 
-After epochs 0, 5, 10, ... B/8 images go into a ring of 10 slots; see `memory.replay`. The settings are those of a
-third party's code, and so is the mean over elements, B·C of them, which weakens JS by C. What differs from it and
+After epochs 0, 5, 10, ... B/8 images enter a ring of 10 slots; see `memory.replay`. The settings follow a third
+party's code, and so does the mean over all B·C elements, which weakens JS by a factor C. Differences from it and
 from PRE-DFKD's released code, and why:
 
-* there JS is taken of probabilities clamped to [0.01, 0.99] and is then itself clamped to [0, 1]. Classes below
-  1 % get no gradient, of 100 classes nearly all; so the exact divergence is the default here, and the clamped
-  one (`released_js`) a choice;
-* the student is in evaluation mode while the generator is trained, as for every method here;
-* until the memory holds something the last B/8 images are new ones, so that all batches have one size.
+* there JS is computed from probabilities clamped to [0.01, 0.99] and then itself clamped to [0, 1]. Classes below
+  1 %, nearly all of 100 classes, get no gradient; the exact divergence is therefore the default here, and the
+  clamped one (`released_js`) an option;
+* the student is in evaluation mode while the generator trains, as in every method here;
+* while the memory is empty, the last B/8 images are new ones, so that all batches have the same size.
 
 As in PRE-DFKD's release, whose generator is never put into evaluation mode, images for the student are
-normalised with the statistics of their own batch: at a learning rate of 0.02 running averages that are renewed
-once a round describe generators long gone.
+normalised with the statistics of their own batch: at a learning rate of 0.02, running averages updated once per
+round lag far behind the generator.
 """
 
 import math
@@ -59,20 +59,20 @@ def mb_dfkd_method(
     steps_per_epoch: int,
     every_epochs: int,
 ) -> Method:
-    """MB-DFKD, whose state is a generator's `TrainState` in a `replay.Remembering`.
+    """Returns MB-DFKD, whose state is a generator's `TrainState` in a `replay.Remembering`.
 
     Args:
         generator: called as `generator(z, train)`, z `[B, latent_dim]`; see `models.vae`.
         optimiser: the generator's.
-        batch_size: B, of a synthesis step, and of the new images of a student step, over all devices.
+        batch_size: B, images per synthesis step and new images per student step, over all devices.
         terms: the synthesis objective, `synthesis_terms`.
         student_loss: see `Method`; the paper's is L1 on logits.
-        slots: of the ring; each holds B/8 images.
-        steps_per_epoch: student steps.
-        every_epochs: images are stored after epoch 0 and every so many epochs from then on.
+        slots: slots of the ring; each holds B/8 images.
+        steps_per_epoch: student steps per epoch.
+        every_epochs: images are stored after epoch 0 and every `every_epochs` epochs from then on.
 
     Raises:
-        UserError: the batch size is no multiple of 8, or another number is not positive.
+        UserError: the batch size is not a multiple of 8, or another number is not positive.
     """
     if batch_size < 8 or batch_size % 8:
         raise UserError(
@@ -109,14 +109,14 @@ def synthesis_terms(
     adversarial_weight: float,
     released_js: bool,
 ) -> tuple[Term, ...]:
-    """The generator's objective of MB-DFKD and PRE-DFKD; a term whose weight is 0 is left out.
+    """Returns the generator's objective of MB-DFKD and PRE-DFKD, without terms of weight 0.
 
     Args:
-        class_weight: of L_oh.
-        balance_weight: of Σ p̄ log10(p̄ + 1e-8) (the logarithm to the base 10; reported is the natural one).
-        feature_weight: of −mean |φ|.
-        adversarial_weight: of 1 − JS.
-        released_js: takes the clamped JS of the code.
+        class_weight: weight of L_oh.
+        balance_weight: weight of Σ p̄ log10(p̄ + 1e-8); the metric reports the natural logarithm.
+        feature_weight: weight of −mean |φ|.
+        adversarial_weight: weight of 1 − JS.
+        released_js: takes the clamped JS of the released code.
     """
     chosen = (
         (class_weight, terms.class_term(class_weight)),
@@ -128,7 +128,7 @@ def synthesis_terms(
 
 
 def disagreement_term(weight: float, *, released_js: bool) -> Term:
-    """1 − JS at T = 3, JS in [0, 1] averaged over images and classes; no gradient through the teacher."""
+    """Returns 1 − JS at T = 3, JS in [0, 1] averaged over images and classes, without the teacher's gradient."""
 
     def value(synthetic: Synthetic, axis: Axis) -> jax.Array:
         assert synthetic.student is not None
@@ -139,17 +139,17 @@ def disagreement_term(weight: float, *, released_js: bool) -> Term:
         else:
             distances = losses.js_divergence(teacher, student, _TEMPERATURE) / _TEMPERATURE**2
         js = axis.mean(jnp.mean(distances)) / teacher.shape[-1]
-        return 1 - jnp.clip(js, 0, 1)  # the clamped JS may be negative
+        return 1 - jnp.clip(js, 0, 1)  # JS of clamped probabilities may be negative
 
     return Term("adversarial_loss", value, optax.constant_schedule(weight), (STUDENT,))
 
 
 def draw_images(generator: nn.Module, state: TrainState, z: jax.Array, axis: Axis) -> jax.Array:
-    """Images of this device's latents, normalised with the statistics of the whole batch on all devices.
+    """Generates images from this device's latents, normalised with the statistics of the batch on all devices.
 
     Args:
         generator: see `mb_dfkd_method`.
-        state: the generator's; not changed.
+        state: the generator's state, left unchanged.
         z: `[B / axis.size, latent_dim]`.
         axis: the devices that share the batch.
 

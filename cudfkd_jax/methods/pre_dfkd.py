@@ -1,8 +1,8 @@
 """PRE-DFKD: data-free knowledge distillation by generative pseudo replay.
 
 K. Binici, S. Aggarwal, N. T. Pham, K. Leman, T. Mitra, "Robust and Resource-Efficient Data-Free Knowledge
-Distillation by Generative Pseudo Replay", AAAI 2022. A VAE learns what the generator makes and takes the place
-of stored images. With f_t the teacher's logits, B new and R replayed images, and p̄ as in `mb_dfkd.py`:
+Distillation by Generative Pseudo Replay", AAAI 2022. A VAE learns the generator's distribution and replaces
+stored images. With f_t the teacher's logits, B new and R replayed images, and p̄ as in `mb_dfkd.py`:
 
     generator   as MB-DFKD; spectral norm on its convolutions
     VAE         mean |y' − y| + mean |f_t(x') − f_t(x)| + 1e-5 · KL(q(z | x) ‖ N(0, I)),  y = (x − mean) / std,
@@ -11,22 +11,21 @@ of stored images. With f_t the teacher's logits, B new and R replayed images, an
                 L_oh + 5 · Σ_c p̄_c log10(p̄_c + ε) + mean (var z − 1)² + mean (mean z)²
     student     mean |z_t − z_s| over classes and [ B new images, R replays ],    B = 1024, R = 128
 
-var z and mean z are over the R latents, one value per dimension, and ε = 1e-8, which the released code does not
-have, keeps an absent class out of log 0. Replays, fixed once made, carry no gradient. What
-differs from the released code, and why:
+var z and mean z are over the R latents, one value per dimension. ε = 1e-8, absent from the released code, keeps an
+absent class out of log 0. Replays are constants and carry no gradient. Differences from the released code, and
+why:
 
 * there the VAE is trained after each of the first 4 of a round's 10 student steps, on their new images. Here all
-  4 steps come before the student's, on images of their own: the generator is frozen meanwhile, so these have the
-  same distribution, and what makes them is state of the method alone. The first student step of a run then has a
-  VAE of 4 steps to replay from, not an untrained one;
+  4 steps precede the student's, on separate images: the generator is frozen meanwhile, so these have the same
+  distribution, and only the method's state is needed to generate them. The first student step of a run therefore
+  replays from a VAE of 4 steps, not from an untrained one;
 * there the decoder is also trained on the loss of the latents: tuning them leaves its gradient in the decoder's
-  parameters, and that of the VAE's loss is added to it. In two comparisons this changed the decoder's step by 0.7
-  and 1.0 of its norm. The paper's loss of the VAE has no such term, and here the decoder follows that loss alone;
+  parameters, to which the gradient of the VAE's loss is added. In two comparisons this changed the decoder's step
+  by 0.7 and 1.0 of its norm. The paper's VAE loss has no such term, and here the decoder follows that loss alone;
 * in the first round the VAE sees new images in place of replays (there B/2 images in all, here B/2 + R);
-* the generator's statistics and its estimates of singular values move on with the batches that are drawn for the
-  VAE, 5 times a round, and not with the student's (11 times): student batches leave the method as it is. As
-  there, new images are normalised with the statistics of their own batch, and replays for the student with the
-  decoder's running ones;
+* the generator's statistics and singular-value estimates are updated 5 times per round, by the batches for the
+  VAE, and not by the student's (11 times), which leave the method's state unchanged. As there, new images are
+  normalised with the statistics of their own batch, and replays for the student with the decoder's running ones;
 * JS and the student's mode in the generator's step: see `mb_dfkd.py`.
 """
 
@@ -51,7 +50,7 @@ from cudfkd_jax.runtime.errors import UserError
 
 
 class PreDfkdState(struct.PyTreeNode):
-    """The generator of new images, and the VAE that remembers what it made."""
+    """The generator of new images, and the VAE that replays past ones."""
 
     generator: TrainState
     memory: MemoryState
@@ -68,17 +67,17 @@ def pre_dfkd_method(
     memory: GenerativeMemory,
     memory_steps: int,
 ) -> Method:
-    """PRE-DFKD, whose state is a `PreDfkdState`.
+    """Returns PRE-DFKD, whose state is a `PreDfkdState`.
 
     Args:
         generator: called as `generator(z, train)`, z `[B, latent_dim]`; see `models.vae`.
         optimiser: the generator's.
         latent_dim: the generator's.
-        batch_size: B, of a synthesis step, and of the new images of a student step, over all devices.
+        batch_size: B, images per synthesis step and new images per student step, over all devices.
         terms: the generator's objective, `mb_dfkd.synthesis_terms`.
         student_loss: see `Method`; the paper's is L1 on logits.
-        memory: the VAE and how it is trained; its R replays come on top of B new images in a student step.
-        memory_steps: of the VAE, a round.
+        memory: the VAE and its training; a student step adds its R replays to B new images.
+        memory_steps: the VAE's steps per round.
 
     Raises:
         UserError: the batch size is odd. While a step is traced: the devices cannot share B/2 or R images evenly.

@@ -1,4 +1,4 @@
-"""ZSKT: the generator seeks images on which the beliefs differ; the student also copies the teacher's attention.
+"""ZSKT: adversarial belief matching, with attention transfer from the teacher to the student.
 
 P. Micaelli, A. Storkey, "Zero-shot Knowledge Transfer via Adversarial Belief Matching", NeurIPS 2019; attention
 transfer: S. Zagoruyko, N. Komodakis, "Paying More Attention to Attention", ICLR 2017. For a batch x = G_θ(z)
@@ -8,21 +8,22 @@ a_s^l `[B, h, w, channels]` of their stages l (of a WRN: its three blocks, befor
     generator   − 1/B Σ_i KL(softmax z_t(x_i) ‖ softmax z_s(x_i))   over every image, through both networks
     student       1/B Σ_i KL(softmax z_t(x_i) ‖ softmax z_s(x_i)) + β · Σ_l mean (F(a_s^l) − F(a_t^l))²
 
-F(a) `[B, h·w]` is the mean over the channels of a², flattened and divided by its L2 norm, image by image; the
-outer mean is over images and pixels.
+F(a) `[B, h·w]` is the mean of a² over the channels, flattened and divided by its L2 norm per image; the outer mean
+is over images and pixels.
 
 The original release averages the KL over images and classes, KL/K + 250 · Σ_l …. The divergence here is a mean
-over images alone, as in every other method, hence the same objective times K has β = 250 · K, and its gradient
+over images alone, as in every other method. The same objective times K then has β = 250 · K, and its gradient
 is clipped at a norm of 5 · K where the original clips at 5 (`distill.clip_norm` of the recipe follows
-`data.num_classes`). The factor K means nothing to the original's student optimiser, Adam, but for its epsilon of
-1e-8, which beside a gradient K times as large counts K times less; that optimiser is the recipe's here. To SGD
-at 0.1, as in the benchmark of Fang et al. ("Contrastive Model Inversion for Data-Free Knowledge Distillation",
-IJCAI 2021), it means that attention drowns the rest, and the benchmark leaves attention out (β = 0). The
-generator's betas are that benchmark's (0.5, 0.999); CuDFKD's release, a fork of it, has (0.9, 0.99), as for DFAD
-and DFQ. The original also keeps one z for a generator step and its ten student steps, keeps the student in
-training mode throughout, clips the generator's gradient too, and lets its generator end in a BatchNorm. Here
-each step draws its own z, both networks are frozen while the generator trains, and the generator is the one all
-methods share, as in the benchmark, with five student steps to one of its own.
+`data.num_classes`). The original's student optimiser, Adam, which the recipe uses here, is invariant to the factor
+K but for its epsilon of 1e-8, whose weight falls by K. Under SGD at 0.1, as in the benchmark of Fang et al.
+("Contrastive Model Inversion for Data-Free Knowledge Distillation", IJCAI 2021), attention would dominate the
+loss, and the benchmark leaves it out (β = 0). The generator's betas are that benchmark's (0.5, 0.999); CuDFKD's
+release, a fork of it, has (0.9, 0.99), as for DFAD and DFQ.
+
+The original also reuses one z for a generator step and its ten student steps, keeps the student in training mode
+throughout, clips the generator's gradient too, and ends its generator in a BatchNorm. Here each step draws a new
+z, both networks are frozen while the generator trains, and all methods share one generator, as in the benchmark,
+with five student steps per generator step.
 """
 
 import functools
@@ -40,30 +41,30 @@ from cudfkd_jax.objectives.terms import Metrics, SampleLoss, Term
 from cudfkd_jax.runtime.devices import Axis
 from cudfkd_jax.runtime.errors import UserError
 
-_SMALLEST_NORM = 1e-12  # of a map; a map of zeros stays one, with a gradient of 0
+_SMALLEST_NORM = 1e-12  # of a map; an all-zero map stays zero, with a gradient of 0
 
 
 def synthesis_terms() -> tuple[Term, ...]:
-    """The generator's objective: one term, whose weight would change nothing under Adam."""
+    """Returns the generator's objective: one term, whose weight would have no effect under Adam."""
     divergence = functools.partial(losses.kl_divergence, temperature=1.0)
     return (terms.adversarial_term(divergence, optax.constant_schedule(1.0)),)
 
 
 def student_capture(attention_weight: float) -> tuple[str, ...]:
-    """`Method.student_capture` of `attention_student_loss`: nothing where the weight is 0."""
+    """Returns the `Method.student_capture` of `attention_student_loss`, empty for weight 0."""
     return (STAGES,) if attention_weight else ()
 
 
 def attention_student_loss(*, sample_loss: SampleLoss, attention_weight: float) -> StudentLoss:
-    """1/B Σ_i D(z_t(x_i), z_s(x_i)) + β · Σ_l mean (F(a_s^l) − F(a_t^l))² as a `Method.student_loss`.
+    """Returns 1/B Σ_i D(z_t(x_i), z_s(x_i)) + β · Σ_l mean (F(a_s^l) − F(a_t^l))² as a `Method.student_loss`.
 
     Args:
-        sample_loss: D, one value an image; ZSKT's is the KL divergence at T = 1.
-        attention_weight: β >= 0. To the original's 250 beside a KL that is averaged over the K classes too
-            corresponds 250 · K beside one that is not. At 0 the loss is D alone and looks at no maps.
+        sample_loss: D, one value per image; ZSKT's is the KL divergence at T = 1.
+        attention_weight: β >= 0; the original's 250 corresponds to 250 · K here. At 0 the loss is D alone and
+            needs no maps.
 
     Returns:
-        A loss of outputs captured with `student_capture(attention_weight)`; it raises UserError where the maps of
+        A loss of outputs captured with `student_capture(attention_weight)`; it raises UserError if the maps of
         student and teacher do not correspond.
     """
     plain = plain_student_loss(sample_loss)
@@ -72,7 +73,7 @@ def attention_student_loss(*, sample_loss: SampleLoss, attention_weight: float) 
 
     def student_loss(student: Outputs, teacher: Outputs, step: jax.Array, axis: Axis) -> tuple[jax.Array, Metrics]:
         divergence, metrics = plain(student, teacher, step, axis)
-        students, teachers = student.stages[1:], teacher.stages[1:]  # the first is what goes into a stage
+        students, teachers = student.stages[1:], teacher.stages[1:]  # drop the input of the first stage
         _check_sizes(students, teachers)
         distances = [jnp.mean(attention_distance(t, s)) for t, s in zip(teachers, students, strict=True)]
         attention = jnp.sum(jnp.stack(distances))
@@ -83,20 +84,20 @@ def attention_student_loss(*, sample_loss: SampleLoss, attention_weight: float) 
 
 
 def attention_distance(teacher_map: jax.Array, student_map: jax.Array) -> jax.Array:
-    """Mean over the pixels of (F(a_s) − F(a_t))² (Zagoruyko and Komodakis, 2017).
+    """Computes the mean over the pixels of (F(a_s) − F(a_t))² (Zagoruyko and Komodakis, 2017).
 
     Args:
         teacher_map: a_t, `[B, h, w, channels]`.
         student_map: a_s, `[B, h, w, other channels]`.
 
     Returns:
-        `[B]` in [0, 2 / (h·w)], float32 or wider; whatever the scale of either map.
+        `[B]` in [0, 2 / (h·w)], float32 or wider; invariant to the scale of either map.
     """
     return jnp.mean(jnp.square(_attention(student_map) - _attention(teacher_map)), axis=-1)
 
 
 def _attention(activations: jax.Array) -> jax.Array:
-    """F(a): `[B, h, w, channels]` -> `[B, h·w]`, of length 1 for each image."""
+    """Computes F(a): `[B, h, w, channels]` -> `[B, h·w]`, of unit norm per image."""
     energy = jnp.mean(jnp.square(layers.at_least_float32(activations)), axis=-1)
     energy = energy.reshape(energy.shape[0], -1)
     squared_norm = jnp.sum(jnp.square(energy), axis=-1, keepdims=True)

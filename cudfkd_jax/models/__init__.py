@@ -1,4 +1,4 @@
-"""The networks by name. Classifiers are called as `module(x, train)`: normalised [B, H, W, C] -> logits."""
+"""Networks by name. Classifiers are called as `module(x, train)`: normalised [B, H, W, C] -> logits."""
 
 import math
 import re
@@ -19,7 +19,7 @@ from cudfkd_jax.runtime.errors import unknown
 
 __all__ = ["MODELS", "Generator", "build_classifier", "count_parameters", "is_import_path"]
 
-# Each takes num_classes and dtype.
+# Each factory takes num_classes and dtype.
 MODELS: Mapping[str, Callable[..., nn.Module]] = {
     "resnet18": partial(ResNet, (2, 2, 2, 2), BasicBlock),
     "resnet34": partial(ResNet, (3, 4, 6, 3), BasicBlock),
@@ -35,17 +35,17 @@ MODELS: Mapping[str, Callable[..., nn.Module]] = {
 
 
 def build_classifier(arch: str, num_classes: int, dtype: DTypeLike | None = None) -> nn.Module:
-    """The classifier called `arch`.
+    """Builds the classifier called `arch`.
 
     Args:
       arch: a key of MODELS, wrnD_W for any depth D = 6n + 4 >= 10 and width W >= 1, or an import path
-        `package.module:Name`, which gets no arguments.
-      num_classes: length of the logits.
+        `package.module:Name`, called without arguments.
+      num_classes: number of logits.
       dtype: dtype of convolutions and linear layers; None takes that of inputs and parameters. Parameters,
         BatchNorm statistics and logits stay float32 (float64 with float64 variables).
 
     Raises:
-      UserError: on an unknown or illegal name; the valid ones are listed.
+      UserError: the name is unknown or invalid; the valid ones are listed.
     """
     if is_import_path(arch):
         return import_network(arch)
@@ -60,5 +60,5 @@ def build_classifier(arch: str, num_classes: int, dtype: DTypeLike | None = None
 
 
 def count_parameters(params: Any) -> int:
-    """The number of scalars in a tree of arrays (or of their shapes, from `jax.eval_shape`)."""
+    """Returns the number of scalars in a tree of arrays, or of shapes from `jax.eval_shape`."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))

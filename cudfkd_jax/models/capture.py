@@ -1,9 +1,9 @@
-"""Applying any linen module: synchronised BatchNorm, and what it computes on the way.
+"""Application of any linen module, with synchronised BatchNorm and capture of intermediate values.
 
-Both are done from outside by intercepting the calls of `flax.linen.BatchNorm` and `flax.linen.Dense`, so that a
-model needs no changes. What is seen is sown into a collection of its own rather than kept in a Python list: sown
-values survive `nn.remat` and `nn.jit`. Under `nn.scan` and `nn.vmap` they are silently lost, therefore the
-captured layers are counted against the BatchNorm scopes of `batch_stats`.
+Both intercept the calls of `flax.linen.BatchNorm` and `flax.linen.Dense`, so that a model needs no changes.
+Captured values are sown into a separate collection rather than kept in a Python list, because sown values survive
+`nn.remat` and `nn.jit`. Under `nn.scan` and `nn.vmap` they are silently lost; the captured layers are therefore
+checked against the BatchNorm scopes of `batch_stats`.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from cudfkd_jax.runtime.errors import UserError
 
 Variables = Mapping[str, Any]
 
-# What can be captured, each a field of `Outputs`.
+# The names that can be captured, each a field of `Outputs`.
 BN, FEATURES, INSTANCES, STAGES = "bn", "features", "instances", "stages"
 
 _CAPTURED, _INTERMEDIATES = "captured", "intermediates"
@@ -30,7 +30,7 @@ _TRUE_IN_TRAINING, _FALSE_IN_TRAINING = ("train", "training"), ("deterministic",
 
 
 class BNStatistics(NamedTuple):
-    """One BatchNorm layer's input beside what the layer remembers of the training data; each `[features]`."""
+    """Batch statistics of one BatchNorm layer's input and the layer's running statistics; each `[features]`."""
 
     mean: jax.Array
     var: jax.Array  # biased, over the whole batch on all devices
@@ -39,16 +39,16 @@ class BNStatistics(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """What a module returned; all but the first two are empty unless captured.
+    """The outputs of a module; all but the first two are empty unless captured.
 
     Attributes:
-        value: the module's own result (logits `[B, classes]`, or images).
+        value: the module's result (logits `[B, classes]`, or images).
         batch_stats: the running statistics after the call, unchanged unless `train`.
-        bn: one entry a BatchNorm call.
+        bn: one entry per BatchNorm call.
         features: input `[B, D]` of the linear layer that returns the logits.
-        instances: for each BatchNorm call, its input's channels averaged over each image, `[B, channels]`.
+        instances: for each BatchNorm call, the channel means of its input per image, `[B, channels]`.
         stages: the maps `[B, h, w, channels]` between the module's stages, from the input of the first to the
-            output of the last, as far as the module offers them with `self.sow("intermediates", "stages", x)`.
+            output of the last, if the module sows them with `self.sow("intermediates", "stages", x)`.
     """
 
     value: jax.Array
@@ -77,15 +77,15 @@ def apply(
         module: any linen module with or without BatchNorm.
         variables: `{'params': ..., 'batch_stats': ...}`; the second may be missing or empty.
         inputs: this device's part of the batch, `[B / axis.size, ...]`.
-        train: normalise with the statistics of the whole batch on all devices and update the running ones.
+        train: normalises with the statistics of the whole batch on all devices and updates the running ones.
         capture: which of `BN`, `FEATURES`, `INSTANCES` and `STAGES` to return too.
         axis: the devices that share the batch.
-        key: of dropout, which each device draws for itself; None where nothing is to be dropped.
+        key: the random key of dropout, independent per device; None disables dropout.
         train_argument: see `mode_arguments`.
-        fold: in evaluation mode, fold BatchNorm into convolutions (`folding.py`) unless its inputs are captured.
+        fold: in evaluation mode, folds BatchNorm into convolutions (`folding.py`) unless its inputs are captured.
 
     Raises:
-        UserError: what is to be captured cannot be seen, or the module cannot be told whether it is trained.
+        UserError: a value cannot be captured, or the module has no argument for its mode.
     """
     mutable = (["batch_stats"] if train else []) + ([_CAPTURED, _INTERMEDIATES] if capture else [])
     mode = mode_arguments(module, train=train, train_argument=train_argument)
@@ -109,17 +109,17 @@ def apply(
 
 
 def mode_arguments(module: nn.Module, *, train: bool, train_argument: str = "") -> dict[str, Any]:
-    """The keyword arguments that put a module's call into training or evaluation mode.
+    """Returns the keyword arguments that put a module's call into training or evaluation mode.
 
     Args:
         module: its `__call__` may take `train` or `training`, `deterministic` or `use_running_average`, or none
-            of them where both modes are alike.
-        train: the mode.
-        train_argument: the name of another argument that is True in training, or `not NAME` of one that is
-            False then; "" finds the argument by the names above.
+            of them if both modes are identical.
+        train: whether the mode is training.
+        train_argument: the name of another argument that is True in training, or `not NAME` for one that is
+            False in training; "" looks for the names above.
 
     Raises:
-        UserError: the argument is not there, or others are that have no value.
+        UserError: the argument does not exist, or other arguments have no value.
     """
     parameters = list(inspect.signature(type(module).__call__).parameters.values())[1:]
     names = {p.name for p in parameters}
@@ -148,7 +148,7 @@ def mode_arguments(module: nn.Module, *, train: bool, train_argument: str = "") 
 
 
 def has_batch_norm(variables: Variables) -> bool:
-    """Whether a module with these variables has a BatchNorm layer whose statistics can be compared."""
+    """Returns whether a module with these variables has a BatchNorm layer with running statistics."""
     return bool(_bn_scopes(variables.get("batch_stats", {})))
 
 
@@ -158,7 +158,7 @@ def _interceptor(axis: Axis, capture: Sequence[str]):
         if context.method_name != "__call__":
             return next_function(*args, **kwargs)
         if isinstance(module, nn.BatchNorm):
-            # Frozen dataclass: the module was built without an axis, and here is where one becomes known.
+            # The module is a frozen dataclass built without an axis, which is known only here.
             object.__setattr__(module, "axis_name", axis.name)
             x = args[0] if args else kwargs["x"]
             if BN in capture:
@@ -182,14 +182,14 @@ def _interceptor(axis: Axis, capture: Sequence[str]):
 def _normalises_by_batch(
     module: nn.BatchNorm, x: jax.Array, use_running_average: bool | None = None, mask: Any = None
 ) -> bool:
-    """Whether a call with these arguments is one that `_normalise_by_batch` takes over."""
+    """Returns whether `_normalise_by_batch` handles a call with these arguments."""
     trains = not nn.merge_param("use_running_average", module.use_running_average, use_running_average)
     plain = type(module) is nn.BatchNorm and module.axis in (-1, x.ndim - 1) and mask is None
     return trains and plain and normalisation.in_use(x.dtype) and not module.is_initializing()
 
 
 def _normalise_by_batch(module: nn.BatchNorm, x: jax.Array) -> jax.Array:
-    """`nn.BatchNorm` in training; updates the running statistics."""
+    """Computes `nn.BatchNorm` in training mode and updates the running statistics."""
     params = module.variables.get("params", {})
     scale, bias = (
         params.get(name, jnp.full(x.shape[-1], value)) for name, value in (("scale", 1.0), ("bias", 0.0))
@@ -224,7 +224,7 @@ def _bn_scopes(batch_stats: Any) -> list[tuple[str, ...]]:
 
 
 def _of_bn_layers(seen: Mapping[Any, Any], batch_stats: Any, name: str) -> tuple[jax.Array, ...]:
-    """What was sown at each BatchNorm call under a name; a shared layer is called several times."""
+    """Returns the value sown under a name at each BatchNorm call; a shared layer is called several times."""
     scopes = _bn_scopes(batch_stats)
     missed = [scope for scope in scopes if (*scope, name) not in seen]
     if missed:
@@ -247,7 +247,7 @@ def _bn_statistics(seen: Mapping[Any, Any], batch_stats: Any) -> tuple[BNStatist
 
 
 def _features(seen: Mapping[Any, Any], variables: Variables, logits: jax.Array) -> jax.Array:
-    """The input of the one linear layer with as many outputs as there are logits."""
+    """Returns the input of the only linear layer whose output has the logits' length."""
     kernels = traverse_util.flatten_dict(variables["params"])
     scopes = [
         path[:-1]

@@ -1,4 +1,4 @@
-"""Classifiers together with the normalisation of their inputs."""
+"""Classifiers with input normalisation."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ from cudfkd_jax.runtime.devices import SINGLE, Axis
 
 @dataclasses.dataclass(frozen=True)
 class Classifier:
-    """A linen classifier together with the normalisation of its inputs."""
+    """A linen classifier and the normalisation of its inputs."""
 
     module: nn.Module
     mean: tuple[float, ...]  # per channel, of images in [0, 1]
@@ -32,7 +32,7 @@ class Classifier:
         key: jax.Array | None = None,
         fold: bool = False,
     ) -> Outputs:
-        """Logits of images `[B, H, W, C]` in [0, 1]; see `apply`."""
+        """Computes the logits of images `[B, H, W, C]` in [0, 1]; see `apply`."""
         mean, std = jnp.asarray(self.mean, images.dtype), jnp.asarray(self.std, images.dtype)
         return apply(
             self.module,
@@ -47,7 +47,7 @@ class Classifier:
         )
 
     def init(self, key: jax.Array, image_shape: tuple[int, ...]) -> dict[str, Any]:
-        """Fresh variables `{'params', 'batch_stats'}`."""
+        """Initialises the variables `{'params', 'batch_stats'}`."""
         mode = mode_arguments(self.module, train=False, train_argument=self.train_argument)
         variables = self.module.init(key, jnp.zeros((1, *image_shape)), **mode)
         return {"params": variables.get("params", {}), "batch_stats": variables.get("batch_stats", {})}

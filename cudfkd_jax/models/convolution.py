@@ -1,9 +1,9 @@
 """The convolution of all networks: `lax.conv_general_dilated`, with gradients that suit oneDNN in bfloat16.
 
-XLA's CPU backend hands plain convolutions to oneDNN (`runtime.onednn`), but not the input gradients that JAX
-derives: their kernels are reversed inside the convolution and their inputs dilated by the stride, and the rewriter
-takes neither. Written as a plain convolution of operands that are reversed, transposed and dilated beforehand, an
-input gradient runs at the rate of a forward pass, some ten times as fast.
+XLA's CPU backend passes plain convolutions to oneDNN (`runtime.onednn`), but not the input gradients that JAX
+derives: these reverse the kernel and dilate the input by the stride inside the convolution, and the rewriter
+supports neither. As a plain convolution of operands reversed, transposed and dilated beforehand, an input gradient
+runs at the speed of a forward pass, some ten times as fast.
 """
 
 import functools
@@ -17,11 +17,11 @@ from jax import Array, lax
 from cudfkd_jax.runtime import onednn
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
-# Which form a kernel gradient takes: a rule, not a measurement when the program runs, which could change the bits
-# of a resumed run.
-_SMALL = 2  # size of a kernel up to which products are faster
-_WIDE = 2**15  # channels times features from which they are
-_NARROW = 4  # features up to which the operands are exchanged
+# The form of a kernel gradient follows from fixed rules: measuring at run time could make a resumed run differ
+# bitwise.
+_SMALL = 2  # largest kernel size for which products are faster
+_WIDE = 2**15  # smallest channels times features for which products are faster
+_NARROW = 4  # largest number of features for which the operands are exchanged
 
 Pair = tuple[int, int]
 Padding = tuple[Pair, Pair]
@@ -40,10 +40,10 @@ def conv_general_dilated(
     precision: Any = None,
     preferred_element_type: Any = None,
 ) -> Array:
-    """`lax.conv_general_dilated`, for `nn.Conv.conv_general_dilated`.
+    """Computes `lax.conv_general_dilated`, for `nn.Conv.conv_general_dilated`.
 
-    Two-dimensional bfloat16 convolutions `[B, H, W, C] * [h, w, C, F]` without groups and dilation have gradients
-    of their own where oneDNN is in use; results agree to bfloat16's accuracy. Everything else is JAX's.
+    Where oneDNN is in use, two-dimensional bfloat16 convolutions `[B, H, W, C] * [h, w, C, F]` without groups and
+    dilation have custom gradients; results agree to bfloat16's accuracy. All others are JAX's.
     """
     plain = (
         onednn.in_use(lhs.dtype)
@@ -101,17 +101,17 @@ _convolve.defvjp(_forward, _backward)
 def conv_of_upsampled(
     lhs: Array, rhs: Array, window_strides: Sequence[int], padding: str | Sequence[Pair], **arguments: Any
 ) -> Array:
-    """The convolution of maps whose pixels are repeated as 2x2 tiles, for `nn.Conv.conv_general_dilated`.
+    """Convolves maps whose pixels are repeated as 2x2 tiles, for `nn.Conv.conv_general_dilated`.
 
-    A pixel of the result sees 2x2 pixels of the small maps with a 3x3 kernel, by sums of its taps that depend on
-    where in its tile it lies. Where oneDNN is in use, one convolution of the small maps computes all four kinds,
-    with 4/9 of the operations, and no large map is read.
+    With a 3x3 kernel, an output pixel sees 2x2 pixels of the small maps, weighted by sums of taps that depend on
+    its position in its tile. Where oneDNN is in use, one convolution of the small maps computes all four positions
+    with 4/9 of the operations and without reading a large map.
 
     Args:
-        lhs: `[B, H, W, C]`, not yet repeated.
+        lhs: `[B, H, W, C]`, before repetition.
         rhs: `[3, 3, C, F]`.
-        window_strides: 1, and `padding` 1 on every side: nothing else is supported.
-        arguments: further ones of `lax.conv_general_dilated`.
+        window_strides: 1, with `padding` 1 on every side; nothing else is supported.
+        arguments: further arguments of `lax.conv_general_dilated`.
 
     Returns:
         `[B, 2H, 2W, F]`.
@@ -120,24 +120,24 @@ def conv_of_upsampled(
         return lax.conv_general_dilated(upsample_2x(lhs), rhs, window_strides, padding, **arguments)
     batch, height, width, _ = lhs.shape
     features = rhs.shape[-1]
-    # Rounded once more to bfloat16; the barrier keeps the sums out of the convolution.
+    # The sums are rounded to bfloat16 again; the barrier keeps them out of the convolution.
     kernel = lax.optimization_barrier(_taps_of_tiles(rhs.astype(jnp.float32)).astype(rhs.dtype))
     y = _convolve(lhs, kernel, (1, 1), ((1, 1), (1, 1))).reshape(batch, height + 1, width + 1, 2, 2, features)
-    # Row t of it sees the rows t - 1 and t: the second pixels of tile t - 1 and the first ones of tile t.
+    # Row t of y sees rows t - 1 and t: the second pixels of tile t - 1 and the first ones of tile t.
     y = y.transpose(0, 1, 3, 2, 4, 5).reshape(batch, 2 * height + 2, 2 * width + 2, features)
     return y[:, 1:-1, 1:-1]
 
 
 def upsample_2x(x: Array) -> Array:
-    """Each pixel as a 2x2 tile (nearest neighbour): [B, H, W, C] -> [B, 2H, 2W, C]."""
+    """Repeats each pixel as a 2x2 tile (nearest neighbour): [B, H, W, C] -> [B, 2H, 2W, C]."""
     batch, h, w, channels = x.shape
-    # The fastest form on the CPU, forward and backward, against jnp.repeat and jax.image.resize.
+    # On the CPU, faster forward and backward than jnp.repeat and jax.image.resize.
     tiles = jnp.broadcast_to(x[:, :, None, :, None, :], (batch, h, 2, w, 2, channels))
     return tiles.reshape(batch, 2 * h, 2 * w, channels)
 
 
 def _taps_of_tiles(kernel: Array) -> Array:
-    """Kernels [3, 3, C, F] of repeated pixels as [2, 2, C, 4F] of single ones; a tile's last pixels come first."""
+    """Converts a kernel [3, 3, C, F] of repeated to [2, 2, C, 4F] of single pixels, a tile's last pixels first."""
 
     def along(taps: Array) -> Array:  # [3, ...] -> [place, tap, ...]
         return jnp.stack([jnp.stack([taps[0] + taps[1], taps[2]]), jnp.stack([taps[0], taps[1] + taps[2]])])
@@ -151,7 +151,7 @@ def _taps_of_tiles(kernel: Array) -> Array:
 def _input_gradient(
     gradient: Array, kernel: Array, shape: tuple[int, ...], strides: Pair, padding: Padding
 ) -> Array:
-    """The gradient by the input: the dilated gradient convolved with the reversed and transposed kernel.
+    """Computes the input gradient: the dilated gradient convolved with the reversed and transposed kernel.
 
     Without the barriers XLA would move reversal and dilation back into the convolution.
     """
@@ -169,7 +169,7 @@ def _input_gradient(
 
 
 def _kernel_gradient(x: Array, gradient: Array, shape: tuple[int, ...], strides: Pair, padding: Padding) -> Array:
-    """The gradient by the kernel, in the form that is fastest for its shape (docs/performance.md)."""
+    """Computes the kernel gradient in the form that is fastest for its shape (docs/performance.md)."""
     height, width, channels, features = shape
     if max(height, width) <= _SMALL or channels * features >= _WIDE:
         return _kernel_gradient_by_products(x, gradient, shape, strides, padding)
@@ -181,10 +181,10 @@ def _kernel_gradient(x: Array, gradient: Array, shape: tuple[int, ...], strides:
 def _kernel_gradient_by_images(
     x: Array, gradient: Array, shape: tuple[int, ...], strides: Pair, padding: Padding
 ) -> Array:
-    """JAX's form: the gradient slides over the maps of each channel, and the images are what is summed over.
+    """Computes it in JAX's form: the gradient slides over the maps of each channel, summed over the images.
 
-    XLA brings such a convolution into a layout that oneDNN computes fast, but in a program's entry computation
-    alone; inside a loop it would take oneDNN's reference code. Operands transposed beforehand are fast in both.
+    XLA converts such a convolution to a layout that is fast in oneDNN only in a program's entry computation;
+    inside a loop it would run oneDNN's reference code. Operands transposed beforehand are fast in both.
     """
     extent = [(length - 1) * stride + 1 for length, stride in zip(gradient.shape[1:3], strides, strict=True)]
     around = [
@@ -205,7 +205,7 @@ def _kernel_gradient_by_images(
 def _kernel_gradient_by_products(
     x: Array, gradient: Array, shape: tuple[int, ...], strides: Pair, padding: Padding
 ) -> Array:
-    """A product [C, B·H·W] · [B·H·W, F] for each tap of the kernel: best where C and F are large."""
+    """Computes it as a product [C, B·H·W] · [B·H·W, F] per kernel tap: fastest for large C and F."""
     height, width, channels, features = shape
     (down, right), (rows, columns) = strides, gradient.shape[1:3]
     around = ((0, 0, 0), *((low, high, 0) for low, high in padding), (0, 0, 0))
@@ -214,7 +214,7 @@ def _kernel_gradient_by_products(
 
     def tap(i: int, j: int) -> Array:
         seen = x[:, i : i + down * (rows - 1) + 1 : down, j : j + right * (columns - 1) + 1 : right]
-        # The barrier keeps XLA from fusing the copy into a product of its own.
+        # Without the barrier XLA would fuse the copy into its own product.
         seen = lax.optimization_barrier(seen.reshape(-1, channels))
         return lax.dot_general(seen, flat, (((0,), (0,)), ((), ())))
 
@@ -222,9 +222,9 @@ def _kernel_gradient_by_products(
 
 
 def _kernel_gradient_reversed(x: Array, gradient: Array, shape: tuple[int, ...], padding: Padding) -> Array:
-    """JAX's form with the two operands exchanged, for stride 1: best where F is far below C.
+    """Computes it in JAX's form with the operands exchanged, for stride 1: fastest if F is far below C.
 
-    JAX's slides the gradient over C images, the channels of the input; this one slides the input over F images.
+    JAX's form slides the gradient over C images, the input's channels; this one slides the input over F images.
     """
     height, width, channels, features = shape
     (top, bottom), (left, right) = padding

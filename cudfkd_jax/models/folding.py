@@ -1,10 +1,10 @@
-"""BatchNorm in evaluation mode folded into the convolution before it, from outside and for any linen module.
+"""Folding of BatchNorm in evaluation mode into the preceding convolution, for any linen module.
 
 With running mean μ and variance σ², scale γ and shift β, and a convolution of kernel K and bias b,
 
     γ (K ∗ x + b − μ) / √(σ² + ε) + β  =  (a K) ∗ x + a (b − μ) + β,    a = γ / √(σ² + ε) per output channel,
 
-one pass over the activations less. The same up to rounding.
+which saves one pass over the activations and is equal up to rounding.
 """
 
 from collections.abc import Callable
@@ -15,13 +15,13 @@ import jax
 
 
 def interceptor() -> Callable[..., Any]:
-    """For `nn.intercept_methods`, around one application of a module in evaluation mode.
+    """Returns an interceptor for `nn.intercept_methods`, for one application of a module in evaluation mode.
 
-    Each BatchNorm over the last axis whose input is just what an `nn.Conv` returned is left out, and the
-    convolution done with other weights; the first result of the convolution, unused then, is not computed by what
-    is compiled. Others stay as they are, also where a lifted transformation stands between the two.
+    It skips each BatchNorm over the last axis whose input is directly the output of an `nn.Conv`, and repeats that
+    convolution with folded weights; the compiler removes the unused first one. Other BatchNorms are unchanged,
+    including those separated from the convolution by a lifted transformation.
     """
-    convolved: dict[str, Any] = {}  # the newest convolution, its input and its result
+    convolved: dict[str, Any] = {}  # the latest convolution, its input and its output
 
     def intercept(next_function: Any, args: Any, kwargs: Any, context: Any) -> Any:
         module = context.module

@@ -18,12 +18,12 @@ _NORMAL = initializers.normal(0.02)
 
 class _Initialisers(NamedTuple):
     weights: initializers.Initializer
-    bias: Callable[[int], initializers.Initializer]  # of a layer whose units have that many inputs
+    bias: Callable[[int], initializers.Initializer]  # of a layer's fan-in
     bn_scale: initializers.Initializer
 
 
 def _normal_around_one(key, shape, dtype=jnp.float32, out_sharding=None):
-    """N(1, 0.02)."""
+    """Draws from N(1, 0.02)."""
     del out_sharding
     return 1 + _NORMAL(key, shape, dtype)
 
@@ -37,25 +37,25 @@ INITIALISATIONS = tuple(_INITIALISERS)
 
 
 class Generator(nn.Module):
-    """Latent vectors to images.
+    """A generator from latent vectors to images.
 
     Linear to H/2^d x W/2^d maps and BatchNorm; d stages of nearest x2, 3x3 convolution, BatchNorm, LeakyReLU
-    0.2; a 3x3 convolution to the image channels and a sigmoid. Each stage halves the channels, down to ngf; the
-    first one of a small generator keeps them, of which it starts with half as many.
+    0.2; a 3x3 convolution to the image channels and a sigmoid. Each stage halves the channels, down to ngf; a
+    small generator starts with half the channels, and its first stage keeps them.
 
     Attributes:
       image_shape: (H, W, C) of the images; H and W divisible by 2^stages.
-      latent_dim: length of a latent vector.
+      latent_dim: size of the latent vector.
       ngf: channels after the last stage.
       stages: number d of up-sampling stages.
       dtype: dtype of the convolutions and the linear layer; None takes that of inputs and parameters.
       size: "large" starts with ngf * 2^stages channels, "small" with half of that; one of SIZES.
-      initialisation: "normal" as CuDFKD's released code: weights N(0, 0.02), biases 0, BN scales N(1, 0.02);
+      initialisation: "normal" follows CuDFKD's released code: weights N(0, 0.02), biases 0, BN scales N(1, 0.02);
         "torch" is PyTorch's default, as in the benchmark of the other methods: weights and biases
         U(-1/sqrt(fan_in), 1/sqrt(fan_in)), BN scales 1. One of INITIALISATIONS.
 
     Raises:
-      UserError: at construction, where H or W is not divisible by 2^stages, or a name is not known.
+      UserError: at construction, if H or W is not divisible by 2^stages, or a name is unknown.
     """
 
     image_shape: tuple[int, int, int]
@@ -77,13 +77,13 @@ class Generator(nn.Module):
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Channels of the first maps and after each stage."""
+        """The channels of the first maps and after each stage."""
         most = (self.ngf << self.stages) // (2 if self.size == "small" else 1)
         return tuple(min(self.ngf << stages_left, most) for stages_left in reversed(range(self.stages + 1)))
 
     @nn.compact
     def __call__(self, z: jax.Array, train: bool) -> jax.Array:
-        """Latents [B, latent_dim] ~ N(0, 1) -> images [B, H, W, C] in [0, 1], float32 or wider."""
+        """Generates images [B, H, W, C] in [0, 1], float32 or wider, from latents [B, latent_dim] ~ N(0, 1)."""
         height, width, image_channels = self.image_shape
         h, w = height >> self.stages, width >> self.stages
         initial = _INITIALISERS[self.initialisation]
@@ -124,7 +124,7 @@ class Generator(nn.Module):
 
 
 def check_stages(image_shape: tuple[int, int, int], stages: int) -> None:
-    """Refuses images (H, W, C) that so many up-samplings by 2 cannot make.
+    """Checks that `stages` up-samplings by 2 can produce images of shape (H, W, C).
 
     Raises:
       UserError: H or W is not divisible by 2^stages.

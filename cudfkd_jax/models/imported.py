@@ -11,20 +11,20 @@ from cudfkd_jax.runtime.errors import UserError
 
 
 def is_import_path(name: str) -> bool:
-    """Whether a network's name is an import path."""
+    """Returns whether a network's name is an import path."""
     return ":" in name
 
 
 def import_network(path: str) -> nn.Module:
-    """The module that `package.module:Name` names: a linen module, or what a class or function makes of nothing.
+    """Imports `package.module:Name`: a linen module, or a class or function called without arguments.
 
     Raises:
-        UserError: there is nothing of this name, it wants arguments, or it gives no linen module.
+        UserError: the name does not exist, needs arguments, or does not yield a linen module.
     """
     module_name, _, name = path.partition(":")
     try:
         found: Any = importlib.import_module(module_name)
-    except Exception as error:  # the module is a program and can raise anything
+    except Exception as error:  # user code may raise anything
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise UserError(
             f"{path}: cannot import {module_name!r} ({reason}); write "
@@ -56,5 +56,5 @@ def _make(factory: Any, path: str) -> Any:
         )
     try:
         return factory()
-    except Exception as error:  # somebody's program
+    except Exception as error:  # user code
         raise UserError(f"{path}() fails: {type(error).__name__}: {' '.join(str(error).split())}") from error

@@ -1,6 +1,6 @@
-"""What the networks share: PyTorch's padding and BatchNorm constants, initialisers, pooling, output dtype.
+"""Shared building blocks: PyTorch's padding and BatchNorm constants, initialisers, pooling, output dtype.
 
-Submodules carry PyTorch's dotted names: a parameter's path joined by dots is its PyTorch name, leaf aside.
+Submodules carry PyTorch's dotted names: a parameter's path joined by dots is its PyTorch name, except the leaf.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ torch_uniform = initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 def torch_uniform_bias(fan_in: int) -> initializers.Initializer:
-    """PyTorch's default bias, U(-1/sqrt(fan_in), 1/sqrt(fan_in)), where each unit has `fan_in` inputs."""
+    """Returns PyTorch's default bias initialiser, U(-1/sqrt(fan_in), 1/sqrt(fan_in))."""
     bound = fan_in**-0.5
 
     def init(key, shape, dtype=jnp.float32, out_sharding=None):
@@ -41,7 +41,7 @@ def conv(
     use_bias: bool = False,
     operation: Callable[..., jax.Array] = conv_general_dilated,
 ) -> nn.Conv:
-    """A square convolution with PyTorch's symmetric padding size // 2 (XLA's SAME differs at stride 2)."""
+    """Returns a square convolution with PyTorch's symmetric padding size // 2 (XLA's SAME differs at stride 2)."""
     return nn.Conv(
         features,
         (size, size),
@@ -62,9 +62,9 @@ def batch_norm(
     dtype: DTypeLike | None,
     scale_init: initializers.Initializer = initializers.ones,
 ) -> nn.BatchNorm:
-    """BatchNorm over all axes but the last, with PyTorch's momentum 0.1 (0.9 here) and epsilon.
+    """Returns a BatchNorm over all axes but the last, with PyTorch's momentum 0.1 (0.9 here) and epsilon.
 
-    Statistics are float32 or wider whatever `dtype`; in training they are the batch's, biased variance.
+    Statistics are float32 or wider for any `dtype`; in training they are the batch's, with the biased variance.
     """
     return nn.BatchNorm(
         use_running_average=not train,
@@ -77,7 +77,7 @@ def batch_norm(
 
 
 def global_average_pool(x: jax.Array) -> jax.Array:
-    """Mean over height and width: [B, H, W, C] -> [B, C]."""
+    """Averages over height and width: [B, H, W, C] -> [B, C]."""
     return jnp.mean(x, axis=(1, 2))
 
 

@@ -1,8 +1,8 @@
-"""Batch statistics and normalisation by them, for maps on CPUs.
+"""Batch statistics and batch normalisation of maps on CPUs.
 
-XLA's CPU backend turns a sum over all pixels into scalar loops, some 10 ns per element, and so do the sums in the
-gradients of BatchNorm. Here the maps are cut into parts that are added to each other, a loop over contiguous
-memory that is vectorised: thirty times as fast. Sums and statistics are float32.
+XLA's CPU backend compiles a sum over all pixels to scalar loops, some 10 ns per element, and likewise the sums in
+the gradients of BatchNorm. Here the maps are split into parts that are added to each other, a vectorised loop over
+contiguous memory: thirty times as fast. Sums and statistics are float32.
 """
 
 import functools
@@ -15,14 +15,14 @@ from jax import Array
 from cudfkd_jax.runtime import onednn
 
 _PARTS = 16  # added at a time
-_MOST_ROWS = 2**28  # of a product; XLA's compiler divides by zero from 2^32 on, where it should find no memory
-_ROWS = 8  # of the ones that sum what is left: a single row would be a loop in place of a library's product
+_MOST_ROWS = 2**28  # of a product; from 2^32 on XLA's compiler divides by zero instead of running out of memory
+_ROWS = 8  # of ones that sum the remainder: a single row would compile to a loop, not to a library's product
 
 
 def in_use(dtype: jax.typing.DTypeLike) -> bool:
-    """Whether statistics of maps of this dtype are computed here and not by flax.
+    """Returns whether this module, not flax, computes statistics of maps of this dtype.
 
-    In float32 from jaxlib 0.11 on: earlier ones sum well enough, and float64 is for tests that compare to the bit.
+    It does in float32 from jaxlib 0.11 on: earlier versions sum fast enough, and float64 serves bitwise tests.
     """
     if jnp.dtype(dtype) == jnp.float32:
         return jax.default_backend() == "cpu" and jax.__version_info__ >= (0, 11)
@@ -30,10 +30,10 @@ def in_use(dtype: jax.typing.DTypeLike) -> bool:
 
 
 def column_sums(term: Callable[..., Array], *maps: Array) -> Array:
-    """Σ term(*maps) over all axes but the last, in float32.
+    """Computes Σ term(*maps) over all axes but the last, in float32.
 
     Args:
-        term: of equally shaped float32 arrays, element by element.
+        term: an elementwise function of equally shaped float32 arrays.
         maps: `[..., C]`, all of one shape.
 
     Returns:
@@ -56,8 +56,8 @@ def column_sums(term: Callable[..., Array], *maps: Array) -> Array:
 
 @jax.custom_vjp
 def moments(x: Array) -> tuple[Array, Array]:
-    """Mean and biased variance over all axes but the last: `[..., C]` -> `[C]`, `[C]`, float32."""
-    count = float(x.size // x.shape[-1])  # sizes that no machine holds are no int32; XLA is to refuse them
+    """Computes mean and biased variance over all axes but the last: `[..., C]` -> `[C]`, `[C]`, float32."""
+    count = float(x.size // x.shape[-1])  # float: XLA, not int32, is to reject sizes beyond any memory
     mean = column_sums(lambda v: v, x) / count
     # Two passes: exact where the mean is large.
     return mean, column_sums(lambda v: jnp.square(v - mean), x) / count
@@ -79,7 +79,7 @@ moments.defvjp(_moments_forward, _moments_backward)
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def normalise(x: Array, scale: Array, bias: Array, epsilon: float) -> tuple[Array, Array, Array]:
-    """BatchNorm in training.
+    """Computes BatchNorm in training mode.
 
     Args:
         x: `[..., C]`.
@@ -87,8 +87,8 @@ def normalise(x: Array, scale: Array, bias: Array, epsilon: float) -> tuple[Arra
         epsilon: added to the variance.
 
     Returns:
-        `scale · (x − μ) / √(σ² + epsilon) + bias` as float32, and μ and σ² of the batch, `[C]`, float32, through
-        which no gradient flows: they are for the running statistics.
+        `scale · (x − μ) / √(σ² + epsilon) + bias` as float32, and the batch's μ and σ², `[C]`, float32, for the
+        running statistics; no gradient flows through these two.
     """
     mean, var = moments(x)
     factor = scale * jax.lax.rsqrt(var + epsilon)

@@ -53,7 +53,7 @@ class ResNet(nn.Module):
     Attributes:
       stage_sizes: blocks per stage; stage i = 0, 1, ... has 64 * 2^i filters and stride 2 if i > 0.
       block: BasicBlock (ResNet-18, 34) or Bottleneck (ResNet-50).
-      num_classes: length of the logits.
+      num_classes: number of logits.
       dtype: dtype of the convolutions and the linear layer; None takes that of inputs and parameters.
     """
 
@@ -64,7 +64,7 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """Normalised images [B, H, W, C] -> logits [B, num_classes], float32 or wider."""
+        """Computes logits [B, num_classes], float32 or wider, of normalised images [B, H, W, C]."""
         x = _conv(64, 3, "conv1", self.dtype)(x)
         x = nn.relu(layers.batch_norm(train, name="bn1", dtype=self.dtype)(x))
         self.sow("intermediates", "stages", x)
@@ -93,7 +93,7 @@ def _conv(features: int, size: int, name: str, dtype: DTypeLike | None, stride: 
 
 
 def _shortcut(x: jax.Array, features: int, stride: int, train: bool, dtype: DTypeLike | None) -> jax.Array:
-    """The identity, or where the shape changes a 1x1 convolution and BatchNorm (submodules of the caller)."""
+    """Applies the identity or, on a change of shape, a 1x1 convolution and BatchNorm (the caller's submodules)."""
     if stride == 1 and x.shape[-1] == features:
         return x
     x = _conv(features, 1, "shortcut.0", dtype, stride)(x)

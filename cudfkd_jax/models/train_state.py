@@ -1,4 +1,4 @@
-"""The state of one trained network."""
+"""The training state of one network."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from flax import struct
 
 
 class TrainState(struct.PyTreeNode):
-    """Parameters, BatchNorm statistics and optimiser state of a network that is being trained."""
+    """Parameters, BatchNorm statistics and optimiser state of a network in training."""
 
     params: Any
     batch_stats: Any
@@ -24,11 +24,11 @@ class TrainState(struct.PyTreeNode):
         return {"params": self.params, "batch_stats": self.batch_stats}
 
     def update(self, gradients: Any, batch_stats: Any, optimiser: optax.GradientTransformation) -> "TrainState":
-        """The state after one optimiser step along `gradients` (a tree like `params`)."""
+        """Returns the state after one optimiser step along `gradients` (a tree like `params`)."""
         updates, opt_state = optimiser.update(gradients, self.opt_state, self.params)
         return TrainState(optax.apply_updates(self.params, updates), batch_stats, opt_state)
 
 
 def gradient_norm(gradients: Any) -> jax.Array:
-    """Euclidean norm over all leaves; not finite as soon as one of them is not."""
+    """Computes the Euclidean norm over all leaves; non-finite if any leaf is."""
     return optax.tree.norm(gradients)

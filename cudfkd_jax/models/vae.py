@@ -1,9 +1,9 @@
-"""The networks of MB-DFKD and PRE-DFKD: generators whose output is normalised already, and a VAE's encoder.
+"""The networks of MB-DFKD and PRE-DFKD: generators with normalised output, and a VAE's encoder.
 
 K. Binici, S. Aggarwal, N. T. Pham, K. Leman, T. Mitra, "Robust and Resource-Efficient Data-Free Knowledge
 Distillation by Generative Pseudo Replay", AAAI 2022; layers and initialisation as in its released code. Inner
-BatchNorms have the epsilon 0.8 that stands there (a positional argument, perhaps meant as a momentum), which
-damps maps of little variance; the first of the generator and the last of either network have the usual 1e-5.
+BatchNorms have that code's epsilon 0.8 (a positional argument, perhaps meant as a momentum), which damps maps of
+low variance; the first of the generator and the last of either network have the usual 1e-5.
 """
 
 from collections.abc import Callable
@@ -22,31 +22,31 @@ Operation = Callable[..., jax.Array]
 
 
 def _weights(key, shape, dtype=jnp.float32, out_sharding=None):
-    """U(-0.08, 0.08)."""
+    """Draws from U(-0.08, 0.08)."""
     del out_sharding
     return jax.random.uniform(key, shape, dtype, -0.08, 0.08)
 
 
 class NormalisedGenerator(nn.Module):
-    """Latent vectors to images that have the data's mean and spread by construction.
+    """A generator whose images have the data's mean and standard deviation by construction.
 
     Linear to H/2^d x W/2^d maps and BatchNorm; d stages of nearest x2, 3x3 convolution, BatchNorm, LeakyReLU
-    0.2; a 3x3 convolution to the image channels, tanh, and a BatchNorm without scale and bias. The last gives
-    y, what a classifier is to see. Classifiers normalise their input themselves, so y * std + mean is returned.
+    0.2; a 3x3 convolution to the image channels, tanh, and a BatchNorm without scale and bias. The last returns
+    y, a normalised image. Classifiers normalise their inputs, so the generator returns y * std + mean.
 
     Attributes:
       image_shape: (H, W, C) of the images; H and W divisible by 2^stages.
-      latent_dim: length of a latent vector.
+      latent_dim: size of the latent vector.
       mean: per channel, of the data's images in [0, 1].
       std: the same; the standard deviation.
       width: channels after the last stage; the maps before it have twice as many.
       stages: number d of up-sampling stages.
-      spectral_norm: divides the kernel of every convolution by an estimate of its largest singular value, one
-        power iteration a call in training (Miyato et al., 2018; Binici et al. train a generator so).
+      spectral_norm: divides the kernel of every convolution by an estimate of its largest singular value, with
+        one power iteration per call in training (Miyato et al., 2018; Binici et al. train a generator this way).
       dtype: dtype of the convolutions and the linear layer; None takes that of inputs and parameters.
 
     Raises:
-      UserError: at construction, where H or W is not divisible by 2^stages.
+      UserError: at construction, if H or W is not divisible by 2^stages.
     """
 
     image_shape: tuple[int, int, int]
@@ -64,7 +64,7 @@ class NormalisedGenerator(nn.Module):
 
     @nn.compact
     def __call__(self, z: jax.Array, train: bool) -> jax.Array:
-        """Latents [B, latent_dim] ~ N(0, 1) -> images [B, H, W, C] near [0, 1], float32 or wider."""
+        """Generates images [B, H, W, C] near [0, 1], float32 or wider, from latents [B, latent_dim] ~ N(0, 1)."""
         height, width, image_channels = self.image_shape
         h, w, channels = height >> self.stages, width >> self.stages, 2 * self.width
         x = nn.Dense(h * w * channels, kernel_init=_weights, dtype=self.dtype, name="linear")(z)
@@ -89,14 +89,14 @@ class NormalisedGenerator(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Images to the Gaussian q(z | x) of a VAE.
+    """A VAE's encoder from images to the Gaussian q(z | x).
 
     Images normalised, each column of pixels to unit length; 3x3 convolutions to width, 2 width and, at half
     the resolution and with stride 2, 2 width channels, each with BatchNorm and all but the last with LeakyReLU
-    0.2; every second pixel of the result, and a linear layer each to the mean and the log variance.
+    0.2; every second pixel of the result, and one linear layer each for the mean and the log variance.
 
     Attributes:
-      latent_dim: length of a latent vector.
+      latent_dim: size of the latent vector.
       mean: per channel, of the data's images in [0, 1].
       std: the same; the standard deviation.
       width: channels of the first convolution.
@@ -111,7 +111,7 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> tuple[jax.Array, jax.Array]:
-        """Images [B, H, W, C] -> mean and log variance of q(z | x), [B, latent_dim] each, float32 or wider."""
+        """Encodes images [B, H, W, C] as mean and log variance, [B, latent_dim] each, float32 or wider."""
         x = (images - jnp.asarray(self.mean, images.dtype)) / jnp.asarray(self.std, images.dtype)
         x = x / jnp.maximum(jnp.linalg.norm(x, axis=1, keepdims=True), 1e-12)
         x = nn.leaky_relu(self._conv_bn(self.width, 1, x, train), 0.2)

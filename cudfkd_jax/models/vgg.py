@@ -12,11 +12,11 @@ class VGG(nn.Module):
     """Blocks of 3x3 convolutions with bias, BatchNorm and ReLU, then global average pooling.
 
     A 2x2 max pool follows the first three blocks, and the fourth where the images are at least 64 high.
-    Convolutions start at N(0, sqrt(2 / (k*k*out))), the linear layer at N(0, 0.01), all biases at 0.
+    Initialisation: convolutions N(0, sqrt(2 / (k*k*out))), the linear layer N(0, 0.01), all biases 0.
 
     Attributes:
       widths: per block, the filters of its convolutions.
-      num_classes: length of the logits.
+      num_classes: number of logits.
       dtype: dtype of the convolutions and the linear layer; None takes that of inputs and parameters.
     """
 
@@ -26,7 +26,7 @@ class VGG(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """Normalised images [B, H, W, C] -> logits [B, num_classes], float32 or wider."""
+        """Computes logits [B, num_classes], float32 or wider, of normalised images [B, H, W, C]."""
         pooled_blocks = 4 if x.shape[1] >= 64 else 3
         for block, block_widths in enumerate(self.widths):
             for index, width in enumerate(block_widths):
@@ -52,8 +52,8 @@ class VGG(nn.Module):
 
 
 def max_pool_2x2(x: jax.Array) -> jax.Array:
-    """The maximum of each 2x2 tile, an odd last row or column dropped: [B, H, W, C] -> [B, H//2, W//2, C]."""
+    """Max-pools 2x2 tiles, dropping an odd last row or column: [B, H, W, C] -> [B, H//2, W//2, C]."""
     batch, height, width, channels = x.shape
     h, w = height // 2, width // 2
-    # A reshape and not nn.max_pool: on the CPU backend the gradient of reduce_window takes six times as long.
+    # Not nn.max_pool: on the CPU backend the gradient of its reduce_window takes six times as long.
     return x[:, : 2 * h, : 2 * w].reshape(batch, h, 2, w, 2, channels).max(axis=(2, 4))

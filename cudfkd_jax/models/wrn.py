@@ -31,12 +31,12 @@ class WideBlock(nn.Module):
 class WideResNet(nn.Module):
     """WRN-depth-width: three groups of (depth - 4) / 6 blocks with 16, 32 and 64 times `width` filters.
 
-    Convolutions start at N(0, sqrt(2 / (k*k*out))), the linear layer at PyTorch's default weights and bias 0.
+    Initialisation: convolutions N(0, sqrt(2 / (k*k*out))), the linear layer PyTorch's default weights and bias 0.
 
     Attributes:
       depth: 6n + 4 with n >= 1.
       width: the widening factor.
-      num_classes: length of the logits.
+      num_classes: number of logits.
       dtype: dtype of the convolutions and the linear layer; None takes that of inputs and parameters.
     """
 
@@ -47,7 +47,7 @@ class WideResNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """Normalised images [B, H, W, C] -> logits [B, num_classes], float32 or wider."""
+        """Computes logits [B, num_classes], float32 or wider, of normalised images [B, H, W, C]."""
         x = _conv(16, 3, "conv1", self.dtype)(x)
         self.sow("intermediates", "stages", x)
         for group in range(3):

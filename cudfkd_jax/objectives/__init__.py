@@ -1,1 +1,1 @@
-"""What is minimised: the curriculum, the losses and the terms, one function each."""
+"""The objectives: curriculum, losses and synthesis terms, one function each."""

@@ -1,4 +1,4 @@
-"""The contrast of CMI: instance features of two views, a projection head and InfoNCE over batch and memory."""
+"""The contrastive loss of CMI: instance features of two views, a projection head, InfoNCE over batch and bank."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -12,21 +12,21 @@ from cudfkd_jax.models.capture import INSTANCES, STAGES, Outputs
 from cudfkd_jax.models.classifier import Classifier
 from cudfkd_jax.runtime.errors import UserError
 
-# Instance features and what has to be captured for them.
+# Instance features and the capture each needs.
 FEATURES = {"bn": INSTANCES, "stages": STAGES}
 
 
 class Views(NamedTuple):
-    """Features of the two views of the same images, `[N, D]` each."""
+    """Features of two views of the same images, `[N, D]` each."""
 
     local: jax.Array
     whole: jax.Array  # of the global view
 
 
 class Head(nn.Module):
-    """Linear, ReLU, linear and L2 normalisation: `[N, D]` -> `[N, width]`; the hidden layer has D units.
+    """Linear, ReLU, linear and L2 normalisation: `[N, D]` -> `[N, width]`, with D hidden units.
 
-    Weights and biases start as PyTorch's, U(−1/√D, 1/√D).
+    Weights and biases are initialised as in PyTorch, U(−1/√D, 1/√D).
     """
 
     width: int
@@ -37,17 +37,17 @@ class Head(nn.Module):
         bias = layers.torch_uniform_bias(size)
         x = nn.Dense(size, kernel_init=layers.torch_uniform, bias_init=bias, name="hidden")(x)
         x = nn.Dense(self.width, kernel_init=layers.torch_uniform, bias_init=bias, name="out")(nn.relu(x))
-        # The root of a sum that may be 0 would have no gradient.
+        # Clamped because the gradient of the square root is not finite at 0.
         return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-24))
 
 
 def instance_features(outputs: Outputs, kind: str) -> jax.Array:
-    """One vector an image, `[B, D]`, from outputs that captured `FEATURES[kind]`.
+    """Returns one vector per image, `[B, D]`, from outputs that captured `FEATURES[kind]`.
 
     Args:
-        outputs: of the teacher.
-        kind: "bn": means of the channels at the input of every BatchNorm layer; "stages": at the inputs of the
-            network's stages.
+        outputs: the teacher's outputs.
+        kind: "bn" takes channel means at the input of every BatchNorm layer, "stages" at the input of every
+            stage of the network.
     """
     if kind == "bn":
         return jnp.concatenate(outputs.instances, axis=-1)
@@ -55,10 +55,10 @@ def instance_features(outputs: Outputs, kind: str) -> jax.Array:
 
 
 def feature_dim(teacher: Classifier, image_shape: tuple[int, int, int], kind: str) -> int:
-    """D of `instance_features`, found without computing anything.
+    """Returns D of `instance_features` by abstract evaluation.
 
     Raises:
-        UserError: the teacher does not offer these features.
+        UserError: the teacher does not provide these features.
     """
     images = jax.ShapeDtypeStruct((1, *image_shape), jnp.zeros(()).dtype)
 
@@ -75,12 +75,12 @@ def feature_dim(teacher: Classifier, image_shape: tuple[int, int, int], kind: st
 
 
 def info_nce(queries: jax.Array, keys: jax.Array, valid: jax.Array, temperature: float) -> jax.Array:
-    """−log softmax over the valid keys of q_i·k / τ, at k_i (van den Oord et al., 2018, Eq. 4).
+    """Computes −log softmax over the valid keys of q_i·k / τ, at k_i (van den Oord et al., 2018, Eq. 4).
 
     Args:
         queries: `[N, D]`.
         keys: `[N, D]`; the positive of a query is the key with the same index.
-        valid: bool `[N]`, which keys there are; the values of other rows mean nothing.
+        valid: bool `[N]`, the mask of valid keys; results in other rows are meaningless.
         temperature: τ > 0.
 
     Returns:
@@ -94,17 +94,17 @@ def info_nce(queries: jax.Array, keys: jax.Array, valid: jax.Array, temperature:
 def contrastive_loss(
     head: Callable[[jax.Array], Any], batch: Views, bank: Views, drawn: jax.Array, temperature: float
 ) -> jax.Array:
-    """The contrast of local views with global ones: mean over the batch plus mean over the rows of the bank.
+    """Computes InfoNCE between local and global views: the mean over the batch plus the mean over the bank.
 
-    Each local view is to be recognised among the global views of batch and bank. The whole global side is a
-    constant of the gradient, so that the generator is moved through the local views of the batch alone and the
-    head through the local views of both.
+    Each local view is contrasted with the global views of batch and bank. The global side is a constant of the
+    gradient: the generator receives gradients through the batch's local views alone, the head through the local
+    views of both.
 
     Args:
         head: projects features `[N, D]` to unit vectors.
         batch: features of the whole synthetic batch.
         bank: features of past batches, `[M, D]` each.
-        drawn: bool `[M]`, which rows of the bank there are; with none the second mean is 0.
+        drawn: bool `[M]`, the mask of valid bank rows; without any, the second mean is 0.
         temperature: τ > 0.
     """
     queries = head(jnp.concatenate([batch.local, bank.local]))

@@ -1,12 +1,12 @@
-"""The curriculum of CuDFKD: self-paced weights of the samples, and the schedules that raise the difficulty.
+"""The curriculum of CuDFKD: self-paced sample weights, and schedules of increasing difficulty.
 
 Equations and sections are those of Li et al., "How to Teach: Learning Data-Free Knowledge Distillation From
-Curriculum" (CuDFKD). The self-paced functions act element by element on losses of any shape: `[B]` for one
-weight a sample, `[]` for one weight a batch. They return the dtype of the losses and hold no stop-gradient;
-the objective of the student (Eq. 6) takes v* as a constant, which is the caller's part.
+Curriculum" (CuDFKD). The self-paced functions act elementwise on losses of any shape: `[B]` for one weight per
+sample, `[]` for one weight per batch. They return the dtype of the losses and apply no stop-gradient; the
+student's objective (Eq. 6) treats v* as a constant, which the caller ensures.
 
-The schedules are pure functions of the counter of student steps, counted from 0, and are optax schedules;
-the epoch is `step // steps_per_epoch`, counted from 0.
+The schedules are optax schedules, pure functions of the student step, counted from 0; the epoch is
+`step // steps_per_epoch`, counted from 0.
 """
 
 import math
@@ -25,9 +25,9 @@ ALPHA_SCHEDULES = ("linear", "released", "eq17", "constant")
 
 
 def spl_weights(strategy: str, losses: Array, lam: ArrayLike) -> Array:
-    """v*(λ, L), the minimiser over v in [0, 1] of v·L + g(λ, v) (Eq. 1; the forms of §V-E).
+    """Computes v*(λ, L), the minimiser over v in [0, 1] of v·L + g(λ, v) (Eq. 1; the forms of §V-E).
 
-    hard: 1(L < λ); soft: 1(L < λ)·(1 − L/λ); log: (1 + e^−λ) / (1 + e^(L−λ)); none: 1, by decree.
+    hard: 1(L < λ); soft: 1(L < λ)·(1 − L/λ); log: (1 + e^−λ) / (1 + e^(L−λ)); none: 1, by definition.
 
     Args:
         strategy: one of `STRATEGIES`.
@@ -35,7 +35,7 @@ def spl_weights(strategy: str, losses: Array, lam: ArrayLike) -> Array:
         lam: λ > 0, the age parameter, a scalar.
 
     Returns:
-        Weights in [0, 1], non-increasing in the loss, of the shape and dtype of `losses`.
+        Weights in [0, 1], non-increasing in the loss, with the shape and dtype of `losses`.
 
     Raises:
         UserError: the strategy is unknown.
@@ -56,7 +56,7 @@ def spl_weights(strategy: str, losses: Array, lam: ArrayLike) -> Array:
 
 
 def spl_regulariser(strategy: str, v: Array, lam: ArrayLike) -> Array:
-    """One sample's share of the regulariser g(λ, v) of Eq. 1 and 6; g is the sum over samples.
+    """Computes each sample's share of the regulariser g(λ, v) of Eq. 1 and 6; g is the sum over samples.
 
     hard: −λv; soft: ½λ(v² − 2v); log: μ ln μ + v ln v − λv with μ = 1 + e^−λ − v; none: 0.
 
@@ -66,7 +66,7 @@ def spl_regulariser(strategy: str, v: Array, lam: ArrayLike) -> Array:
         lam: λ > 0, a scalar.
 
     Returns:
-        g of each weight (up to an additive constant of λ), of the shape and dtype of `v`.
+        g of each weight (up to an additive constant in λ), with the shape and dtype of `v`.
 
     Raises:
         UserError: the strategy is unknown.
@@ -80,14 +80,14 @@ def spl_regulariser(strategy: str, v: Array, lam: ArrayLike) -> Array:
         case "soft":
             return 0.5 * lam * (v * v - 2 * v)
         case "log":
-            # 1 − v first: in this order μ cannot round to less than 0; xlogy takes 0 ln 0 as 0.
+            # 1 − v first: in this order μ cannot round below 0; xlogy takes 0 ln 0 as 0.
             mu = (1 - v) + jnp.exp(-lam)
             return xlogy(mu, mu) + xlogy(v, v) - lam * v
     raise unknown("strategy", strategy, STRATEGIES)
 
 
 def latent_objective(strategy: str, losses: Array, lam: ArrayLike) -> Array:
-    """F_λ(L) = ∫₀ᴸ v*(λ, l) dl, the function that alternating over v and w descends (Eq. 2 and 7).
+    """Computes F_λ(L) = ∫₀ᴸ v*(λ, l) dl, which alternating minimisation over v and w descends (Eq. 2 and 7).
 
     hard: min(L, λ); soft: L − L²/2λ up to L = λ, then λ/2;
     log: (1 + e^−λ)·(L − ln(1 + e^(L−λ)) + ln(1 + e^−λ)); none: L.
@@ -98,7 +98,7 @@ def latent_objective(strategy: str, losses: Array, lam: ArrayLike) -> Array:
         lam: λ > 0, a scalar.
 
     Returns:
-        F_λ of each loss, concave and non-decreasing in the loss, of the shape and dtype of `losses`.
+        F_λ of each loss, concave and non-decreasing in the loss, with the shape and dtype of `losses`.
 
     Raises:
         UserError: the strategy is unknown.
@@ -113,17 +113,17 @@ def latent_objective(strategy: str, losses: Array, lam: ArrayLike) -> Array:
         case "soft":
             return capped * (1 - 0.5 * (capped / lam))
         case "log":
-            # ln(1 + e^x) = max(x, 0) + ln(1 + e^−|x|) in both terms: large L and large λ then cancel exactly.
+            # ln(1 + e^x) = max(x, 0) + ln(1 + e^−|x|) in both terms, so that large L and λ cancel exactly.
             e_lam = jnp.exp(-lam)
             return (1 + e_lam) * (capped + jnp.log1p(e_lam) - jnp.log1p(jnp.exp(-jnp.abs(losses - lam))))
     raise unknown("strategy", strategy, STRATEGIES)
 
 
 def majoriser(strategy: str, losses: Array, losses_ref: Array, lam: ArrayLike) -> Array:
-    """Q of Eq. 8: the tangent of F_λ at a reference, F_λ(L_ref) + v*(λ, L_ref)·(L − L_ref).
+    """Computes Q of Eq. 8, the tangent of F_λ at a reference: F_λ(L_ref) + v*(λ, L_ref)·(L − L_ref).
 
-    F_λ is concave, so Q bounds it from above and touches it at L_ref; with L_ref from the current weights,
-    minimising Q in L is minimising v*·L, the student's step (Eq. 9). (Eq. 8 as printed takes v* at the free
+    F_λ is concave, so Q bounds it from above and touches it at L_ref. With L_ref from the current weights,
+    minimising Q in L means minimising v*·L, the student's step (Eq. 9). (Eq. 8 as printed takes v* at the free
     point w; the tangent, and the proof, need it at the reference w*.)
 
     Args:
@@ -133,7 +133,7 @@ def majoriser(strategy: str, losses: Array, losses_ref: Array, lam: ArrayLike) -
         lam: λ > 0, a scalar.
 
     Returns:
-        Q for each loss, of the shape and dtype of `losses`.
+        Q for each loss, with the shape and dtype of `losses`.
 
     Raises:
         UserError: the strategy is unknown.
@@ -143,12 +143,12 @@ def majoriser(strategy: str, losses: Array, losses_ref: Array, lam: ArrayLike) -
 
 
 def lambda_schedule(lambda_0: float, slope: float, maximum: float | None) -> optax.Schedule:
-    """λ as a function of the student step: min(λ₀ + slope·step, maximum) (§IV-B: "linearly increase").
+    """Returns the schedule λ(step) = min(λ₀ + slope·step, maximum) (§IV-B: "linearly increase").
 
     Args:
         lambda_0: λ at step 0, > 0.
-        slope: increase a student step, >= 0.
-        maximum: the ceiling; None for no limit, as in the released code.
+        slope: increase per student step, >= 0.
+        maximum: the upper limit; None for no limit, as in the released code.
 
     Returns:
         A schedule of the student step.
@@ -171,25 +171,25 @@ def adversarial_schedule(
     epochs: int,
     steps_per_epoch: int,
 ) -> optax.Schedule:
-    """α_adv of Eq. 4 as a function of the student step: constant in an epoch, never decreasing.
+    """Returns the schedule of α_adv (Eq. 4), non-decreasing and constant within an epoch.
 
     With e the epoch and N = `epochs`:
 
     * linear: initial + slope·(whole epochs past k_begin·N), constant after k_end·N.
-    * released: initial + slope·#{j < e : ⌊k_begin·N⌋ < j < ⌊k_end·N⌋}, for the released code adds the slope
+    * released: initial + slope·#{j < e : ⌊k_begin·N⌋ < j < ⌊k_end·N⌋}, because the released code adds the slope
       at the end of each such epoch.
-    * eq17: Eq. 17 to the letter: initial up to k_begin·N, then slope·e (which jumps there), then constant
+    * eq17: Eq. 17 as printed: initial up to k_begin·N, then slope·e (which jumps there), then constant
       after k_end·N; never below initial.
     * constant: initial.
 
     Args:
         kind: one of `ALPHA_SCHEDULES`.
         initial: the value before the ramp.
-        slope: increase an epoch (α in Eq. 17), >= 0.
-        k_begin: where the ramp begins, a fraction of the epochs in [0, 1].
-        k_end: where it ends, a fraction above `k_begin`.
+        slope: increase per epoch (α in Eq. 17), >= 0.
+        k_begin: start of the ramp, a fraction of the epochs in [0, 1].
+        k_end: end of the ramp, a fraction above `k_begin`.
         epochs: N, the epochs of the whole run.
-        steps_per_epoch: student steps an epoch.
+        steps_per_epoch: student steps per epoch.
 
     Returns:
         A schedule of the student step.

@@ -1,4 +1,4 @@
-"""What ADI and CMI ask of synthetic images: the teacher's statistics, given classes, a student that differs."""
+"""The inversion loss of ADI and CMI: BatchNorm statistics, target classes and student disagreement."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -15,15 +15,15 @@ from cudfkd_jax.runtime.devices import Axis
 
 @dataclasses.dataclass(frozen=True)
 class InversionLoss:
-    """Terms that tie images to classes of the teacher; those of weight 0 are not computed.
+    """The loss that inverts the teacher, without terms of weight 0.
 
     α_bn·L_bn(x) + α_c·1/B Σ_i CE(f_t(x_i), y_i) − α_adv·1/B Σ_i D(f_t(x_i), f_s(x_i)).
 
     Attributes:
-        bn_weight: α_bn, of `losses.bn_alignment`.
+        bn_weight: α_bn, the weight of `losses.bn_alignment`.
         class_weight: α_c.
         adversarial_weight: α_adv.
-        divergence: D, one value an image.
+        divergence: D, one value per image.
     """
 
     bn_weight: float
@@ -41,14 +41,14 @@ class InversionLoss:
         *,
         capture: Sequence[str] = (),
     ) -> tuple[jax.Array, Metrics, Outputs]:
-        """The loss of a batch.
+        """Computes the loss of a batch.
 
         Args:
             images: this device's part `[B / axis.size, H, W, C]`.
-            targets: its classes, int `[B / axis.size]`.
+            targets: their target classes, int `[B / axis.size]`.
             teacher, student: networks in evaluation mode; gradients flow through both.
             axis: the devices that share the batch.
-            capture: what else of the teacher's outputs is wanted, see `capture.apply`.
+            capture: further outputs of the teacher to capture; see `capture.apply`.
 
         Returns:
             The weighted sum over the whole batch, its unweighted terms, and the teacher's outputs.

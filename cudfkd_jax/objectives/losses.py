@@ -1,9 +1,9 @@
-"""The losses of CuDFKD: divergences of teacher and student (Eq. 4 and 6) and the terms of Eq. 5.
+"""The losses of CuDFKD: divergences between teacher and student (Eq. 4 and 6) and the terms of Eq. 5.
 
 Equations are those of Li et al., "How to Teach: Learning Data-Free Knowledge Distillation From Curriculum".
-Logits are `[B, C]`; what is defined a sample comes back as `[B]`, so that the caller weights, masks and
-averages. Logits below float32 (bfloat16) are computed in float32; float32 and float64 keep their dtype.
-Divergences are in nats.
+Logits are `[B, C]`. Per-sample losses are returned as `[B]`; the caller weights, masks and averages them.
+Logits below float32 (bfloat16) are computed in float32; float32 and float64 keep their dtype. Divergences are in
+nats.
 """
 
 import math
@@ -20,7 +20,7 @@ Divergence = Callable[[Array, Array, float], Array]
 
 
 class BatchStatistics(Protocol):
-    """What one BatchNorm layer sees and what it remembers; every field is `[channels]`."""
+    """Batch and running statistics of one BatchNorm layer; every field is `[channels]`."""
 
     @property
     def mean(self) -> Array:
@@ -40,7 +40,7 @@ class BatchStatistics(Protocol):
 
 
 def kl_divergence(teacher_logits: Array, student_logits: Array, temperature: float) -> Array:
-    """T²·KL(softmax(z_t/T) ‖ softmax(z_s/T)), the student's loss of Eq. 6 (Hinton et al., 2015).
+    """Computes T²·KL(softmax(z_t/T) ‖ softmax(z_s/T)), the student's loss of Eq. 6 (Hinton et al., 2015).
 
     Args:
         teacher_logits: `[B, C]`.
@@ -56,7 +56,7 @@ def kl_divergence(teacher_logits: Array, student_logits: Array, temperature: flo
 
 
 def l1_distance(teacher_logits: Array, student_logits: Array) -> Array:
-    """Mean over the classes of |z_t − z_s|: the released code's student loss for most pairs.
+    """Computes the mean over the classes of |z_t − z_s|, the released code's student loss for most pairs.
 
     Args:
         teacher_logits: `[B, C]`.
@@ -69,7 +69,7 @@ def l1_distance(teacher_logits: Array, student_logits: Array) -> Array:
 
 
 def js_divergence(teacher_logits: Array, student_logits: Array, temperature: float) -> Array:
-    """T²·(½KL(P ‖ M) + ½KL(Q ‖ M)), P and Q the softmax of logits over T, M = (P + Q)/2 (Eq. 4's JS).
+    """Computes T²·(½KL(P ‖ M) + ½KL(Q ‖ M)), P and Q the softmax of logits over T, M = (P + Q)/2 (Eq. 4's JS).
 
     Args:
         teacher_logits: `[B, C]`.
@@ -85,17 +85,17 @@ def js_divergence(teacher_logits: Array, student_logits: Array, temperature: flo
 
 
 def jensen_shannon(log_p: Array, log_q: Array) -> Array:
-    """½KL(P ‖ M) + ½KL(Q ‖ M) of two distributions given by their logarithms, M = (P + Q)/2.
+    """Computes ½KL(P ‖ M) + ½KL(Q ‖ M) from log-probabilities, M = (P + Q)/2.
 
     Args:
         log_p: finite log-probabilities `[..., C]`.
         log_q: the same for the other distribution.
 
     Returns:
-        `[...]` in [0, ln 2]; exactly 0 for equal arguments, with small relative error near it, as the
+        `[...]` in [0, ln 2]; exactly 0 for equal arguments and with small relative error near 0, which the
         square root in Eq. 16 needs.
     """
-    # With x = ½ ln(p/q), a class adds m·(x tanh x − ln cosh x): every term is >= 0, none cancels another.
+    # With x = ½ ln(p/q), a class adds m·(x tanh x − ln cosh x): every term is >= 0, so nothing cancels.
     x = 0.5 * (log_p - log_q)
     size = jnp.abs(x)
     near = size < 1
@@ -109,10 +109,10 @@ def jensen_shannon(log_p: Array, log_q: Array) -> Array:
 
 
 def js_divergence_released(teacher_logits: Array, student_logits: Array, temperature: float) -> Array:
-    """½KL(M ‖ P) + ½KL(M ‖ Q) with P, Q and M clamped to [0.01, 0.99]: the released code's `jsdiv`.
+    """Computes ½KL(M ‖ P) + ½KL(M ‖ Q) with P, Q and M clamped to [0.01, 0.99]: the released code's `jsdiv`.
 
-    M is the mean of P and Q before they are clamped; the clamped vectors no longer sum to 1, and there is
-    no T². For reproducing the released code only: `js_divergence` is the divergence.
+    M is the mean of P and Q before clamping; the clamped vectors do not sum to 1, and the factor T² is absent.
+    Only for reproducing the released code; the exact divergence is `js_divergence`.
 
     Args:
         teacher_logits: `[B, C]`.
@@ -135,10 +135,10 @@ def masked_adversarial(
     temperature: float = 3.0,
     divergence: Divergence = kl_divergence,
 ) -> Array:
-    """D(f_t, f_s) of Eq. 4 where teacher and student agree on the class, else 0 (as the released code).
+    """Computes D(f_t, f_s) of Eq. 4 where teacher and student agree on the class, else 0 (as the released code).
 
-    The generator maximises it, so the caller subtracts it. Gradients flow through both networks; the mask
-    carries none. The mean is meant to be over the whole batch, the zeros included.
+    The generator maximises it, so the caller subtracts it, averaged over the whole batch including the zeros.
+    Gradients flow through both networks but not through the mask.
 
     Args:
         teacher_logits: `[B, C]`.
@@ -154,7 +154,7 @@ def masked_adversarial(
 
 
 def confident_class_loss(teacher_logits: Array) -> Array:
-    """CE of the teacher's logits to their own arg max: L_oh of Eq. 5 (there printed with the student's).
+    """Computes CE of the teacher's logits to their own arg max: L_oh of Eq. 5 (printed with the student's).
 
     Args:
         teacher_logits: `[B, C]`.
@@ -166,11 +166,10 @@ def confident_class_loss(teacher_logits: Array) -> Array:
 
 
 def class_balance_loss(mean_probabilities: Array) -> Array:
-    """Σ_c p̄_c·ln(p̄_c + 1e-8), the negative entropy of the mean prediction: least when classes are balanced.
+    """Computes Σ_c p̄_c·ln(p̄_c + 1e-8), the negative entropy of the mean prediction: minimal for balanced classes.
 
     Args:
-        mean_probabilities: `[C]`, the teacher's probabilities averaged over the whole batch, which on several
-            devices is the batch of all of them.
+        mean_probabilities: `[C]`, the teacher's probabilities averaged over the whole batch on all devices.
 
     Returns:
         `[]` in [−ln C, 0], up to the 1e-8 that keeps an absent class out of ln 0.
@@ -180,20 +179,20 @@ def class_balance_loss(mean_probabilities: Array) -> Array:
 
 
 def bn_alignment(layers: Iterable[BatchStatistics]) -> Array:
-    """L_bn of Eq. 5: Σ over layers of ‖μ − μ_bn‖₂ + ‖σ² − σ²_bn‖₂ (Yin et al., 2020, DeepInversion).
+    """Computes L_bn of Eq. 5: Σ over layers of ‖μ − μ_bn‖₂ + ‖σ² − σ²_bn‖₂ (Yin et al., 2020, DeepInversion).
 
     Args:
         layers: statistics at the input of each BatchNorm layer of the teacher.
 
     Returns:
-        `[]`, non-negative; the gradient is 0, not NaN, where a norm is 0.
+        `[]`, non-negative; where a norm is 0, its gradient is 0, not NaN.
     """
     norms = (_norm(layer.mean, layer.running_mean) + _norm(layer.var, layer.running_var) for layer in layers)
     return sum(norms, start=jnp.asarray(0.0))
 
 
 def cross_entropy(logits: Array, labels: Array) -> Array:
-    """−ln softmax(logits)[label].
+    """Computes −ln softmax(logits)[label].
 
     Args:
         logits: `[B, C]`.

@@ -1,4 +1,4 @@
-"""What the student minimises: a divergence from the teacher's logits, plain or self-paced (Li et al., Eq. 6)."""
+"""The student's objective: a divergence from the teacher's logits, plain or self-paced (Li et al., Eq. 6)."""
 
 from collections.abc import Callable
 
@@ -19,13 +19,13 @@ StudentLoss = Callable[[Outputs, Outputs, jax.Array, Axis], tuple[jax.Array, Met
 
 
 def divergence(name: str, *, released_js: bool) -> losses.Divergence:
-    """D of Eq. 4 by its name, one of `DIVERGENCES`; `released_js` takes the released code's clamped JS."""
+    """Returns D of Eq. 4 by name, one of `DIVERGENCES`; `released_js` selects the released code's clamped JS."""
     js = losses.js_divergence_released if released_js else losses.js_divergence
     return {"kl": losses.kl_divergence, "js": js}[name]
 
 
 def student_divergence(name: str, temperature: float, *, released_js: bool) -> SampleLoss:
-    """D of Eq. 6 by its name, one of `STUDENT_LOSSES`; "l1" is on logits and takes no temperature."""
+    """Returns D of Eq. 6 by name, one of `STUDENT_LOSSES`; "l1" acts on logits and ignores the temperature."""
     if name == "l1":
         return losses.l1_distance
     chosen = divergence(name, released_js=released_js)
@@ -33,7 +33,7 @@ def student_divergence(name: str, temperature: float, *, released_js: bool) -> S
 
 
 def plain_student_loss(sample_loss: SampleLoss) -> StudentLoss:
-    """1/B Σ_i D(z_t(x_i), z_s(x_i)) as a `Method.student_loss`."""
+    """Returns 1/B Σ_i D(z_t(x_i), z_s(x_i)) as a `Method.student_loss`."""
 
     def student_loss(student: Outputs, teacher: Outputs, step: jax.Array, axis: Axis) -> tuple[jax.Array, Metrics]:
         loss = jnp.mean(sample_loss(teacher.value, student.value))
@@ -45,13 +45,13 @@ def plain_student_loss(sample_loss: SampleLoss) -> StudentLoss:
 def self_paced_student_loss(
     *, sample_loss: SampleLoss, strategy: str, granularity: str, lambda_t: optax.Schedule
 ) -> StudentLoss:
-    """The student's objective, Eq. 6, as a `Method.student_loss`.
+    """Returns the self-paced objective, Eq. 6, as a `Method.student_loss`.
 
     Args:
         sample_loss: D of Eq. 6.
-        strategy: which v*, one of `curriculum.STRATEGIES`.
-        granularity: "sample" gives every image its own v*; "batch" one v* for all, from the mean loss (the
-            released code).
+        strategy: the form of v*, one of `curriculum.STRATEGIES`.
+        granularity: "sample" computes one v* per image, "batch" one v* for all from the mean loss (the released
+            code).
         lambda_t: λ(t), a schedule of the student step.
     """
 

@@ -1,7 +1,7 @@
-"""The summands of synthesis objectives, shared by the methods that train a generator.
+"""The terms of synthesis objectives, shared by the methods that train a generator.
 
-A batch x = G_θ(z) of B images, z_t and z_s the logits of teacher and student on it. Gradients flow through both
-networks unless said otherwise. Every value is a mean over the whole batch on all devices.
+x = G_θ(z) is a batch of B images, z_t and z_s the logits of teacher and student on it. Gradients flow through both
+networks unless stated otherwise. Every value is a mean over the whole batch on all devices.
 """
 
 from collections.abc import Callable
@@ -19,11 +19,11 @@ STUDENT = "student"
 
 SampleLoss = Callable[[jax.Array, jax.Array], jax.Array]  # (teacher logits, student logits) -> [B]
 
-Metrics = dict[str, jax.Array]  # scalars; loss terms under names that contain "loss"
+Metrics = dict[str, jax.Array]  # scalars; the names of loss terms contain "loss"
 
 
 class Synthetic(NamedTuple):
-    """A synthetic batch and what the networks make of it; `student` is None where no term looks at it."""
+    """A synthetic batch and the networks' outputs; `student` is None if no term needs it."""
 
     images: jax.Array
     teacher: Outputs
@@ -31,14 +31,14 @@ class Synthetic(NamedTuple):
 
 
 class Term(NamedTuple):
-    """One summand of the synthesis objective.
+    """One term of the synthesis objective.
 
     Attributes:
-        name: under which its unweighted value is reported; contains "loss".
+        name: the metric name of its unweighted value; contains "loss".
         value: `(synthetic, axis) -> scalar`, minimised.
-        weight: schedule of the student step counter.
-        needs: what it looks at besides the teacher's logits: `STUDENT`, or what `capture.apply` captures.
-        weight_name: under which the weight is reported, "" for a constant.
+        weight: a schedule of the student step.
+        needs: inputs besides the teacher's logits: `STUDENT`, or names that `capture.apply` captures.
+        weight_name: the metric name of the weight, "" for a constant.
     """
 
     name: str
@@ -51,13 +51,13 @@ class Term(NamedTuple):
 def adversarial_term(
     divergence: SampleLoss, weight: optax.Schedule, *, weight_name: str = "", detach_teacher: bool = False
 ) -> Term:
-    """−1/B Σ_i D(f_t(x_i), f_s(x_i)): the generator seeks images on which the student differs.
+    """Returns −1/B Σ_i D(f_t(x_i), f_s(x_i)), which rewards images on which the student differs.
 
     Args:
-        divergence: D, one value an image.
+        divergence: D, one value per image.
         weight: a schedule of the student step.
         weight_name: see `Term`.
-        detach_teacher: no gradient through the teacher.
+        detach_teacher: stops the gradient through the teacher.
     """
 
     def value(synthetic: Synthetic, axis: Axis) -> jax.Array:
@@ -71,7 +71,7 @@ def adversarial_term(
 
 
 def bn_term(weight: float) -> Term:
-    """Alignment of the batch with the teacher's BatchNorm statistics, see `losses.bn_alignment`."""
+    """Returns the alignment with the teacher's BatchNorm statistics; see `losses.bn_alignment`."""
     return Term(
         "bn_loss",
         lambda synthetic, axis: losses.bn_alignment(synthetic.teacher.bn),
@@ -81,7 +81,7 @@ def bn_term(weight: float) -> Term:
 
 
 def class_term(weight: float) -> Term:
-    """CE* = 1/B Σ_i CE(z_t(x_i), arg max z_t(x_i)): the teacher is to be sure of its class."""
+    """Returns CE* = 1/B Σ_i CE(z_t(x_i), arg max z_t(x_i)), which rewards confident teacher predictions."""
 
     def value(synthetic: Synthetic, axis: Axis) -> jax.Array:
         return axis.mean(jnp.mean(losses.confident_class_loss(synthetic.teacher.value)))
@@ -90,7 +90,7 @@ def class_term(weight: float) -> Term:
 
 
 def balance_term(weight: float, temperature: float = 1.0) -> Term:
-    """Σ_c p̄_c ln(p̄_c + 1e-8), p̄ the batch mean of softmax(z_t / T): least when all classes are made alike."""
+    """Returns Σ_c p̄_c ln(p̄_c + 1e-8), p̄ the batch mean of softmax(z_t / T): minimal for balanced classes."""
 
     def value(synthetic: Synthetic, axis: Axis) -> jax.Array:
         probabilities = jax.nn.softmax(synthetic.teacher.value / temperature)
@@ -100,7 +100,7 @@ def balance_term(weight: float, temperature: float = 1.0) -> Term:
 
 
 def feature_term(weight: float) -> Term:
-    """−mean |φ|, φ the teacher's features before its last layer: real images excite them more than noise."""
+    """Returns −mean |φ|, φ the teacher's penultimate features, which real images excite more than noise."""
 
     def value(synthetic: Synthetic, axis: Axis) -> jax.Array:
         assert synthetic.teacher.features is not None

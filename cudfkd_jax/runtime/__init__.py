@@ -1,1 +1,1 @@
-"""Errors, devices, processes, signals, memory and what command lines share."""
+"""Errors, devices, processes, signals, memory and shared command-line code."""

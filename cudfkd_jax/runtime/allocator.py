@@ -1,17 +1,17 @@
-"""The C library's allocator: memory that a step gives back stays in the process for the next one."""
+"""The C library's allocator: memory that a step frees stays in the process for the next one."""
 
 import ctypes
 
-_MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # glibc's numbers of them
-_LARGEST = 2**30  # bytes of a block that is kept; XLA asks for a step's temporary arrays as one
+_MMAP_THRESHOLD, _TRIM_THRESHOLD = -3, -1  # glibc's parameter numbers
+_LARGEST = 2**30  # bytes of a retained block; XLA allocates a step's temporary arrays as one
 
 
 def keep_freed_memory() -> None:
-    """Makes glibc keep freed blocks instead of returning them to the system; does nothing elsewhere.
+    """Makes glibc retain freed blocks instead of returning them to the system; does nothing without glibc.
 
-    XLA's CPU backend allocates a step's temporary arrays, tens to hundreds of megabytes, when it begins and frees
-    them when it ends. glibc maps blocks of that size anew each time, so that every page of them is cleared and
-    faults once a step: a tenth of the time of a step in bfloat16.
+    XLA's CPU backend allocates a step's temporary arrays, tens to hundreds of megabytes, at its start and frees
+    them at its end. By default glibc maps blocks of that size each time, so that every page is cleared and faults
+    once per step, which takes a tenth of a bfloat16 step.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt:

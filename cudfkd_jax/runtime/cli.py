@@ -1,4 +1,4 @@
-"""What the command lines share: options, one line for an error, exit status, the compilation cache."""
+"""Shared parts of the command lines: options, one-line errors, exit status, the compilation cache."""
 
 import argparse
 import errno
@@ -20,12 +20,12 @@ from cudfkd_jax.runtime.memory import out_of_memory
 
 _INTERRUPTED = 128 + signal.SIGINT
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_OF_ALL = (UserError, RunFailedError, StoppedError)  # errors that all processes of a run come to, and one tells
-_LONGEST = 1000  # characters of what is told of an error; a value or a path in it can have any length
+_OF_ALL = (UserError, RunFailedError, StoppedError)  # raised in all processes of a run, reported by one
+_LONGEST = 1000  # characters of an error message; a value or a path in it can have any length
 
 
 class Parser(argparse.ArgumentParser):
-    """Options by their whole names; what is wrong is one line, like every error of users."""
+    """An argument parser without abbreviations that reports errors as `UserError`, on one line."""
 
     def __init__(self) -> None:
         super().__init__(add_help=False, allow_abbrev=False)
@@ -36,12 +36,12 @@ class Parser(argparse.ArgumentParser):
 
 
 def guard(action: Callable[[Sequence[str]], None], arguments: Sequence[str], usage: str) -> int:
-    """Does what the arguments say and returns the exit status; errors become one line on stderr.
+    """Runs a command and returns its exit status; errors are reported as one line on stderr.
 
     Args:
-        action: called with the arguments.
-        arguments: of the command line; `--help` prints `usage` instead, `--debug` prints tracebacks too.
-        usage: of the command.
+        action: the command, called with the arguments.
+        arguments: the command line's arguments; `--help` prints `usage` instead, `--debug` prints tracebacks too.
+        usage: the help text.
     """
     if {"--help", "-h"} & set(arguments):
         print(usage)
@@ -55,16 +55,16 @@ def guard(action: Callable[[Sequence[str]], None], arguments: Sequence[str], usa
         if processes.is_first() or not isinstance(error, _OF_ALL):
             print(f"cudfkd: {_describe(error)}", file=sys.stderr)
         if processes.count() > 1 and not isinstance(error, _OF_ALL):
-            _exit(_status(error))  # JAX would wait for the other processes, and these for this one
+            _exit(_status(error))  # JAX and the other processes would wait for each other
         return _status(error)
     return 0
 
 
 def leave(command: Callable[[Sequence[str]], int]) -> NoReturn:
-    """Runs a command on the arguments of this process and leaves with its exit status."""
-    sys.path.insert(0, "")  # as `python -m` has it: networks by import path may lie in the current folder
+    """Runs a command on this process's arguments and exits with its status."""
+    sys.path.insert(0, "")  # as in `python -m`: import paths may name modules in the current folder
     status = command(sys.argv[1:])
-    # JAX crashes in its clean-up when Ctrl-C came while it compiled; threads of a save that failed go on waiting.
+    # JAX's clean-up crashes after Ctrl-C during compilation, and threads of a failed save never finish.
     if status == _INTERRUPTED or (status and processes.count() == 1):
         _exit(status)
     sys.exit(status)
@@ -77,15 +77,15 @@ def _exit(status: int) -> NoReturn:
 
 
 def say(text: str) -> None:
-    """Tells the user something now, also where the output goes to a file."""
+    """Prints a message and flushes it, so that it appears at once in files too."""
     print(text, flush=True)
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:
-    """Numbers separated by commas.
+    """Parses seeds separated by commas.
 
     Raises:
-        UserError: something else is given, or one twice.
+        UserError: the text is something else, or names a seed twice.
     """
     try:
         seeds = tuple(int(seed) for seed in text.split(","))
@@ -98,10 +98,10 @@ def parse_seeds(text: str) -> tuple[int, ...]:
 
 
 def parse_jobs(text: str) -> int:
-    """How many runs there are to be at a time.
+    """Parses the number of concurrent runs.
 
     Raises:
-        UserError: it is no whole number above 0.
+        UserError: the text is not a positive integer.
     """
     if not text.isdecimal() or int(text) < 1:
         raise UserError(f"--jobs={text} must be at least 1, a whole number")
@@ -109,30 +109,30 @@ def parse_jobs(text: str) -> int:
 
 
 def check_distinct(option: str, values: tuple[Any, ...]) -> None:
-    """Refuses an option that names something twice."""
+    """Raises UserError if an option names something twice."""
     if len(set(values)) < len(values):
         raise UserError(f"{option} names {next(v for v in values if values.count(v) > 1)} twice; name it once")
 
 
 def keep_devices_free() -> None:
-    """Leaves the accelerators of this machine to the processes that this one begins."""
+    """Reserves this machine's accelerators for the child processes."""
     jax.config.update("jax_platforms", "cpu")
 
 
 def use_compilation_cache() -> None:
-    """Keeps compiled programs in the user's cache folder unless JAX is told another one."""
+    """Caches compiled programs in the user's cache folder unless JAX is configured with another one."""
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cudfkd_jax" / "xla"
         jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-    # Programs that call oneDNN cannot be serialised (jaxlib 0.11.2, 0.12.0.1); they are compiled at every start.
+    # Programs that call oneDNN cannot be serialised (jaxlib 0.11.2, 0.12.0.1), so every start compiles them.
     warnings.filterwarnings("ignore", "(?s)Error writing persistent compilation cache entry.*MemoryError")
 
 
 def _describe(error: BaseException) -> str:
     text = " ".join(str(error).split())
     if len(text) > _LONGEST:
-        text = f"{text[: _LONGEST * 2 // 3]} … {text[-_LONGEST // 3 :]}"  # what is wrong, and the remedy
+        text = f"{text[: _LONGEST * 2 // 3]} … {text[-_LONGEST // 3 :]}"  # keeps the error and the fix
     if isinstance(error, (StoppedError, KeyboardInterrupt)):
         return text or "interrupted"
     if isinstance(error, OutOfMemoryError):

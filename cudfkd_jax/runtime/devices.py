@@ -1,10 +1,10 @@
-"""Devices of all processes: the only module that knows pmap, axis names and replication.
+"""The devices of all processes: the only module that knows pmap, axis names and replication.
 
-A step function takes an `Axis` and never asks how many devices there are. Everything it draws (latents,
-augmentations) it draws for the whole batch from one key and cuts with `Axis.shard`, and every mean over the
-batch goes through `Axis.mean`; so N devices compute the update that one computes, in one process or in several.
+A step function takes an `Axis` and is independent of the number of devices. It draws everything (latents,
+augmentations) for the whole batch from one key and splits it with `Axis.shard`, and every mean over the batch
+uses `Axis.mean`; so N devices compute the same update as one, in one process or in several.
 
-Each process holds the arrays of its own devices and nothing of the others'.
+Each process holds only the arrays of its local devices.
 """
 
 import dataclasses
@@ -26,32 +26,32 @@ _AXIS_NAME = "devices"
 
 @dataclasses.dataclass(frozen=True)
 class Axis:
-    """The devices a batch is spread over; the identity on one device (`name` None, `size` 1)."""
+    """The devices that share a batch; on one device (`name` None, `size` 1) every operation is the identity."""
 
     name: str | None = None
     size: int = 1
 
     def mean(self, tree: Tree) -> Tree:
-        """Mean over the devices of every leaf; the same value on each of them."""
+        """Averages every leaf over the devices; each device receives the result."""
         return tree if self.name is None else jax.lax.pmean(tree, self.name)
 
     def shard(self, batch: jax.Array) -> jax.Array:
-        """This device's rows `[B / size, ...]` of a whole batch `[B, ...]` that every device holds."""
+        """Returns this device's rows `[B / size, ...]` of a replicated batch `[B, ...]`."""
         if self.name is None:
             return batch
         rows = batch.shape[0] // self.size
         return jax.lax.dynamic_slice_in_dim(batch, jax.lax.axis_index(self.name) * rows, rows)
 
     def gather(self, rows: jax.Array) -> jax.Array:
-        """The whole batch `[B, ...]`, on every device, of which each holds `[B / size, ...]`.
+        """Returns the whole batch `[B, ...]` on every device from each device's `[B / size, ...]`.
 
-        Gradients flow back to the device that gave the rows: where every device computes the same loss of the
-        whole batch, the mean of their gradients is the gradient.
+        Gradients flow back to the device of the rows: if every device computes the same loss of the whole batch,
+        the mean of their gradients is the gradient.
         """
         return rows if self.name is None else jax.lax.all_gather(rows, self.name, tiled=True)
 
     def own_key(self, key: jax.Array) -> jax.Array:
-        """A key for what each device draws for itself; the key itself on one device."""
+        """Returns a distinct key per device for independent draws; on one device, the key itself."""
         return key if self.name is None else jax.random.fold_in(key, jax.lax.axis_index(self.name))
 
 
@@ -60,14 +60,14 @@ SINGLE = Axis()
 
 @dataclasses.dataclass(frozen=True)
 class Devices:
-    """The devices a run uses, those of each process side by side, and how a step is compiled for them."""
+    """The devices of a run, grouped by process, and the compilation of steps for them."""
 
     devices: tuple[jax.Device, ...]
-    bfloat16: bool = False  # what is compiled computes convolutions and matrix products in bfloat16
+    bfloat16: bool = False  # whether compiled steps compute convolutions and matrix products in bfloat16
 
     @property
     def local(self) -> tuple[jax.Device, ...]:
-        """Those of this process."""
+        """The devices of this process."""
         return tuple(device for device in self.devices if device.process_index == jax.process_index())
 
     @property
@@ -80,7 +80,7 @@ class Devices:
 
         Args:
             step: a pure function of replicated trees; it may return replicated or sharded ones.
-            donate_state: the first argument's buffers are given up to the result.
+            donate_state: whether to donate the first argument's buffers to the result.
         """
         donate = (0,) if donate_state else ()
         step = functools.partial(step, axis=self.axis)
@@ -90,26 +90,26 @@ class Devices:
         return jax.pmap(step, axis_name=_AXIS_NAME, devices=self.devices, donate_argnums=donate)
 
     def replicate(self, tree: Tree) -> Tree:
-        """A copy of the tree on every local device, in the layout that compiled steps take.
+        """Copies the tree to every local device, in the layout that compiled steps take.
 
-        Every process calls it with the same values.
+        Every process must pass the same values.
         """
         if self.axis.name is None:
             return jax.device_put(tree, self.devices[0])
         return jax.device_put(_copies(tree, len(self.local)), self._sharding())
 
     def unreplicate(self, tree: Tree) -> Tree:
-        """One copy of a replicated tree, on the first local device."""
+        """Returns one copy of a replicated tree, on the first local device."""
         return tree if self.axis.name is None else jax.device_put(_first(tree), self.local[0])
 
     def snapshot(self, tree: Tree) -> Tree:
-        """One copy of a replicated tree, on the first local device, that is not given up with the tree."""
+        """Returns a copy of a replicated tree, on the first local device, that survives the tree's donation."""
         return _copy(tree) if self.axis.name is None else self.unreplicate(tree)
 
     def split(self, batch: np.ndarray) -> jax.Array:
-        """A host batch `[B, ...]` cut over the devices; `B` is a multiple of their number.
+        """Splits a host batch `[B, ...]` over the devices; `B` is a multiple of their number.
 
-        Every process gives the whole batch, and only its own part goes to its devices.
+        Every process passes the whole batch; only its part is transferred to its devices.
         """
         if self.axis.name is None:
             return jax.device_put(batch, self.devices[0])
@@ -117,7 +117,7 @@ class Devices:
         return jax.device_put(parts[first : first + len(self.local)], self._sharding())
 
     def join(self, batch: jax.Array) -> np.ndarray:
-        """The whole batch `[B, ...]` on every host from what a step returned for each device's part."""
+        """Assembles a step's per-device results to the whole batch `[B, ...]` on every host."""
         host = np.asarray(batch)
         return host if self.axis.name is None else processes.gather(host.reshape(-1, *host.shape[2:]))
 
@@ -126,7 +126,7 @@ class Devices:
 
 
 def local_devices(count: int = 0, *, bfloat16: bool = False) -> Devices:
-    """The first `count` local devices of every process, all of them where it is 0; see `Devices`."""
+    """Returns the first `count` local devices of every process, or all for 0; see `Devices`."""
     by_process: dict[int, list[jax.Device]] = {}
     for device in jax.devices():
         by_process.setdefault(device.process_index, []).append(device)
@@ -136,13 +136,13 @@ def local_devices(count: int = 0, *, bfloat16: bool = False) -> Devices:
 
 @functools.cache
 def _options(platform: str, bfloat16: bool) -> dict[str, bool | str]:
-    """What XLA is told when it compiles for the devices of a platform, where it knows the words."""
+    """Returns XLA's compiler options for a platform, without any that it does not support."""
     if platform != "cpu":
         return {}
     if bfloat16 and onednn.available():
         return dict(onednn.OPTIONS)
-    # Eigen's convolutions, not YNNPACK's (the default of jaxlib 0.10): those take up to twice as long
-    # (docs/performance.md), and their compiler crashed on some networks.
+    # Eigen's convolutions, not YNNPACK's (the default of jaxlib 0.10), which take up to twice as long
+    # (docs/performance.md) and whose compiler crashed on some networks.
     options: dict[str, bool | str] = {"xla_cpu_experimental_ynn_fusion_type": ""}
     try:
         jax.jit(jnp.negative, compiler_options=options)(0.0)
@@ -151,7 +151,7 @@ def _options(platform: str, bfloat16: bool) -> dict[str, bool | str]:
     return options
 
 
-# Whole trees at a time: a call a leaf would compile a program a shape.
+# On whole trees: one call per leaf would compile one program per shape.
 @functools.partial(jax.jit, static_argnames="count")
 def _copies(tree: Tree, count: int) -> Tree:
     return jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), tree)

@@ -1,4 +1,4 @@
-"""The exceptions that end a run with one line and no traceback, and the line about an unknown name."""
+"""The exceptions that end a run with one line and no traceback, and the check for unknown names."""
 
 import difflib
 import signal
@@ -6,25 +6,25 @@ from collections.abc import Iterable, Sequence
 
 
 class UserError(Exception):
-    """Something the user can mend; its text is one line: what is wrong, the value seen, what to do.
+    """An error that the user can fix; its message is one line: what is wrong, the value seen, what to do.
 
-    The command line prints the text and leaves with status 2; library callers catch it as any exception.
+    The command line prints the message and exits with status 2; library callers catch it like any exception.
     """
 
 
 class RunFailedError(Exception):
-    """A run that went wrong by itself (a loss that is not finite); the command line leaves with status 1."""
+    """A failure within a run, such as a non-finite loss; the command line exits with status 1."""
 
 
 class OutOfMemoryError(Exception):
-    """A device or the machine has no memory left; the text says which settings to lower.
+    """A device or the machine is out of memory; the message names the settings to lower.
 
-    The command line leaves with status 1. One process of several can come to it alone.
+    The command line exits with status 1. It may be raised in one process of several.
     """
 
 
 class StoppedError(Exception):
-    """A run that was told to stop and has saved its state; the command line leaves with 128 + the signal."""
+    """A run stopped by a signal after saving its state; the command line exits with 128 + the signal."""
 
     def __init__(self, number: int):
         super().__init__(f"stopped by {signal.Signals(number).name}; rerun the same command to resume")
@@ -35,8 +35,8 @@ def unknown(kind: str, value: str, valid: Iterable[str], more: str = "") -> User
     """Returns the error for a name that is not valid, with the nearest valid one as a suggestion.
 
     Args:
-        kind: of name, such as "distill.loss".
-        value: the name that was given.
+        kind: the kind of name, such as "distill.loss".
+        value: the given name.
         valid: the names to list.
         more: further valid forms, in words; ends the list.
     """
@@ -48,10 +48,10 @@ def unknown(kind: str, value: str, valid: Iterable[str], more: str = "") -> User
 
 
 def choose(kind: str, value: str, valid: Sequence[str]) -> None:
-    """Accepts only one of the valid names.
+    """Checks that a name is valid.
 
     Raises:
-        UserError: see `unknown`.
+        UserError: the name is not valid; see `unknown`.
     """
     if value not in valid:
         raise unknown(kind, value, valid)

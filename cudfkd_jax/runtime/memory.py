@@ -1,4 +1,4 @@
-"""Running out of memory, of a device or of the machine: foreseen, or recognised and told in one line."""
+"""Out-of-memory errors of a device or the machine: predicted, or recognised and reported in one line."""
 
 import contextlib
 import math
@@ -11,21 +11,21 @@ import jax
 
 from cudfkd_jax.runtime.errors import OutOfMemoryError, UserError
 
-_LONGEST = 120  # characters; XLA goes on to list its buffers
-# XLA's status, and what it says under another one.
+_LONGEST = 120  # characters; XLA's message continues with a list of buffers
+# XLA's status, and its messages under other statuses.
 _OF_A_DEVICE = re.compile(r"RESOURCE_EXHAUSTED|out of memory|OUT_OF_MEMORY|failed to allocate", re.IGNORECASE)
 
 
 def check_fits(part: str, state: Any, settings: Mapping[str, int]) -> None:
-    """Refuses a part of a run whose state alone, without any step, is more than the device holds.
+    """Checks that the device can hold the state of a part of a run, not counting its steps.
 
     Args:
-        part: of the run.
+        part: the part's name, for the message.
         state: a tree of arrays or `jax.ShapeDtypeStruct`.
-        settings: those that decide how much memory the part takes.
+        settings: the settings that determine the part's memory.
 
     Raises:
-        UserError: it does not fit; the settings are named.
+        UserError: the state does not fit; the message names the settings.
     """
     wanted = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
     held = _device_memory()
@@ -37,7 +37,7 @@ def check_fits(part: str, state: Any, settings: Mapping[str, int]) -> None:
 
 
 def out_of_memory(error: BaseException) -> str:
-    """What ran out, in one short line; "" where the error is of another kind."""
+    """Describes an out-of-memory error in one short line; "" for any other error."""
     text = " ".join(str(error).split())
     if isinstance(error, MemoryError):
         what = "out of memory on this machine"
@@ -50,14 +50,14 @@ def out_of_memory(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def enough_memory(part: str, settings: Mapping[str, int]) -> Iterator[None]:
-    """Says what to lower where memory runs out inside.
+    """Converts an out-of-memory error in its body to one that names the settings to lower.
 
     Args:
-        part: of the run.
-        settings: those that decide how much it takes; the last one alone may change while a run goes on.
+        part: the part's name, for the message.
+        settings: the settings that determine the part's memory; only the last one may change when a run resumes.
 
     Raises:
-        OutOfMemoryError: it did.
+        OutOfMemoryError: memory ran out.
     """
     try:
         yield
@@ -76,6 +76,6 @@ def _shown(settings: Mapping[str, int]) -> list[str]:
 
 
 def _device_memory() -> int:
-    """Bytes of one device; of the machine, where the device is its CPU."""
+    """Returns the memory of one device in bytes, or the machine's if the device is a CPU."""
     found = jax.local_devices()[0].memory_stats() or {}
     return int(found.get("bytes_limit", 0)) or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -1,9 +1,9 @@
-"""oneDNN in XLA's CPU backend: where it is used, and how its use is asked for.
+"""oneDNN in XLA's CPU backend: detection and compiler options.
 
-jaxlib contains oneDNN from 0.11 on and calls it for convolutions and matrix products in programs that are compiled
-with OPTIONS. In bfloat16, on processors with AMX or AVX512-BF16, it reaches several times the rate of XLA's own
-convolutions, but only in the forms that XLA's rewriter recognises: the networks' operations (`models/`) choose
-those forms where `in_use` says so and otherwise compute what JAX does by default.
+jaxlib contains oneDNN from 0.11 on and calls it for convolutions and matrix products in programs compiled with
+OPTIONS. In bfloat16, on processors with AMX or AVX512-BF16, it is several times as fast as XLA's own convolutions,
+but only in the forms that XLA's rewriter recognises: the networks' operations (`models/`) take those forms if
+`in_use` holds, and JAX's defaults otherwise.
 """
 
 import functools
@@ -16,12 +16,12 @@ OPTIONS: dict[str, bool | str] = {
     "xla_cpu_experimental_onednn_custom_call": True,
     "xla_cpu_experimental_ynn_fusion_type": "",
 }
-CONVOLUTION = "__onednn$convolution"  # the target of its calls in a compiled program
+CONVOLUTION = "__onednn$convolution"  # the call target in a compiled program
 
 
 @functools.cache
 def available() -> bool:
-    """Whether XLA's CPU backend turns bfloat16 convolutions into calls of oneDNN when compiled with OPTIONS."""
+    """Returns whether XLA's CPU backend, with OPTIONS, compiles bfloat16 convolutions to oneDNN calls."""
     images = jax.ShapeDtypeStruct((1, 4, 4, 8), jnp.bfloat16)
     kernel = jax.ShapeDtypeStruct((3, 3, 8, 8), jnp.bfloat16)
 
@@ -30,15 +30,15 @@ def available() -> bool:
 
     try:
         compiled = jax.jit(convolve, compiler_options=OPTIONS).lower(images, kernel).compile()
-    except jax.errors.JaxRuntimeError:  # the option is not known
+    except jax.errors.JaxRuntimeError:  # the option is unknown
         return False
     return CONVOLUTION in (compiled.as_text() or "")
 
 
 def in_use(dtype: jax.typing.DTypeLike) -> bool:
-    """Whether operations on arrays of this dtype take the forms that are fast with oneDNN.
+    """Returns whether operations on arrays of this dtype take the forms that are fast with oneDNN.
 
-    A property of the default backend, jaxlib and the processor alone: the same at every start on a machine, as the
-    same bits after resuming need.
+    The result depends only on the default backend, jaxlib and the processor, so that resuming on the same machine
+    is bitwise.
     """
     return jnp.dtype(dtype) == jnp.bfloat16 and jax.default_backend() == "cpu" and available()

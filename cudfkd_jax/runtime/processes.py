@@ -1,11 +1,10 @@
-"""The processes of a run, on one machine or several: how they find each other, and what they tell each other.
+"""The processes of a run, on one or several machines: initialisation and communication.
 
-Every process runs the same program on devices of its own. The first one alone reads and writes the folder of the
-run and talks to the user; what it finds there the others learn by `from_first`, and an error of one process is an
-error of all by `together`, so that none waits for another that has left.
+Every process runs the same program on its local devices. Only the first reads and writes the run's folder and
+prints messages; `from_first` broadcasts what it reads, and `together` raises an error of one process in all, so
+that none waits for a process that has exited.
 
-All processes must call these functions in the same order. One process alone calls and computes nothing through
-them.
+All processes must call these functions in the same order. In a run of one process they do not communicate.
 """
 
 from collections.abc import Callable
@@ -22,22 +21,22 @@ Result = TypeVar("Result")
 
 
 def connect(*, coordinator: str, processes: int, process: int, detect: bool) -> None:
-    """Joins the processes of a run; does nothing where they are joined already, or neither is asked for.
+    """Connects the processes of a run; does nothing if connected already, or without coordinator and `detect`.
 
-    JAX must not have been used for anything before.
+    Must precede any other use of JAX.
 
     Args:
-        coordinator: "host:port" of the first process; "": as detected.
-        processes: how many there are; 0: as detected.
-        process: which one this is, from 0; -1: as detected.
-        detect: JAX looks in the environment (SLURM, Open MPI, its own variables) for what is not given.
+        coordinator: "host:port" of the first process; "" detects it.
+        processes: the number of processes; 0 detects it.
+        process: the index of this process, from 0; -1 detects it.
+        detect: whether JAX detects missing values from the environment (SLURM, Open MPI, JAX's own variables).
 
     Raises:
-        UserError: JAX does not find the others.
+        UserError: JAX cannot connect the processes, or they have different numbers of devices.
     """
     if jax.distributed.is_initialized() or not (coordinator or detect):
         return
-    # Its handler would keep SIGTERM from ending a process that does not train.
+    # Its handler would keep SIGTERM from ending a process that is not training.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
@@ -58,23 +57,23 @@ def connect(*, coordinator: str, processes: int, process: int, detect: bool) -> 
 
 
 def count() -> int:
-    """How many processes the run has."""
+    """Returns the number of processes of the run."""
     return jax.process_count() if jax.distributed.is_initialized() else 1
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes and talks."""
+    """Returns whether this is the first process, which writes files and prints messages."""
     return count() == 1 or jax.process_index() == 0
 
 
 def from_first(function: Callable[[], Any]) -> Any:
-    """What `function()` returns in the first process, in all; it is called there alone.
+    """Calls `function()` in the first process and returns its result in all.
 
     Args:
-        function: returns dictionaries with names and lists of NumPy arrays, numbers, texts and None.
+        function: returns dictionaries with string keys and lists of NumPy arrays, numbers, strings and None.
 
     Raises:
-        UserError, RunFailedError: the function failed; in the first process its own error.
+        UserError, RunFailedError: the function failed; the first process raises the original error.
     """
     if count() == 1:
         return function()
@@ -84,10 +83,11 @@ def from_first(function: Callable[[], Any]) -> Any:
 
 
 def together(function: Callable[[], Result]) -> Result:
-    """`function()` in each process; where it fails in one, it fails in all.
+    """Calls `function()` in each process and raises in all if it fails in any.
 
     Raises:
-        UserError, RunFailedError: it failed in another process, which is named; else its own error.
+        UserError, RunFailedError: it failed in another process, which is named; a process that failed raises the
+            original error.
     """
     if count() == 1:
         return function()
@@ -107,12 +107,12 @@ def together(function: Callable[[], Result]) -> Result:
 
 
 def largest(value: int) -> int:
-    """The largest of the values, int32, that the processes give."""
+    """Returns the largest of the processes' values, int32."""
     return value if count() == 1 else int(multihost_utils.process_allgather(np.int32(value)).max())
 
 
 def gather(rows: np.ndarray) -> np.ndarray:
-    """The rows `[n, ...]` of every process, one process after the other, `[n * count(), ...]`."""
+    """Concatenates the rows `[n, ...]` of all processes in process order, `[n * count(), ...]`."""
     return rows if count() == 1 else multihost_utils.process_allgather(rows, tiled=True)
 
 
@@ -129,13 +129,13 @@ def _describe(error: Exception | None) -> str:
 
 
 def _send(content: bytes, source: int) -> bytes:
-    """The bytes that one process has, in all; what the others give is left out."""
+    """Broadcasts the bytes of one process; the others' `content` is ignored."""
     mine = jax.process_index() == source
     high, low = multihost_utils.broadcast_one_to_all(
         np.array(divmod(len(content), 2**31), np.int32), mine
     ).tolist()
     length = high * 2**31 + low
-    padded = np.zeros(1 << max(length - 1, 1).bit_length(), np.uint8)  # few lengths, few programs
+    padded = np.zeros(1 << max(length - 1, 1).bit_length(), np.uint8)  # few lengths mean few compiled programs
     if mine:
         padded[:length] = np.frombuffer(content, np.uint8)
     return multihost_utils.broadcast_one_to_all(padded, mine)[:length].tobytes()

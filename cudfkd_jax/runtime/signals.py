@@ -1,4 +1,4 @@
-"""What interrupts the steps of a run: signals, and checkpoints that are due."""
+"""Interruptions of a run's steps: signals and due checkpoints."""
 
 import contextlib
 import signal
@@ -12,7 +12,7 @@ from cudfkd_jax.runtime.errors import StoppedError
 
 
 class Signals:
-    """While entered, the first SIGINT or SIGTERM is only noted; a second SIGINT interrupts at once."""
+    """A context that only records the first SIGINT or SIGTERM; a second SIGINT interrupts at once."""
 
     def __init__(self) -> None:
         self.received: int | None = None
@@ -39,7 +39,7 @@ class Signals:
 
 @contextlib.contextmanager
 def raise_on_sigterm() -> Iterator[None]:
-    """While entered, SIGTERM raises a `StoppedError` in the main thread, as Ctrl-C raises KeyboardInterrupt."""
+    """Makes SIGTERM raise a `StoppedError` in the main thread, as Ctrl-C raises KeyboardInterrupt."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -55,25 +55,25 @@ def raise_on_sigterm() -> Iterator[None]:
 
 
 class Watch:
-    """Whether steps are to be interrupted.
+    """Decides whether to interrupt the steps of a run.
 
-    All processes ask after the same steps and get the same answer: a signal to one of them stops all.
+    All processes ask after the same steps and get the same answer, so that a signal to one of them stops all.
     """
 
     def __init__(self, signals: Signals, due: Callable[..., bool]):
-        """`due(at_epoch_end=...)`: whether it is time for a checkpoint."""
+        """Takes `due(at_epoch_end=...)`, which returns whether a checkpoint is due."""
         self._signals, self._due = signals, due
 
     def interrupts(self, *, at_epoch_end: bool = False) -> bool:
-        """Whether the state is to be saved now."""
+        """Returns whether to save the state now."""
         now = self._signals.received is not None or self._due(at_epoch_end=at_epoch_end)
         return bool(processes.largest(int(now)))
 
     def stop_if_told(self) -> None:
-        """Ends the run where a signal has come; the state has just been saved.
+        """Stops the run if a signal was received; call it after saving the state.
 
         Raises:
-            StoppedError: the signal is named.
+            StoppedError: a signal was received; the error names it.
         """
         number = processes.largest(self._signals.received or 0)
         if number:

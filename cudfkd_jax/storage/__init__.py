@@ -1,1 +1,1 @@
-"""Files: workdirs, records, checkpoints, weights and the formats of other libraries."""
+"""Files: workdirs, records, checkpoints, weights and other libraries' formats."""

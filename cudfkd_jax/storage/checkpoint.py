@@ -1,11 +1,11 @@
-"""Run states on disk: Orbax, atomically, with a checksum of every file.
+"""Checkpoints of run states: Orbax, atomic, with a checksum of every file.
 
-A checkpoint is the folder `<name>` that Orbax wrote together with `<name>.sha256.json`, the digest of each of
-its files, which is renamed into place last. Without a manifest that agrees the checkpoint counts as not written
-and Orbax never opens it, because Orbax itself restores a flipped byte without a word.
+A checkpoint is Orbax's folder `<name>` together with the manifest `<name>.sha256.json`, the digest of each of its
+files, which is renamed into place last. Without a matching manifest the checkpoint counts as not written and Orbax
+never opens it, because Orbax restores a flipped byte silently.
 
-Of several processes the first one alone saves and restores. Orbax takes arrays of one of several processes only as
-NumPy's, which have no random keys, so keys are stored as their bits.
+With several processes, only the first saves and restores. From one process of several, Orbax accepts only NumPy
+arrays, which cannot hold random keys, so keys are stored as their bits.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ from cudfkd_jax.storage.orbax import quietly
 Tree = TypeVar("Tree")
 
 MOST_STEPS = 10**9  # of a run; names have nine digits
-_NAME = re.compile(r"\d{9}")  # how many steps; Orbax appends to it while it writes
+_NAME = re.compile(r"\d{9}")  # the number of steps; Orbax appends to it while it writes
 
 # Otherwise Orbax would wait for the other processes.
 _ALONE = ocp.options.MultiprocessingOptions(active_processes={0}, barrier_sync_key_prefix="first")
@@ -36,14 +36,14 @@ def save(folder: Path, step: int, state: object, *, keep: int) -> None:
     """Writes `state` as the checkpoint of `step` and removes all but the newest `keep` up to it.
 
     Args:
-        folder: of the checkpoints; made if needed.
-        step: names the checkpoint; an intact one that is there already is left as it is. Later ones are
-            removed: a run that comes to `step` has passed them over as damaged.
+        folder: the folder of the checkpoints; created if needed.
+        step: names the checkpoint; an existing intact one is left unchanged. Later ones are removed: a run that
+            reaches `step` has skipped them as damaged.
         state: a pytree of arrays and typed random keys.
-        keep: at least 1.
+        keep: the number of checkpoints to keep, at least 1.
 
     Raises:
-        RunFailedError: it cannot be written, on a full disk for instance; the checkpoints before it stay.
+        RunFailedError: writing fails, for instance on a full disk; earlier checkpoints are kept.
     """
     path = folder.absolute() / f"{step:09d}"
     if is_intact(path):
@@ -51,8 +51,8 @@ def save(folder: Path, step: int, state: object, *, keep: int) -> None:
     host = to_host(state)
     try:
         shutil.rmtree(path, ignore_errors=True)
-        _remove_others(folder, checkpoints(folder))  # room for this one
-        path.mkdir(parents=True)  # where that fails, Orbax's threads would wait for it for minutes
+        _remove_others(folder, checkpoints(folder))  # make room for this one
+        path.mkdir(parents=True)  # fails early; Orbax's threads would wait for minutes
         path.rmdir()
         with quietly(), ocp.StandardCheckpointer(multiprocessing_options=_ALONE) as checkpointer:
             checkpointer.save(path, host)
@@ -66,22 +66,22 @@ def save(folder: Path, step: int, state: object, *, keep: int) -> None:
 
 
 def restore_newest(folder: Path, like: Tree) -> tuple[Tree | None, list[Path]]:
-    """The newest intact checkpoint, and the newer ones that are damaged.
+    """Restores the newest intact checkpoint.
 
     Args:
-        folder: of the checkpoints; may be missing.
-        like: a tree of arrays or `jax.ShapeDtypeStruct` with the structure that was saved.
+        folder: the folder of the checkpoints; may be missing.
+        like: a tree of arrays or `jax.ShapeDtypeStruct` with the saved structure.
 
     Returns:
-        The state, None where there is no checkpoint at all, and the damaged checkpoints that were passed over.
+        The state, None if there is no checkpoint, and the newer, damaged checkpoints that were skipped.
 
     Raises:
-        UserError: there are checkpoints and none is intact, or an intact one is not what Orbax writes.
+        UserError: checkpoints exist but none is intact, or Orbax cannot read an intact one.
     """
     newest, damaged = find_newest(folder)
     if newest is None:
         return None, []
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])  # whatever devices it was saved from
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])  # not on the devices it was saved from
     abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), jax.eval_shape(_without_keys, like)
     )
@@ -97,22 +97,22 @@ def restore_newest(folder: Path, like: Tree) -> tuple[Tree | None, list[Path]]:
 
 
 def to_host(tree: Tree) -> Tree:
-    """The tree with NumPy arrays for arrays, and for typed random keys with their bits."""
+    """Converts the arrays of a tree to NumPy arrays, and its typed random keys to their bits."""
     return jax.device_get(_without_keys(tree))
 
 
 def with_keys(tree: Tree, like: Tree) -> Tree:
-    """The tree that `to_host` was given, up to where its arrays are; `like` has its types."""
+    """Inverts `to_host`, except for the arrays' location; `like` provides the types."""
     return jax.tree.map(
         lambda x, known: jax.random.wrap_key_data(x) if _is_key(known) and not _is_key(x) else x, tree, like
     )
 
 
 def find_newest(folder: Path) -> tuple[Path | None, list[Path]]:
-    """The newest intact checkpoint, and the newer ones that are damaged; reads but restores nothing.
+    """Returns the newest intact checkpoint and the newer, damaged ones, without restoring any.
 
     Raises:
-        UserError: there are checkpoints and none is intact.
+        UserError: checkpoints exist but none is intact.
     """
     damaged: list[Path] = []
     for path in reversed(checkpoints(folder)):
@@ -125,13 +125,13 @@ def find_newest(folder: Path) -> tuple[Path | None, list[Path]]:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints that were written to their end, oldest first, whether or not they are still intact."""
+    """Returns the completely written checkpoints, oldest first, whether or not they are still intact."""
     manifests = sorted(folder.glob("*.sha256.json"))
     return [path.with_name(path.name.removesuffix(".sha256.json")) for path in manifests]
 
 
 def is_intact(path: Path) -> bool:
-    """Whether a checkpoint was written to its end and every file still has its digest."""
+    """Returns whether a checkpoint was written completely and every file still matches its digest."""
     try:
         return json.loads(_manifest(path).read_text()) == digests(path)
     except (OSError, ValueError):
@@ -139,7 +139,7 @@ def is_intact(path: Path) -> bool:
 
 
 def digests(path: Path) -> dict[str, str]:
-    """SHA-256 of every file in a folder, by its path there."""
+    """Computes the SHA-256 of every file in a folder, by relative path."""
     files = sorted(file for file in path.rglob("*") if file.is_file())
     return {str(file.relative_to(path)): _sha256(file) for file in files}
 
@@ -152,7 +152,7 @@ def _prune(folder: Path, keep: list[Path]) -> None:
 
 
 def _remove_others(folder: Path, keep: list[Path]) -> None:
-    """Removes Orbax's folders but these, and what an interrupted save left of them."""
+    """Removes Orbax's folders except these, and remnants of interrupted saves."""
     names = {path.name for path in keep}
     for path in folder.glob("*"):
         if path.is_dir() and _NAME.match(path.name) and path.name not in names:
@@ -160,7 +160,7 @@ def _remove_others(folder: Path, keep: list[Path]) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """What the operating system said, where it is what failed."""
+    """Returns the operating system's message if it raised the error."""
     code = re.search(r"os_error_code='(\d+)'", str(error))
     if code:
         return os.strerror(int(code[1]))

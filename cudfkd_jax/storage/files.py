@@ -1,4 +1,4 @@
-"""Small files, written so that a reader never sees half of one."""
+"""Atomic writes of small files."""
 
 import contextlib
 import json
@@ -8,10 +8,10 @@ from typing import Any
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Writes a file beside `path`, makes sure it is on the disk, and renames it into place.
+    """Writes a file beside `path`, syncs it to disk, and renames it into place.
 
     Raises:
-        OSError: it cannot be written; what was at `path` is there still, and nothing else.
+        OSError: writing fails; `path` is unchanged and no other file is left.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -21,12 +21,12 @@ def write_bytes(path: Path, content: bytes) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(path)
-    except OSError as error:  # of a full disk, it names no file
+    except OSError as error:  # on a full disk it names no file
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def write_json(path: Path, value: Any) -> None:
-    """`write_bytes` of readable JSON."""
+    """Writes readable JSON with `write_bytes`."""
     write_bytes(path, (json.dumps(value, indent=2) + "\n").encode())

@@ -1,4 +1,4 @@
-"""Weights that other Flax programs saved: `{'params', 'batch_stats'}` in msgpack files and Orbax folders."""
+"""Weights from other Flax programs: `{'params', 'batch_stats'}` in msgpack files and Orbax folders."""
 
 import warnings
 from collections.abc import Mapping
@@ -17,11 +17,11 @@ from cudfkd_jax.storage.orbax import quietly
 SUFFIXES = (".msgpack", ".flax")
 
 _WRAPPERS = ("state", "model", "variables")
-_ORBAX = ("_METADATA", "_CHECKPOINT_METADATA", "manifest.ocdbt")  # one of them is in every Orbax folder
+_ORBAX = ("_METADATA", "_CHECKPOINT_METADATA", "manifest.ocdbt")  # every Orbax folder has one of them
 
 
 def find_orbax(folder: Path) -> Path | None:
-    """The Orbax checkpoint that a folder is, or the newest step of the checkpoint manager's folder it is."""
+    """Returns the folder if it is an Orbax checkpoint, or the newest step if it is a checkpoint manager's."""
     steps = sorted((p for p in folder.iterdir() if p.name.isdigit()), key=lambda p: int(p.name), reverse=True)
     places = (place for path in (folder, *steps) for place in (path / "default", path))
     return next((place for place in places if any((place / name).exists() for name in _ORBAX)), None)
@@ -31,15 +31,15 @@ def read_variables(path: Path, expected: Any) -> dict[str, Any]:
     """Reads `{'params', 'batch_stats'}` from a msgpack file or an Orbax folder.
 
     Args:
-        path: a file that `flax.serialization` wrote, or what `find_orbax` returned. What it holds beside
-            `params` and `batch_stats` (an optimiser's state) is left out.
-        expected: a tree of arrays or `jax.ShapeDtypeStruct` with the structure and shapes to fill.
+        path: a file from `flax.serialization`, or a folder from `find_orbax`. Anything beside `params` and
+            `batch_stats` (such as an optimiser's state) is ignored.
+        expected: a tree of arrays or `jax.ShapeDtypeStruct` with the expected structure and shapes.
 
     Returns:
-        NumPy arrays of the types of `expected`: float16, bfloat16 and float64 are cast.
+        NumPy arrays with the dtypes of `expected`: float16, bfloat16 and float64 are cast.
 
     Raises:
-        UserError: it cannot be read, holds something else, another network's weights or values not finite.
+        UserError: the file cannot be read, or contains no weights, another network's weights or non-finite values.
     """
     read = _read_msgpack if path.is_file() else _read_orbax
     try:
@@ -68,8 +68,8 @@ def _read_msgpack(path: Path) -> Any:
 def _read_orbax(path: Path) -> Any:
     alone = ocp.options.MultiprocessingOptions(active_processes={0}, barrier_sync_key_prefix="teacher")
     handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
-    checkpointer = ocp.Checkpointer(handler, multiprocessing_options=alone)  # of several processes the first reads
-    with quietly(), warnings.catch_warnings(action="ignore"):  # that the devices it was saved on are not here
+    checkpointer = ocp.Checkpointer(handler, multiprocessing_options=alone)  # only the first process reads
+    with quietly(), warnings.catch_warnings(action="ignore"):  # about devices missing here
         metadata = checkpointer.metadata(path.absolute()).item_metadata
         if metadata is None:
             raise ValueError("its metadata cannot be read")

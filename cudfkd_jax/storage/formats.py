@@ -1,6 +1,6 @@
-"""The formats in which a trained network leaves: how each is written, and how it is checked after reading back.
+"""The export formats of a trained network: writing each, and checking the file by reading it back.
 
-The weight formats hold the bare network; the StableHLO program holds the normalisation of its inputs too.
+The weight formats contain the bare network, the StableHLO program also the normalisation of its inputs.
 """
 
 from collections.abc import Callable, Mapping
@@ -28,14 +28,14 @@ _NORMALISED = "(images - mean) / std of images in [0, 1], float32"
 
 
 class Format(NamedTuple):
-    """A format.
+    """An export format.
 
     Attributes:
-        suffix: of the exported file; Orbax writes a folder.
-        input: what the network takes, in words.
-        package: the distribution that writes it.
+        suffix: suffix of the exported file; Orbax writes a folder.
+        input: a description of the network's input.
+        package: the distribution that writes the format.
         write: writes a network to a path that does not exist.
-        check: reads it back and raises, anything, where it is not that network.
+        check: reads the file back and raises any exception unless it contains that network.
     """
 
     suffix: str
@@ -46,7 +46,7 @@ class Format(NamedTuple):
 
 
 def abstract_variables(trained: Trained) -> Any:
-    """The shapes and types that the variables of a network of its architecture have."""
+    """Returns the shapes and dtypes of the architecture's variables."""
     return jax.eval_shape(lambda: _classifier(trained).init(jax.random.key(0), trained.net.image_shape))
 
 

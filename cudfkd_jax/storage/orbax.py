@@ -1,4 +1,4 @@
-"""Orbax without what it and TensorStore print about errors that they raise too."""
+"""Orbax without the messages that it and TensorStore print for errors that they also raise."""
 
 import contextlib
 import logging
@@ -8,12 +8,12 @@ from collections.abc import Iterator
 
 import absl.logging
 
-_STRAGGLERS_S = 0.5  # until the threads of a call that failed have all said so
+_STRAGGLERS_S = 0.5  # for the threads of a failed call to report
 
 
 @contextlib.contextmanager
 def quietly() -> Iterator[None]:
-    """Keeps Orbax and TensorStore's threads and futures from printing pages of an error that is raised too."""
+    """Silences the threads and futures of Orbax and TensorStore, which print pages about errors also raised."""
     futures = logging.getLogger("asyncio")
     verbosity, hook, level = absl.logging.get_verbosity(), sys.unraisablehook, futures.level
     absl.logging.set_verbosity(absl.logging.FATAL)

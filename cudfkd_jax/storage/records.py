@@ -1,4 +1,4 @@
-"""metrics.jsonl: one JSON object an epoch, and what follows from all of them."""
+"""metrics.jsonl, one JSON object per epoch, and the best values over all epochs."""
 
 import json
 import os
@@ -12,7 +12,7 @@ Record = dict[str, Any]
 
 
 def append(path: Path, record: Record) -> None:
-    """Adds one line and makes sure it is on the disk."""
+    """Appends one line and syncs it to disk."""
     with path.open("a", encoding="utf-8") as stream:
         stream.write(_line(record))
         stream.flush()
@@ -20,7 +20,7 @@ def append(path: Path, record: Record) -> None:
 
 
 def read(path: Path) -> list[Record]:
-    """The whole lines up to the first damaged one, as a crash leaves it; a missing file is empty."""
+    """Returns the records up to the first damaged line, which a crash may leave; none if the file is missing."""
     if not path.exists():
         return []
     records = []
@@ -33,10 +33,10 @@ def read(path: Path) -> list[Record]:
 
 
 def cut_back(path: Path, epochs: int) -> list[Record]:
-    """Rewrites the file to its first `epochs` epochs, where a checkpoint stands, and returns them.
+    """Truncates the file to its first `epochs` epochs, those of a checkpoint, and returns them.
 
     Raises:
-        UserError: epochs that the checkpoint has passed are missing; nothing is written.
+        UserError: some of these epochs are missing; nothing is written.
     """
     records = read(path)[:epochs]
     if [record.get("epoch") for record in records] != list(range(1, epochs + 1)):
@@ -50,18 +50,18 @@ def cut_back(path: Path, epochs: int) -> list[Record]:
 
 
 class Best(NamedTuple):
-    """The largest value of a metric and the first epoch that has it."""
+    """The largest value of a metric and the first epoch that reaches it."""
 
     value: float
     epoch: int
 
 
 def best(records: list[Record], key: str) -> Best | None:
-    """The largest value of `key` and the first epoch that has it; None where no record has the key."""
+    """Returns the largest value of `key` and the first epoch that reaches it; None if no record has the key."""
     scored = [record for record in records if key in record]
     if not scored:
         return None
-    first = max(scored, key=lambda record: record[key])  # max keeps the first of equals
+    first = max(scored, key=lambda record: record[key])  # max returns the first of equals
     return Best(first[key], first["epoch"])
 
 

@@ -1,6 +1,6 @@
-"""PyTorch's files of weights, read and written: the only module that imports torch or safetensors.
+"""Reading and writing of PyTorch weight files: the only module that imports torch or safetensors.
 
-torch is only ever asked for tensors (`weights_only=True`): loading a file runs no code of the file.
+Files are loaded with `weights_only=True`, so that no code from a file is executed.
 """
 
 import io
@@ -21,21 +21,21 @@ StateDict = dict[str, np.ndarray]  # float32 arrays by PyTorch name
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 _PREFIXES = ("module.", "_orig_mod.", "model.")  # DataParallel, torch.compile, Lightning
-_COUNTER = "num_batches_tracked"  # of PyTorch's BatchNorm; plays no part in what the layer computes
+_COUNTER = "num_batches_tracked"  # of PyTorch's BatchNorm; does not affect the layer's output
 _REMEDY = "save the network's state_dict() with torch.save"
 
 
 def read_state_dict(path: Path) -> StateDict:
-    """Reads `.safetensors`, or what `torch.save` wrote under any other name.
+    """Reads a `.safetensors` file or, under any other suffix, a file from `torch.save`.
 
     Returns:
-        The tensors as float32 arrays (float16, bfloat16 and float64 are cast), out of their wrapper
-        (`{'state_dict': ...}` and the like), without a prefix that all names share (DataParallel's `module.`)
-        and without `num_batches_tracked`.
+        The tensors as float32 arrays (float16, bfloat16 and float64 are cast), without their wrapper
+        (`{'state_dict': ...}` and the like), a prefix common to all names (DataParallel's `module.`) and
+        `num_batches_tracked`.
 
     Raises:
-        UserError: the file cannot be read, is no state dict, holds code or values that are not finite, or the
-            package that reads it is not installed.
+        UserError: the file cannot be read, is not a state dict, contains code or non-finite values, or the package
+            that reads it is not installed.
     """
     if path.suffix == ".onnx":
         raise UserError(
@@ -52,12 +52,12 @@ def read_state_dict(path: Path) -> StateDict:
 
 
 def write_state_dict(path: Path, state_dict: Mapping[str, np.ndarray]) -> None:
-    """Writes a state dict, as `.safetensors` or as `torch.save` does, with a counter for each BatchNorm.
+    """Writes a state dict as `.safetensors` or with `torch.save`, with a zero counter for each BatchNorm.
 
-    The counters, 0, make the names exactly those that PyTorch's `state_dict()` has.
+    The counters make the names exactly those of PyTorch's `state_dict()`.
 
     Raises:
-        UserError: the package that writes such files is not installed.
+        UserError: the package that writes the format is not installed.
     """
     complete = dict(state_dict)
     for name in state_dict:
@@ -75,7 +75,7 @@ def _read_safetensors(path: Path) -> StateDict:
     library = _safetensors(path)
     try:
         tensors = library.load_file(path)
-    except Exception as error:  # of Rust, or of NumPy where it lacks a type
+    except Exception as error:  # from Rust, or from NumPy for a dtype it lacks
         detail = (str(error).splitlines() or [""])[0]
         raise UserError(f"{path} is damaged or no safetensors file ({detail}); copy or save it again") from error
     for name, value in tensors.items():
@@ -94,7 +94,7 @@ def _read_torch(path: Path) -> StateDict:
     try:
         with warnings.catch_warnings(action="ignore"):
             loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch and its unpickler answer nonsense with errors of many types
+    except Exception as error:  # torch and its unpickler raise errors of many types
         raise UserError(f"{path} {_refusal(error)}") from error
     tensors = _unwrap(loaded)
     if tensors is None or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
@@ -128,12 +128,12 @@ def _is_torchscript(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return any(name.endswith("/constants.pkl") for name in archive.namelist())
-    except Exception:  # no archive, or one whose directory is damaged in some way: torch.load finds it too
+    except Exception:  # not an archive, or a damaged one, which torch.load reports
         return False
 
 
 def _refusal(error: Exception) -> str:
-    """What is wrong with a file that torch did not load; torch itself suggests to run the file's code."""
+    """Describes why torch rejected a file; torch's own message suggests executing the file's code."""
     if isinstance(error, OSError) and error.strerror:
         return f"cannot be read: {error.strerror}; check the path"
     found = re.search(r"GLOBAL ([\w.]+)", str(error))

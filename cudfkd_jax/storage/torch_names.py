@@ -1,7 +1,7 @@
-"""The weights of this package's networks under their PyTorch names, in both directions.
+"""Translation between this package's weights and their PyTorch names, in both directions.
 
-The networks' modules carry PyTorch's own dotted names (see `models/layers.py`), so that a weight's path joined
-by dots is its PyTorch name but for the last part, and the translation is mechanical:
+The networks' modules carry PyTorch's dotted names (see `models/layers.py`), so that a weight's path joined by
+dots is its PyTorch name except for the last part, and the translation is mechanical:
 
     kernel [h, w, in, out]  weight [out, in, h, w]     convolution        mean  running_mean
     kernel [in, out]        weight [out, in]           linear layer       var   running_var
@@ -23,29 +23,29 @@ from cudfkd_jax.runtime.errors import UserError
 
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 _STEMS, _HEADS = ("conv1.weight", "block0.0.weight"), ("linear.bias", "fc.bias", "classifier.bias")
-_LISTED = 3  # of each kind of difference
+_LISTED = 3  # differences of each kind
 
 Path_ = tuple[str, ...]  # of a weight in a tree of variables
 
 
 class Network(NamedTuple):
-    """What a state dict tells of its network."""
+    """The properties of a network inferred from its state dict."""
 
     arch: str
     num_classes: int
 
 
 def to_variables(state_dict: Mapping[str, np.ndarray], expected: Any, where: Path) -> dict[str, Any]:
-    """The variables `{'params', 'batch_stats'}` that a state dict holds.
+    """Converts a state dict to variables `{'params', 'batch_stats'}`.
 
     Args:
         state_dict: in the release's names, or with torchvision's `downsample` and `fc`.
-        expected: a tree of arrays or `jax.ShapeDtypeStruct` with the structure and shapes to fill.
-        where: named in errors.
+        expected: a tree of arrays or `jax.ShapeDtypeStruct` with the expected structure and shapes.
+        where: the file, for error messages.
 
     Raises:
-        UserError: weights are missing, unexpected or of another shape; they are listed, the nearest name of the
-            other side beside each.
+        UserError: weights are missing, unexpected or of another shape; they are listed, each with the nearest name
+            of the other side.
     """
     wanted = {_torch_name(path): path for path in _flat(expected)}
     shapes = _torch_shapes(expected)
@@ -69,7 +69,7 @@ def to_variables(state_dict: Mapping[str, np.ndarray], expected: Any, where: Pat
 
 
 def to_state_dict(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The state dict, in the release's names, of `{'params', 'batch_stats'}` of one of this package's networks."""
+    """Converts the `{'params', 'batch_stats'}` of one of this package's networks to the release's state dict."""
     return {
         _torch_name(path): np.ascontiguousarray(_to_torch(path, np.asarray(leaf)))
         for path, leaf in _flat(variables).items()
@@ -77,7 +77,7 @@ def to_state_dict(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def infer(state_dict: Mapping[str, np.ndarray]) -> Network | None:
-    """The network whose weights have these names and shapes; None where this package has none."""
+    """Infers the network from its weights' names and shapes; None if this package has no such network."""
     stem = next((state_dict[name] for name in _STEMS if name in state_dict), None)
     head = next((state_dict[name] for name in _HEADS if name in state_dict), None)
     if stem is None or stem.ndim != 4 or head is None or head.ndim != 1 or not len(head):
@@ -107,7 +107,7 @@ def _flat(tree: Any) -> dict[Path_, Any]:
 
 
 def _torch_name(path: Path_) -> str:
-    """`('params', 'layer1.0', 'conv1', 'kernel')` → `layer1.0.conv1.weight`."""
+    """Converts `('params', 'layer1.0', 'conv1', 'kernel')` to `layer1.0.conv1.weight`."""
     return ".".join((*path[1:-1], _LEAVES[path[-1]]))
 
 
@@ -131,7 +131,7 @@ def _to_torch(path: Path_, value: np.ndarray) -> np.ndarray:
 
 
 def _in_release_names(state_dict: Mapping[str, np.ndarray], wanted: Iterable[str]) -> dict[str, np.ndarray]:
-    """Torchvision's `downsample` and `fc` as the release's `shortcut` and `linear`, where those are wanted."""
+    """Renames torchvision's `downsample` and `fc` to the release's `shortcut` and `linear` if these are wanted."""
     wanted, renamed = set(wanted), {}
     for name, value in state_dict.items():
         new = re.sub(r"^fc\.", "linear.", name.replace(".downsample.", ".shortcut."))

@@ -1,9 +1,10 @@
-"""Trained networks on disk: `weights.msgpack` (Flax) and `net.json`, which says what network that is.
+"""Trained networks on disk: `weights.msgpack` (Flax) and its description `net.json`.
 
-Both are the same bytes whenever the weights and their description are the same, and loading runs no code.
+Equal weights and descriptions give identical bytes, and loading executes no code.
 
-Two files cannot be replaced at once. New ones are written beside the old ones; that of the description into its
-place makes them count, for it holds the digest of its weights, and a reader takes those wherever they are.
+Two files cannot be replaced in one operation, so new ones are written beside the old ones. Renaming the
+description into place commits both: it contains the digest of its weights, and a reader finds these under either
+name.
 """
 
 import dataclasses
@@ -31,11 +32,11 @@ class NetworkSpec:
 
     Attributes:
         arch: its name in `cudfkd_jax.models`, or the import path or name of its linen module.
-        num_classes: length of its logits.
+        num_classes: number of logits.
         image_shape: `[H, W, C]` of its inputs.
-        mean, std: per channel, of images in [0, 1]; subtracted from and divided out of its inputs.
-        metrics: what it reached, in the names of `summary.json`.
-        train_argument: how it is told its mode; see `capture.mode_arguments`.
+        mean, std: per channel, for images in [0, 1]; inputs are normalised as (x − mean) / std.
+        metrics: its metrics, under the names of `summary.json`.
+        train_argument: the argument that sets its mode; see `capture.mode_arguments`.
     """
 
     arch: str
@@ -63,13 +64,13 @@ class Trained(NamedTuple):
 
 
 def save_net(folder: Path, net: NetworkSpec, variables: Any) -> None:
-    """Writes a network; who reads the folder meanwhile, or after a crash, finds the old one or this one, whole."""
+    """Writes a network atomically: a concurrent reader, or one after a crash, finds the old or the new one."""
     stage_net(folder, net, variables)
     commit_net(folder)
 
 
 def stage_net(folder: Path, net: NetworkSpec, variables: Any) -> None:
-    """Writes a network beside the one in its folder, which goes on to count until `commit_net`."""
+    """Writes a network beside the current one of its folder, which stays valid until `commit_net`."""
     (folder / _NEXT_DESCRIPTION).unlink(missing_ok=True)
     _end_commit(folder)
     content = _serialise(variables)
@@ -79,18 +80,18 @@ def stage_net(folder: Path, net: NetworkSpec, variables: Any) -> None:
 
 
 def commit_net(folder: Path) -> None:
-    """Makes the network that `stage_net` wrote the one of the folder; does nothing where there is none."""
+    """Replaces the folder's network with the one that `stage_net` wrote; does nothing without one."""
     if (folder / _NEXT_DESCRIPTION).exists():
         (folder / _NEXT_DESCRIPTION).replace(folder / DESCRIPTION)
         (folder / _NEXT_WEIGHTS).replace(folder / WEIGHTS)
 
 
 def settle_net(folder: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
-    """Ends what a crash left in a folder half done.
+    """Completes or discards a commit that a crash interrupted.
 
     Args:
-        folder: of a network, or of none.
-        wanted: whether a staged network with these `metrics` is to count; else it is removed.
+        folder: a network's folder, possibly empty.
+        wanted: whether to commit a staged network with these `metrics`; otherwise it is removed.
     """
     staged = folder / _NEXT_DESCRIPTION
     if staged.exists():
@@ -102,7 +103,7 @@ def settle_net(folder: Path, wanted: Callable[[dict[str, Any]], bool]) -> None:
 
 
 def _end_commit(folder: Path) -> None:
-    """Moves new weights to their place where their description is at its own, and removes others."""
+    """Moves new weights into place if their description already is, and removes others."""
     path = folder / _NEXT_WEIGHTS
     if not path.exists():
         return
@@ -113,7 +114,7 @@ def _end_commit(folder: Path) -> None:
 
 
 def _read_description(path: Path) -> dict[str, Any]:
-    """The object in a file; empty where that is missing or damaged."""
+    """Returns a file's JSON object, empty if the file is missing or damaged."""
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
@@ -121,7 +122,7 @@ def _read_description(path: Path) -> dict[str, Any]:
 
 
 def digest(variables: Any) -> str:
-    """SHA-256 of the bytes that `save_net` would write for these variables."""
+    """Computes the SHA-256 of the bytes that `save_net` would write for these variables."""
     return _sha256(_serialise(variables))
 
 
@@ -129,7 +130,7 @@ def load_net(folder: Path) -> Trained:
     """Reads a network that `save_net` wrote.
 
     Raises:
-        UserError: the folder holds no network, or a damaged one.
+        UserError: the folder contains no network, or a damaged one.
     """
     try:
         description, content = _read_pair(folder)
@@ -145,19 +146,19 @@ def load_net(folder: Path) -> Trained:
         variables = serialization.msgpack_restore(content)
         if not isinstance(variables, dict) or not _holds_arrays(variables):
             raise ValueError("not nested dictionaries of arrays")
-    except Exception as error:  # msgpack, Flax and NumPy answer nonsense with errors of many types
+    except Exception as error:  # msgpack, Flax and NumPy raise errors of many types
         raise UserError(f"{folder / WEIGHTS} does not hold a network's weights; restore it") from error
     return Trained(net, variables, sha256)
 
 
 def pack(trained: Trained) -> dict[str, Any]:
-    """A network as dictionaries, lists, numbers, texts and arrays; `unpack` takes it back."""
+    """Converts a network to dictionaries, lists, numbers, strings and arrays; `unpack` inverts it."""
     net = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(trained.net).items()}
     return {"net": net, "variables": trained.variables, "sha256": trained.sha256}
 
 
 def unpack(packed: dict[str, Any]) -> Trained:
-    """The network that `pack` was given."""
+    """Inverts `pack`."""
     return Trained(_net(packed["net"]), packed["variables"], packed["sha256"])
 
 
@@ -165,7 +166,7 @@ def check_weights(variables: Any, expected: Any, where: Path) -> None:
     """Compares variables with a tree of `jax.ShapeDtypeStruct`.
 
     Raises:
-        UserError: a weight is missing, unexpected or of another type or shape; the first few are named.
+        UserError: a weight is missing, unexpected or of another dtype or shape; the first few are named.
     """
     found, wanted = (
         {
@@ -192,8 +193,8 @@ def _net(description: dict[str, Any]) -> NetworkSpec:
 
 
 def _read_pair(folder: Path) -> tuple[dict[str, Any], bytes]:
-    """The description, and the weights that have its digest, or where none have what is in their place."""
-    for _ in range(2):  # once more where a run has replaced both in between
+    """Returns the description and the weights that match its digest, or the file in their place if none match."""
+    for _ in range(2):  # retry once if a run has replaced both in between
         description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
         for path in (folder / _NEXT_WEIGHTS, folder / WEIGHTS):
             content = path.read_bytes() if path.exists() else b""

@@ -1,4 +1,4 @@
-"""The folder of a run: one owner at a time, one configuration for good."""
+"""The folder of a run: one owner at a time, one fixed configuration."""
 
 import contextlib
 import fcntl
@@ -12,15 +12,15 @@ from cudfkd_jax.runtime.errors import UserError
 from cudfkd_jax.storage.files import write_json
 
 CONFIG = "config.json"
-TEACHER = "teacher weights (sha256)"  # the setting that stands for all of a teacher
+TEACHER = "teacher weights (sha256)"  # the setting that replaces all of a teacher's
 _LOCK = ".lock"
 
 
 def check_writable(workdir: Path) -> None:
-    """Refuses, without touching the disk, a folder that could not be made or written to.
+    """Checks, without touching the disk, that a folder can be created and written to.
 
     Raises:
-        UserError: a part of the path is a file or a link to nothing, or writing is not permitted.
+        UserError: a part of the path is a file or a dangling link, or writing is not permitted.
     """
     places = (workdir.absolute(), *workdir.absolute().parents)
     try:
@@ -40,7 +40,7 @@ def check_writable(workdir: Path) -> None:
 
 @contextlib.contextmanager
 def lock(workdir: Path) -> Iterator[None]:
-    """Holds the folder for this process; the lock goes with the process, however that ends.
+    """Locks the folder for this process; the lock ends with the process, even if it is killed.
 
     Raises:
         UserError: another live process holds it.
@@ -57,10 +57,10 @@ def lock(workdir: Path) -> Iterator[None]:
 
 
 def check_free(workdir: Path) -> None:
-    """Refuses a folder that another live process holds, without touching it.
+    """Checks, without touching the folder, that no other live process holds it.
 
     Raises:
-        UserError: it is in use; the holder's pid is named.
+        UserError: the folder is in use; the message names the holder's pid.
     """
     if not (workdir / _LOCK).exists():
         return
@@ -72,10 +72,10 @@ def check_free(workdir: Path) -> None:
 
 
 def check_own(folder: Path, names: Sequence[str]) -> None:
-    """Refuses a folder that is not a run's but holds files that a run would write over.
+    """Checks that a folder is a run's or contains no files that a run would overwrite.
 
     Raises:
-        UserError: one of `names` is there and the run's configuration is not.
+        UserError: one of `names` exists but the run's configuration does not.
     """
     foreign = [name for name in names if (folder / name).exists()]
     if foreign and not (folder / CONFIG).exists():
@@ -85,11 +85,11 @@ def check_own(folder: Path, names: Sequence[str]) -> None:
 
 
 def check_links(workdir: Path, folders: Sequence[Path]) -> None:
-    """Refuses links that would make a run write to a place outside of its workdir, which may itself be a link.
+    """Checks that no link makes a run write outside its workdir, which may itself be a link.
 
     Args:
-        workdir: of the run.
-        folders: in it that the run writes to; they may be missing.
+        workdir: the run's workdir.
+        folders: the subfolders that the run writes to; they may be missing.
 
     Raises:
         UserError: one of them leads elsewhere.
@@ -103,11 +103,11 @@ def check_links(workdir: Path, folders: Sequence[Path]) -> None:
 
 
 def check_config(folder: Path, config: dict[str, Any]) -> None:
-    """Refuses to go on in a folder that holds a run with other settings.
+    """Checks that a folder contains no run with other settings.
 
     Args:
-        folder: of the stage.
-        config: the settings that change the stage's results, flat, by dotted name.
+        folder: the stage's folder.
+        config: the settings that affect the stage's results, flat, by dotted name.
 
     Raises:
         UserError: settings differ; they are listed with both values.
@@ -130,10 +130,10 @@ def check_config(folder: Path, config: dict[str, Any]) -> None:
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
-    """The settings that change results of the run in this folder, as `write_config` wrote them.
+    """Reads the settings that affect the results of the run in this folder, from `write_config`.
 
     Raises:
-        UserError: they cannot be read.
+        UserError: the settings cannot be read.
     """
     path = folder / CONFIG
     try:
@@ -143,12 +143,12 @@ def read_settings(folder: Path) -> dict[str, Any]:
 
 
 def write_config(folder: Path, config: dict[str, Any], whole: dict[str, Any]) -> None:
-    """Writes the settings: `results`, those that `check_config` compares, and `config`, all of them."""
+    """Writes `results`, the settings that `check_config` compares, and `config`, all settings."""
     write_json(folder / CONFIG, {"results": config, "config": whole})
 
 
 def _shown(settings: dict[str, Any], key: str) -> str:
-    # Settings that came later are left out while they have no effect.
+    # Settings added later are left out while they have no effect.
     return repr(settings[key]) if key in settings else "unset"
 
 

@@ -1,4 +1,4 @@
-"""The paper's tables and figures, made again with its numbers beside ours."""
+"""Reproduction of the paper's tables and figures, with its numbers beside ours."""
 
 from cudfkd_jax.experiments.reproduce.run import reproduce
 

@@ -13,7 +13,7 @@ _STRATEGIES = ("none", "hard", "soft", "log")
 _LAMBDAS = (2.0, 2.2, 2.5, 2.8)
 _BEGINS, _ENDS = {"1/5": 1 / 5, "1/4": 1 / 4, "1/3": 1 / 3}, {"2/3": 2 / 3, "3/4": 3 / 4, "4/5": 4 / 5}
 _ALPHAS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4)
-# 15 epochs in the place of 400: α is raised, so that α_adv ends as high as with the paper's values.
+# 15 epochs instead of 400: α is raised so that α_adv ends as high as with the paper's values.
 _DIGITS_ALPHAS, _DIGITS_ALPHA = (0.05, 0.8, 3.2, 12.8), 3.2
 _TEMPERATURES = (1.0, 4.0, 10.0, 20.0)
 _DIGITS = f"digits:{arguments(*DIGITS)}"
@@ -33,7 +33,7 @@ _HOW_COUNTED = (
 
 
 def _ramps(config: str, block: str, changes: Mapping[str, Any]) -> list[Run]:
-    """CuDFKD with each begin and end of the ramp of α_adv."""
+    """Returns CuDFKD runs with each start and end of α_adv's ramp."""
     return [
         Run(config, begin, block, end, {**changes, "curriculum.k_begin": first, "curriculum.k_end": last})
         for begin, first in _BEGINS.items()

@@ -14,10 +14,10 @@ ALL = "all"
 
 
 def select(names: Sequence[str], scale: str) -> list[Entry]:
-    """The entries of these names, in the paper's order; `all`: those that have the scale.
+    """Returns the named entries, in the paper's order; `all` selects those available at the scale.
 
     Raises:
-        UserError: there is no such entry or scale, or an entry has not that scale.
+        UserError: an entry or the scale is unknown, or an entry is not available at the scale.
     """
     choose("--scale", scale, SCALES)
     if not names:
@@ -31,7 +31,7 @@ def select(names: Sequence[str], scale: str) -> list[Entry]:
 
 
 def listing() -> str:
-    """Every entry, and the runs that it needs at each scale."""
+    """Lists every entry with its runs at each scale."""
     lines = []
     for entry in ENTRIES.values():
         scales = ", ".join(f"{scale} ({len(setting.runs)})" for scale, setting in entry.scales.items())

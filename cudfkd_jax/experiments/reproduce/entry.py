@@ -1,4 +1,4 @@
-"""What a table or a figure of the paper consists of: descriptions, and nothing that runs."""
+"""Declarative descriptions of the paper's tables and figures."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,16 +11,16 @@ SCALES = ("digits", "cifar10_cpu", "cifar10", "cifar100", "tiny_imagenet")
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One training, and where its outcome stands.
+    """One run, and the position of its results.
 
     Attributes:
         config: a file of `configs/` without its suffix, with arguments after a colon.
-        row: in the table, or the bar's or curve's name.
-        block: which table or panel, where there are several.
-        column: in a figure of two settings.
+        row: its row in the table, or the name of its bar or curve.
+        block: its table or panel, if there are several.
+        column: its column in a figure of two settings.
         changes: settings by dotted key.
-        seed: of the student; teachers have seed 0.
-        stage: "distill", or "scratch": the student trained on the data.
+        seed: the student's seed; teachers have seed 0.
+        stage: "distill", or "scratch" for a student trained on the data.
     """
 
     config: str
@@ -33,22 +33,22 @@ class Run:
 
     @property
     def name(self) -> str:
-        """What the user reads."""
+        """The name shown to the user."""
         parts = filter(None, (self.block, self.row, self.column))
         return f"{' | '.join(parts)} | seed {self.seed}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """An entry at a scale.
+    """An entry at one scale.
 
     Attributes:
-        runs: that it needs.
-        choices: what the paper leaves open or says in two ways, and what was chosen.
-        too_small: why the effect cannot be expected here; "" where it can.
-        beside: by block, the pair whose numbers in the paper stand beside ours.
-        epochs: early and late, of what is shown at two times.
-        form: how the outcome is drawn in the place of the entry's form; "" for that.
+        runs: its runs.
+        choices: ambiguities of the paper, and the choices made here.
+        too_small: why the effect cannot be expected at this scale; "" if it can.
+        beside: by block, the pair whose numbers in the paper are shown beside ours.
+        epochs: the early and the late epoch of a figure that shows two.
+        form: overrides the entry's form; "" keeps it.
     """
 
     runs: Sequence[Run]
@@ -64,15 +64,15 @@ class Entry:
     """A table or a figure.
 
     Attributes:
-        name: as it is asked for.
-        title: in a line.
-        finds: what the paper says that it shows, with the numbers that its text gives.
-        form: how the outcome is drawn; one of `forms.FORMS`.
-        scales: by name, those that it has.
+        name: its name on the command line.
+        title: its title, in one line.
+        finds: the paper's finding, with the numbers that its text states.
+        form: how the results are drawn; one of `forms.FORMS`.
+        scales: its settings by name of the scale.
         axes: names of rows and columns.
-        varies: the settings that tell its runs apart, which no `--config.KEY=VALUE` may change.
+        varies: the settings that distinguish its runs, which no `--config.KEY=VALUE` may override.
         values: accuracies in the paper, in percent, by row.
-        values_of: what those were measured on.
+        values_of: the data and networks of `values`.
     """
 
     name: str
@@ -102,12 +102,12 @@ LABELS = {
 
 
 def pair_name(teacher: str, student: str) -> str:
-    """ "resnet34 → resnet18"."""
+    """Returns a name such as "resnet34 → resnet18"."""
     return f"{teacher} → {student}"
 
 
 def arguments(teacher: str, student: str, method: str = "cudfkd") -> str:
-    """What stands after the colon of `--config`."""
+    """Returns the arguments after the colon of `--config`."""
     return f"teacher={teacher},student={student},method={method}"
 
 
@@ -122,16 +122,16 @@ def methods(
     noisy: bool = False,
     column: str = "",
 ) -> list[Run]:
-    """A run for each method and seed, all of as many epochs.
+    """Returns one run per method and seed, all with the same number of epochs.
 
     Args:
         scale: the configuration file.
         pair: teacher and student.
-        names: of methods, and "scratch".
-        epochs: of distillation.
-        seeds: by method; 0 alone for others.
-        changes: for every method; see `Run`.
-        noisy: whether the teacher is.
+        names: method names, and "scratch".
+        epochs: epochs of distillation.
+        seeds: seeds by method; other methods take seed 0.
+        changes: settings for every method; see `Run`.
+        noisy: whether the teacher is the noisy one.
         column: see `Run`.
     """
     runs = []
@@ -157,7 +157,7 @@ def methods(
 def varied(
     config: str, block: str, key: str, values: Iterable[Any], seeds: Iterable[int] = (0,), **fixed: Any
 ) -> list[Run]:
-    """CuDFKD with each value of a setting and each seed; `fixed` as `Run.changes`, with "__" for dots."""
+    """Returns CuDFKD runs with each value of a setting and each seed; `fixed` as `Run.changes`, "__" for dots."""
     same = {name.replace("__", "."): value for name, value in fixed.items()}
     return [
         Run(config, _short(value), block, changes={**same, key: value}, seed=seed)
@@ -171,7 +171,7 @@ def _short(value: Any) -> str:
 
 
 def _own(method: str, pair: tuple[str, str]) -> dict[str, Any]:
-    """What a method needs for networks that it was not published with."""
+    """Returns the settings that a method needs for networks other than its paper's."""
     if method == "zskt" and pair[0].startswith("vgg"):
-        return {"zskt.attention_weight": 0.0}  # stages of other sizes than a ResNet's
+        return {"zskt.attention_weight": 0.0}  # its stages differ in size from a ResNet's
     return {}

@@ -1,4 +1,4 @@
-"""How long runs will take, from a measured round of each kind of them."""
+"""Estimates of the duration of runs, from one timed round of each kind."""
 
 import json
 import time
@@ -13,12 +13,12 @@ from cudfkd_jax.experiments.timing import Pace
 from cudfkd_jax.runtime import cli
 from cudfkd_jax.runtime.errors import RunFailedError, UserError
 
-_NO_PACE = ("seed", "curriculum", "evaluation")  # sections that decide results and no speed
+_NO_PACE = ("seed", "curriculum", "evaluation")  # sections that affect results but not speed
 _NO_PACE_KEYS = ("epochs", "temperature", "learning_rate", "stop_accuracy")
 
 
 class Part(NamedTuple):
-    """A run that is to come: "distill", "teacher" or "scratch", its epochs, and what tells how fast it is."""
+    """A pending run; its section is "distill", "teacher" or "scratch", and runs of one kind have the same pace."""
 
     wanted: RunSpec
     section: str
@@ -27,7 +27,7 @@ class Part(NamedTuple):
 
 
 def parts(planned: Sequence[PlannedRun]) -> dict[Path, Part]:
-    """The unfinished runs and missing teachers, by folder."""
+    """Returns the unfinished runs and missing teachers, by folder."""
     found: dict[Path, Part] = {}
     missing = {teacher.folder for teacher in plan.missing_teachers(planned)}
     for each in planned:
@@ -43,15 +43,15 @@ def estimate(
     say: Callable[[str], None],
     measure: Callable[[RunSpec, str], Pace | str] | None = None,
 ) -> dict[Path, float]:
-    """Seconds of each run, one at a time, without measuring on the test images; of unknown ones there is none.
+    """Estimates the seconds of each run, run alone and without evaluation; runs that cannot be timed are left out.
 
     Args:
-        coming: as `parts` returns them.
-        say: told what a user should read.
-        measure: seconds of a kind of run, or why there are none; by default a process of its own measures.
+        coming: the result of `parts`.
+        say: prints messages for the user.
+        measure: times a kind of run, or returns why it cannot; by default in a separate process.
 
     Raises:
-        UserError: a run cannot be made as it is configured.
+        UserError: a run's configuration is wrong.
     """
     paces: dict[str, Pace | str] = {}
     kinds = list(dict.fromkeys(part.kind for part in coming.values()))
@@ -69,7 +69,7 @@ def estimate(
 
 
 def measure_elsewhere(wanted: RunSpec, section: str) -> Pace | str:
-    """The pace of a run, its process's start included; what goes wrong beside the configuration is returned."""
+    """Returns a run's pace, including its process's start, or the error unless the configuration is wrong."""
     try:
         return launcher.elsewhere(_measure, wanted, section, time.time())
     except RunFailedError as error:
@@ -86,7 +86,7 @@ def _measure(wanted: RunSpec, section: str, begun: float) -> Pace | str:
         )
     except UserError:
         raise
-    except Exception as error:  # a device out of memory, say: the run will tell
+    except Exception as error:  # for example out of memory, which the run will report
         return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     return pace._replace(start_s=process_s + pace.start_s)
 

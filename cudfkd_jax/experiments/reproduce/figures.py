@@ -1,4 +1,4 @@
-"""Figures 2 to 5: methods beside each other, and CuDFKD early and late."""
+"""Figures 2 to 5: comparisons of methods, and CuDFKD early and late in training."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -36,7 +36,7 @@ def _noise(
     changes: dict[str, Any],
     seeds: Sequence[int] = SEEDS,
 ) -> list[Run]:
-    """Methods under the clean and the noisy teacher."""
+    """Returns the methods' runs with the clean and the noisy teacher."""
     return [
         run
         for column, noisy in (("clean teacher", False), ("noisy teacher", True))

@@ -1,4 +1,4 @@
-"""Tables and pictures of an entry, ours beside the paper's."""
+"""Tables and pictures of an entry, with our numbers beside the paper's."""
 
 from collections.abc import Callable, Sequence
 
@@ -27,12 +27,12 @@ FORMS: dict[str, Callable[[Entry, Setting, Sequence[Result]], Rendered]] = {
 
 
 def render(entry: Entry, setting: Setting, results: Sequence[Result]) -> Rendered:
-    """Draws what there is; runs that are missing leave gaps."""
+    """Renders the available results; missing runs leave gaps."""
     return FORMS[setting.form or entry.form](entry, setting, results)
 
 
 def csv_of(entry: Entry, results: Sequence[Result]) -> str:
-    """A line a run, nothing rounded."""
+    """Returns one unrounded CSV line per run."""
     heading = ["block", entry.axes[0], entry.axes[1] or "column", "seed", "folder"]
     keys = [(r.run.block, r.run.row, r.run.column, r.run.seed, r.outcome.cell.folder.name) for r in results]
     return csv_text(heading, [result.outcome for result in results], keys, _CSV)

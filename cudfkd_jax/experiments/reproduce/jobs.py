@@ -1,4 +1,4 @@
-"""From descriptions to runs in a workdir."""
+"""Planning of an entry's runs in a workdir."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ _OWN = ("seed", "method", "teacher.arch", "student.arch")  # of every entry
 
 
 class Job(NamedTuple):
-    """An entry at a scale, and a planned run for each of its runs."""
+    """An entry at a scale, and the plan of each of its runs."""
 
     entry: Entry
     setting: Setting
@@ -24,7 +24,7 @@ class Job(NamedTuple):
 
 
 class Result(NamedTuple):
-    """A run and what it came to."""
+    """A run and its outcome."""
 
     run: Run
     outcome: Outcome
@@ -41,15 +41,15 @@ def prepare(
     """Checks every run of these entries and gives it a folder.
 
     Args:
-        entries: that have the scale.
+        entries: entries available at the scale.
         scale: one of `entry.SCALES`.
-        folder: the workdir; equal runs of several entries get the same place in it.
+        folder: the workdir; equal runs of several entries share a folder in it.
         configs: the folder of configuration files.
         overrides: `--config.key=value` for every run.
-        recorded: holds `cells/` and `teachers/` of earlier runs, which are taken where the workdir has none.
+        recorded: a folder with `cells/` and `teachers/` of earlier runs, used if the workdir lacks a run.
 
     Raises:
-        UserError: an override is wrong, or of a setting that an entry decides.
+        UserError: an override is wrong, or changes a setting that an entry varies.
     """
     jobs = []
     for entry in entries:
@@ -62,7 +62,7 @@ def prepare(
 
 
 def _recorded(planned: PlannedRun, folder: Path) -> PlannedRun:
-    """The run with its own outcome or its teacher's in the folder of earlier ones, where they are there alone."""
+    """Points a run, or its teacher, to the recorded folder if only that contains its outcome."""
     cell, teacher = planned.cell, planned.teacher
     if teacher and not finished(teacher):
         kept = teacher._replace(folder=_from_here(folder) / "teachers" / teacher.folder.name, recorded=True)
@@ -74,18 +74,18 @@ def _recorded(planned: PlannedRun, folder: Path) -> PlannedRun:
 
 
 def all_runs(jobs: Sequence[Job]) -> list[PlannedRun]:
-    """Every distinct run of these entries."""
+    """Returns the distinct runs of these entries."""
     return plan.distinct([planned for job in jobs for planned in job.planned])
 
 
 def count(planned: Sequence[PlannedRun]) -> tuple[int, int]:
-    """How many distinct runs there are, and how many of them are finished."""
+    """Returns the number of distinct runs, and how many of them are finished."""
     once = plan.distinct(planned)
     return len(once), sum(finished(each.cell) for each in once)
 
 
 def changes_text(changes: Mapping[str, Any], overrides: Sequence[str] = ()) -> list[str]:
-    """Changes as arguments of the command line, without those that are overridden."""
+    """Formats changes as command-line arguments, without overridden ones."""
     overridden = {override.lstrip("-").partition("=")[0].removeprefix("config.") for override in overrides}
     return [f"--config.{key}={_text(value)}" for key, value in changes.items() if key not in overridden]
 
@@ -105,7 +105,7 @@ def _file(config: str, configs: Path) -> str:
 
 
 def _from_here(folder: Path) -> Path:
-    """The folder as the commands that are shown name it, on any machine where it lies below the current one."""
+    """Returns the folder relative to the current one if possible, so that shown commands work on any machine."""
     return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder
 
 

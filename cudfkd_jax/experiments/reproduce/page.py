@@ -1,4 +1,4 @@
-"""The files of an entry: what it came to, how, and what had to be chosen."""
+"""The files of an entry: its results, its runs and the choices made."""
 
 import shlex
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ INDEX = "index.md"
 
 
 def write(job: Job, scale: str, results: Sequence[Result], folder: Path) -> Path:
-    """Writes `<entry>.md`, `<entry>.csv` and the pictures into the entry's folder, and returns the first."""
+    """Writes `<entry>.md`, `<entry>.csv` and the pictures to the entry's folder, and returns the page's path."""
     entry, setting = job.entry, job.setting
     drawn = forms.render(entry, setting, results)
     done = summaries(result.outcome for result in results)
@@ -43,7 +43,7 @@ def write(job: Job, scale: str, results: Sequence[Result], folder: Path) -> Path
 
 
 def write_index(outcomes: Sequence[tuple[Entry, Sequence[Result]]], scale: str, folder: Path) -> Path:
-    """Writes a line an entry, with links."""
+    """Writes the index, one linked line per entry."""
     lines = []
     for entry, results in outcomes:
         done = len(summaries(result.outcome for result in results))

@@ -23,7 +23,7 @@ from cudfkd_jax.report import charts
 
 
 def bars(entry: Entry, setting: Setting, results: Sequence[Result]) -> Rendered:
-    """A bar a value of one setting; where there are columns, they are the colours."""
+    """Draws one bar per value of a setting; columns, if any, are colours."""
     groups = grouped(results, "row")
     names = {name: LABELS.get(name, name) for name in groups}
     columns = list(grouped(results, "column"))
@@ -59,7 +59,7 @@ def bars(entry: Entry, setting: Setting, results: Sequence[Result]) -> Rendered:
 
 
 def changes(entry: Entry, setting: Setting, results: Sequence[Result]) -> Rendered:
-    """A line per change to the settings of the first row, with its gain in accuracy over that row by seed."""
+    """Tabulates each change to the first row's settings with its gain in accuracy over that row, by seed."""
     groups = grouped(results, "row")
     base = {result.run.seed: result for result in next(iter(groups.values()))}
     lines = []
@@ -82,7 +82,7 @@ def _acc1(result: Result) -> list[float]:
 
 
 def heat_maps(entry: Entry, setting: Setting, results: Sequence[Result]) -> Rendered:
-    """Two settings: a panel a pair and metric."""
+    """Draws heat maps of two settings, one panel per pair and metric."""
     rows, columns = (list(grouped(results, each)) for each in ("row", "column"))
     panels, lines, picture = [], [], None
     blocks = grouped(results, "block")

@@ -1,4 +1,4 @@
-"""Figures of what runs recorded while they went: curves, and single images."""
+"""Figures from the records of runs: curves and single images."""
 
 import statistics
 from collections.abc import Callable, Sequence
@@ -16,22 +16,22 @@ from cudfkd_jax.report.read import Run, read
 
 
 def curves(entry: Entry, setting: Setting, results: Sequence[Result]) -> Rendered:
-    """Accuracy over the epochs."""
+    """Draws accuracy over the epochs."""
     return _of_files(results, figures.accuracy)
 
 
 def progress(entry: Entry, setting: Setting, results: Sequence[Result]) -> Rendered:
-    """Accuracy over the student's steps and over minutes."""
+    """Draws accuracy over student steps and over minutes."""
     return _of_files(results, figures.accuracy_by_cost)
 
 
 def loyalties(entry: Entry, setting: Setting, results: Sequence[Result]) -> Rendered:
-    """Loyalty over the test images."""
+    """Draws loyalty over the test images."""
     return _of_files(results, figures.loyalty)
 
 
 def convergence(entry: Entry, setting: Setting, results: Sequence[Result]) -> Rendered:
-    """How often the inequality of Eq. 8 held: over the epochs, and as means over all of them."""
+    """Shows how often the inequality of Eq. 8 held, per epoch and averaged over all epochs."""
     runs = [read(r.outcome.cell.folder, LABELS.get(r.run.row, r.run.row)) for r in results if r.outcome.summary]
     lines = []
     for run in runs:
@@ -43,7 +43,7 @@ def convergence(entry: Entry, setting: Setting, results: Sequence[Result]) -> Re
 
 
 def difficulty(entry: Entry, setting: Setting, results: Sequence[Result]) -> Rendered:
-    """Single images early and late in one run."""
+    """Shows single images early and late in one run."""
     (result,) = results
     if not result.outcome.summary:
         return Rendered({})
@@ -66,7 +66,7 @@ def difficulty(entry: Entry, setting: Setting, results: Sequence[Result]) -> Ren
 
 
 def _of_files(results: Sequence[Result], draw: Callable[[list[Run]], Picture | None]) -> Rendered:
-    """A table of the methods, and a picture of what their runs recorded."""
+    """Returns a table of the methods, and a picture drawn from their runs' records."""
     runs = [read(r.outcome.cell.folder, LABELS.get(r.run.row, r.run.row)) for r in results if r.outcome.summary]
     picture = draw(runs) if runs else None
     lines = [
@@ -78,7 +78,7 @@ def _of_files(results: Sequence[Result], draw: Callable[[list[Run]], Picture | N
 
 
 def _epoch_of(accuracy: float, results: Sequence[Result]) -> str:
-    """The first epoch, of the first run, that ends with an accuracy."""
+    """Returns the first run's first epoch that reaches an accuracy."""
     folder: Path = results[0].outcome.cell.folder
     if not results[0].outcome.summary:
         return ""

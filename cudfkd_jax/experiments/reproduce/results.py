@@ -1,4 +1,4 @@
-"""What the forms of entries share: columns, groups of results, and what is handed on to be written."""
+"""Shared parts of the forms of entries: columns, groups of results and the rendered output."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
@@ -20,12 +20,12 @@ ALL = (ACC1, AGREE1, LOYALTY, *BEST)
 
 
 class Rendered(NamedTuple):
-    """What an entry came to.
+    """The rendered results of an entry.
 
     Attributes:
-        tables: in Markdown, by their headings, "" for none.
-        picture: None where there is nothing to draw.
-        samples: pictures of synthetic images as PNG files, by the ends of their names, with captions.
+        tables: Markdown tables by heading, "" for none.
+        picture: the picture, None without any.
+        samples: PNG files of synthetic images with captions, by the suffix of the file name.
     """
 
     tables: dict[str, str]
@@ -34,7 +34,7 @@ class Rendered(NamedTuple):
 
 
 def grouped(results: Iterable[Result], attribute: str) -> dict[str, list[Result]]:
-    """The results by an attribute of their runs, in the order of its first appearances."""
+    """Groups the results by an attribute of their runs, in order of first appearance."""
     found: dict[str, list[Result]] = {}
     for result in results:
         found.setdefault(getattr(result.run, attribute), []).append(result)
@@ -42,17 +42,17 @@ def grouped(results: Iterable[Result], attribute: str) -> dict[str, list[Result]
 
 
 def outcomes_of(results: Iterable[Result]) -> list[Outcome]:
-    """What the runs came to."""
+    """Returns the outcomes of the runs."""
     return [result.outcome for result in results]
 
 
 def distilled(results: Sequence[Result]) -> list[Summary]:
-    """The summaries of students that a teacher was distilled into."""
+    """Returns the summaries of the distilled students."""
     return [summary for summary in summaries(outcomes_of(results)) if "teacher" in summary]
 
 
 def teachers_of(results: Sequence[Result]) -> str:
-    """A line with the accuracies of the teachers."""
+    """Returns a line with the teachers' accuracies."""
     found = {s["teacher"]["acc1"]: s["teacher"]["arch"] for s in distilled(results) if "acc1" in s["teacher"]}
     if not found:
         return ""

@@ -1,7 +1,8 @@
-"""The paper's tables and figures, one command each: descriptions, the runs that they need, and what those came to.
+"""The paper's tables and figures, one command each: plans and executes their runs and writes the results.
 
-Runs lie in `cells/<hash of the settings that decide the result>/` of a workdir and teachers in `teachers/<hash>/`,
-so that entries share them. Each entry has a folder of its own, with `<entry>.md`, `<entry>.csv` and its pictures.
+A workdir contains runs in `cells/<hash of the settings that affect the results>/` and teachers in
+`teachers/<hash>/`, so that entries share them. Each entry has a separate folder with `<entry>.md`, `<entry>.csv`
+and its pictures.
 """
 
 import json
@@ -32,24 +33,24 @@ def reproduce(
     dry_run: bool = False,
     say: Callable[[str], None] = print,
 ) -> list[Result]:
-    """Runs what some tables and figures need and writes them; finished runs are kept.
+    """Executes the runs of tables and figures and writes their pages; finished runs are kept.
 
     Args:
-        names: of `catalogue.ENTRIES`, or "all".
+        names: names from `catalogue.ENTRIES`, or "all".
         scale: one of `entry.SCALES`.
         folder: the workdir, of one scale.
         configs: the folder of the configuration files.
         overrides: `--config.key=value` for every run.
-        jobs: runs at a time.
+        jobs: number of concurrent runs.
         recorded: outcomes of earlier runs; see `jobs.prepare`.
-        dry_run: shows the runs and the estimate, and begins and writes nothing.
-        say: told what a user should read.
+        dry_run: shows the runs and the estimate without starting or writing anything.
+        say: prints messages for the user.
 
     Returns:
-        What each run of each entry came to; nothing of a dry run.
+        The result of each run of each entry; empty for a dry run.
 
     Raises:
-        UserError: before anything is begun or written.
+        UserError: an argument is wrong; raised before anything is started or written.
     """
     entries = catalogue.select(names, scale)
     check_writable(folder)
@@ -92,7 +93,7 @@ def _check_scale(folder: Path, scale: str) -> None:
 
 
 def _described(job: Job, overrides: Sequence[str]) -> str:
-    """What an entry is going to do, for people."""
+    """Describes the runs of an entry for the user."""
     total, done = count(job.planned)
     runs = f"{total} run{'s' * (total > 1)}, {done} finished"
     lines = [f"{job.entry.name}: {job.entry.title} ({runs})"]

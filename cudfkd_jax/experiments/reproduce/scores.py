@@ -13,12 +13,12 @@ _SHOWN = {column.heading for column in _SCORES}
 
 
 def scores(entry: Entry, setting: Setting, results: Sequence[Result]) -> Rendered:
-    """Tables II to IV: accuracy, agreement and loyalty by method."""
+    """Renders Tables II to IV: accuracy, agreement and loyalty by method."""
     return _by_method(setting, results, _SCORES)
 
 
 def comparison(entry: Entry, setting: Setting, results: Sequence[Result]) -> Rendered:
-    """Tables II to IV with what Table V and Eq. 16 measure beside them: loyalty, stability, time and memory."""
+    """Renders Tables II to IV with the metrics of Table V and Eq. 16: loyalty, stability, time and memory."""
     measured = [column for column in COLUMNS if column.heading not in _SHOWN]
     return _by_method(setting, results, [*_SCORES, *known(measured, outcomes_of(results))])
 
@@ -38,7 +38,7 @@ def _by_method(setting: Setting, results: Sequence[Result], columns: Sequence[Co
 
 
 def stability(entry: Entry, setting: Setting, results: Sequence[Result]) -> Rendered:
-    """Table V: how much accuracy swings, memory and time by method."""
+    """Renders Table V: stability of the accuracy, memory and time by method."""
     columns = [column for column in COLUMNS if column.heading.split()[0] in ("stability", "wall", "peak")]
     columns.insert(2, BEST[0])
     heading = ["", "runs", *(column.heading for column in columns)]
@@ -62,7 +62,7 @@ def _title(block: str, pair: paper_numbers.Pair | None) -> str:
 
 
 def _teacher(results: Sequence[Result]) -> list[str]:
-    """The teacher's line of Tables II to IV."""
+    """Returns the teacher's row of Tables II to IV."""
     found = [s["teacher"]["acc1"] for s in distilled(results) if "acc1" in s["teacher"]]
     return [mean_and_deviation(found[:1], 2), "", "100.00", "1.0000"]
 

@@ -1,4 +1,4 @@
-"""CuDFKD in 2,000 student steps: one setting at a time beside those of the release."""
+"""CuDFKD in 2,000 student steps: the release's settings with one change at a time."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from cudfkd_jax.experiments.reproduce.tables import CPU, CPU_IMAGES, CPU_SEEDS
 
 _EPOCHS = {"distill.epochs": 20}
 
-# Slopes follow the 20 epochs, of which the ramp takes ten, unless a change says otherwise: α_adv ends at 6.75.
+# Slopes fit the 20 epochs, ten of them on the ramp unless a change overrides it: α_adv ends at 6.75.
 _CHANGES: dict[str, dict[str, Any]] = {
     "as released": {},
     "batch 32, 4,000 steps": {"distill.batch_size": 32, "distill.rounds_per_epoch": 20},

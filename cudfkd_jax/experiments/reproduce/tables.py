@@ -25,7 +25,7 @@ _OTHER_PAIRS = (
 _NO_ATTENTION = "ZSKT goes without attention transfer from VGG-11, whose stages have other sizes than a ResNet's."
 _TABLE_METHODS = ("scratch", "dafl", "zskt", "adi", "dfq", "cmi", "cudfkd")
 DIGITS_SHARED = "wrn16_2 → wrn16_1, 15 epochs of 100 student steps; seeds 0, 1 and 2."
-# The cheap ones first, so that a run that is cut off has left most of them.
+# The cheap ones first, so that an interrupted command has finished most of them.
 CPU_METHODS = ("cudfkd", "dfq", "dafl", "zskt", "dfad", "mb_dfkd", "pre_dfkd", "cmi", "adi")
 CPU_IMAGES = (
     "The images are CIFAR-10's, re-encoded as JPEG at a quality of about 75: the mark to compare a student with "
@@ -42,7 +42,7 @@ CPU_SHORT = (
 
 
 def _pairs(scale: str, epochs: dict[str, int]) -> list[Run]:
-    """Every pair with the methods that the paper has for it."""
+    """Returns the runs of every pair with the paper's methods for it."""
     runs = []
     for pair in PAIRS:
         names = list(_TABLE_METHODS)
@@ -57,7 +57,7 @@ def _beside(dataset: str) -> dict[str, Pair]:
 
 
 def _stability(scale: str, epochs: int) -> list[Run]:
-    """Table V's methods at its batch size; MB-DFKD keeps the ten slots of its memory."""
+    """Returns the runs of Table V's methods at its batch size; MB-DFKD keeps the ten slots of its memory."""
     batch = {"distill.batch_size": 256}
     seeds = {"cudfkd": (0, 1, 2, 3)}
     names = ("dafl", "dfad", "adi", "cmi", "pre_dfkd", "cudfkd")
@@ -67,7 +67,7 @@ def _stability(scale: str, epochs: int) -> list[Run]:
 
 
 def on_cpu(names: tuple[str, ...], seeds: tuple[int, ...] = (0,)) -> list[Run]:
-    """These methods within CPU hours; all of them with one seed before the next seed."""
+    """Returns runs of these methods within CPU hours, all with one seed before the next seed."""
     return [
         run
         for seed in seeds
@@ -76,7 +76,7 @@ def on_cpu(names: tuple[str, ...], seeds: tuple[int, ...] = (0,)) -> list[Run]:
 
 
 def on_digits(names: tuple[str, ...]) -> list[Run]:
-    """The demo's pair with these methods, of seed 0 alone."""
+    """Returns runs of these methods with the demo's pair and seed 0."""
     return methods("digits", DIGITS, names, epochs=DIGITS_EPOCHS)
 
 

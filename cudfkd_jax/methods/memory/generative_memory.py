@@ -1,6 +1,6 @@
-"""The memory of PRE-DFKD: a VAE that learns what a generator makes and replays it; see `pre_dfkd.py`.
+"""The memory of PRE-DFKD: a VAE that learns a generator's distribution and replays it; see `pre_dfkd.py`.
 
-x are images as the classifiers of this package take them, y = (x − mean) / std what these make of them.
+x are the input images of this package's classifiers, y = (x − mean) / std their normalised form.
 """
 
 import dataclasses
@@ -31,20 +31,20 @@ class MemoryState(struct.PyTreeNode):
 
 @dataclasses.dataclass(frozen=True)
 class GenerativeMemory:
-    """A VAE, how it is trained, and how images are had from it.
+    """A VAE with its training step and the replay of images from it.
 
     Attributes:
         encoder: q(z | x).
         decoder: D, with latents of the same length.
-        optimiser: of both.
-        rows: R, images of a replay, over all devices.
-        class_weight: of L_oh where latents are tuned.
-        balance_weight: of Σ p̄ log10(p̄ + 1e-8) there.
-        learning_rate: of the one Adam step there.
-        kl_weight: of KL(q(z | x) ‖ N(0, I)) in the VAE's loss.
+        optimiser: the optimiser of both networks.
+        rows: R, images per replay, over all devices.
+        class_weight: weight of L_oh when latents are tuned.
+        balance_weight: weight of Σ p̄ log10(p̄ + 1e-8) when latents are tuned.
+        learning_rate: learning rate of the single Adam step that tunes latents.
+        kl_weight: weight of KL(q(z | x) ‖ N(0, I)) in the VAE's loss.
 
     Raises:
-        UserError: at construction, where R is below 2 or latents differ in length.
+        UserError: at construction, if R is below 2 or latents differ in length.
     """
 
     encoder: Encoder
@@ -66,7 +66,7 @@ class GenerativeMemory:
             )
 
     def init(self, key: jax.Array) -> MemoryState:
-        """An untrained VAE."""
+        """Returns an untrained VAE."""
         encoder_key, decoder_key = jax.random.split(key)
         z, image = jnp.zeros((1, self.decoder.latent_dim)), jnp.zeros((1, *self.decoder.image_shape))
         return MemoryState(
@@ -77,20 +77,20 @@ class GenerativeMemory:
     def replay(
         self, decoder: TrainState, teacher: FrozenClassifier, key: jax.Array, axis: Axis, *, train: bool
     ) -> tuple[jax.Array, Any]:
-        """R images that the teacher is sure of and that are of all classes alike, as far as one step goes.
+        """Replays R images, tuned by one step towards confident teacher predictions and balanced classes.
 
-        D(z − Adam step), z ~ N(0, I), along the gradient of
+        Returns D(z − Adam step), z ~ N(0, I), with the step along the gradient of
         w_class · L_oh + w_balance · Σ_c p̄_c log10(p̄_c + 1e-8) + mean (var z − 1)² + mean (mean z)².
 
         Args:
-            decoder: its state.
-            teacher: with logits f_t.
-            key: of z.
-            axis: the devices that share the R images; z is whole on each.
-            train: the decoder's mode.
+            decoder: the decoder's state.
+            teacher: the teacher, with logits f_t.
+            key: the random key of z.
+            axis: the devices that share the R images; z is replicated.
+            train: whether the decoder is in training mode.
 
         Returns:
-            `[R / axis.size, H, W, C]`, and the decoder's statistics after these two calls.
+            `[R / axis.size, H, W, C]`, and the decoder's statistics after its two calls.
         """
         z = jax.random.normal(key, (self.rows, self.decoder.latent_dim))
         adam = optax.adam(self.learning_rate)
@@ -116,18 +116,18 @@ class GenerativeMemory:
         first: jax.Array,
         axis: Axis,
     ) -> MemoryState:
-        """One step of encoder and decoder on N new images and on R that they replay themselves.
+        """Takes one step of encoder and decoder on N new images and R of their own replays.
 
         The loss is mean |y' − y| + mean |f_t(x') − f_t(x)| + w · mean KL(q(z | x) ‖ N(0, I)), x' = D(z) with z
-        drawn from q(z | x). What is replayed is a constant.
+        drawn from q(z | x). Replays are constants of the gradient.
 
         Args:
-            state: of the VAE.
-            teacher: with logits f_t.
+            state: the VAE's state.
+            teacher: the teacher, with logits f_t.
             new: images `[N / axis.size, H, W, C]`.
-            instead: images `[R / axis.size, H, W, C]` that stand in for the replayed ones where `first`.
-            key: of the replay and of z.
-            first: bool, nothing has been learnt yet.
+            instead: images `[R / axis.size, H, W, C]` that replace the replays if `first`.
+            key: the random key of the replay and of z.
+            first: bool, whether the VAE is untrained.
             axis: the devices that share the N and the R images.
         """
         replay_key, noise_key = jax.random.split(key)
@@ -169,16 +169,19 @@ class GenerativeMemory:
 
 
 def gaussian_kl(mean: jax.Array, log_var: jax.Array) -> jax.Array:
-    """KL(N(mean, diag exp(log_var)) ‖ N(0, I)) in nats, `[B]` of `[B, D]` (Kingma and Welling, 2014, App. B)."""
+    """Computes KL(N(mean, diag exp(log_var)) ‖ N(0, I)) in nats: `[B, D]` -> `[B]`.
+
+    Reference: Kingma and Welling, 2014, App. B.
+    """
     return -0.5 * jnp.sum(1 + log_var - jnp.square(mean) - jnp.exp(log_var), axis=-1)
 
 
 def part_rows(whole: jax.Array, first: int, axis: Axis) -> jax.Array:
-    """This device's share of the `first` rows of a whole batch, and then its share of the others."""
+    """Returns this device's share of a batch's `first` rows, followed by its share of the others."""
     return jnp.concatenate([axis.shard(whole[:first]), axis.shard(whole[first:])])
 
 
 def _distance_to_standard_normal(z: jax.Array) -> jax.Array:
-    """mean (var z − 1)² + mean (mean z)², over the dimensions; var is the unbiased one."""
+    """Computes mean (var z − 1)² + mean (mean z)² over the dimensions, with the unbiased variance."""
     spread, centre = jnp.var(z, axis=0, ddof=1), jnp.mean(z, axis=0)
     return jnp.mean(jnp.square(spread - 1)) + jnp.mean(jnp.square(centre))

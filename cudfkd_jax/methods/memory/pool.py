@@ -1,4 +1,4 @@
-"""From the iterates of a synthetic batch to what the student is trained on: the best one, and the image pool."""
+"""The best iterate of a synthetic batch, and the image pool that the student is trained on."""
 
 import dataclasses
 import functools
@@ -15,11 +15,11 @@ from cudfkd_jax.runtime.errors import UserError
 
 
 class Best(struct.PyTreeNode):
-    """The iterate with the least loss of a round.
+    """The iterate with the lowest loss of a round.
 
     Attributes:
         loss: scalar, infinite before the first iterate.
-        value: what is kept of the iterate.
+        value: the stored part of the iterate.
     """
 
     loss: jax.Array
@@ -27,30 +27,30 @@ class Best(struct.PyTreeNode):
 
     @classmethod
     def start(cls, value: Any) -> "Best":
-        """Before the first iterate; `value` only gives shapes and dtypes."""
+        """Returns the state before the first iterate; `value` provides only shapes and dtypes."""
         return cls(jnp.full((), jnp.inf), jax.tree.map(jnp.zeros_like, value))
 
     def offer(self, loss: jax.Array, value: Any) -> "Best":
-        """The better of this and of an iterate with its own loss; the earlier one where they are equal."""
+        """Returns the iterate with the lower loss, the earlier one on ties."""
         return jax.tree.map(functools.partial(jnp.where, loss < self.loss), Best(loss, value), self)
 
 
 @dataclasses.dataclass(frozen=True)
 class ImagePool:
-    """Settings of a pool of synthetic images, a `Ring` of uint8 with one synthetic batch a slot.
+    """Settings of a pool of synthetic images, a uint8 `Ring` with one synthetic batch per slot.
 
     Attributes:
         image_shape: `(H, W, C)`.
-        slots: batches it holds; when it is full a new one takes the place of the oldest.
-        batch_size: images of a synthetic batch, over all devices.
-        student_batch_size: images of a student step, over all devices.
-        held_out: the last rows of each batch, which the student never sees and which `preview` shows; 0: none,
-            and previews are of what the student sees.
-        padding: pixels of zeros around an image before a random crop of its size; 0 crops nothing.
+        slots: capacity in batches; a full pool overwrites its oldest batch.
+        batch_size: images per synthetic batch, over all devices.
+        student_batch_size: images per student step, over all devices.
+        held_out: number of last rows per batch that the student never sees and that `preview` shows; with 0,
+            previews show the student's images.
+        padding: zero pixels around an image before a random crop to its size; 0 disables cropping.
         flip: whether images may be mirrored.
 
     Raises:
-        UserError: at construction, where nothing of a batch is left to the student.
+        UserError: at construction, if all rows of a batch are held out.
     """
 
     image_shape: tuple[int, int, int]
@@ -69,17 +69,17 @@ class ImagePool:
             )
 
     def create(self) -> Ring:
-        """The empty pool."""
+        """Returns an empty pool."""
         return Ring.create(self.slots, self.batch_size, self.image_shape, jnp.uint8)
 
     def push(self, ring: Ring, images: jax.Array) -> Ring:
-        """The pool with a batch `[batch_size, H, W, C]` in [0, 1] more; values outside are clipped."""
+        """Returns the pool with a batch `[batch_size, H, W, C]` added, clipped to [0, 1]."""
         return ring.push(to_uint8(images))
 
     def sample(self, ring: Ring, key: jax.Array, axis: Axis) -> jax.Array:
-        """A student batch in [0, 1], this device's part `[student_batch_size / axis.size, H, W, C]`.
+        """Draws a student batch in [0, 1], this device's part `[student_batch_size / axis.size, H, W, C]`.
 
-        Drawn one by one from all batches in the pool, and each image cropped and mirrored by itself.
+        Images are drawn independently from all batches in the pool; each is cropped and mirrored independently.
         """
         draw_key, augmentation_key = jax.random.split(key)
         rows = ring.draw_rows(draw_key, self.student_batch_size, 0, self.batch_size - self.held_out)
@@ -87,6 +87,6 @@ class ImagePool:
         return from_uint8(axis.shard(rows))
 
     def preview(self, ring: Ring, key: jax.Array, count: int) -> jax.Array:
-        """`count` images in [0, 1], as they are, from the held-out rows, from all where none are held out."""
+        """Draws `count` unaugmented images in [0, 1], from the held-out rows or, without any, from all rows."""
         first = self.batch_size - self.held_out if self.held_out else 0
         return from_uint8(ring.draw_rows(key, count, first))

@@ -1,16 +1,16 @@
-"""Replay of past synthetic images: a memory around any method that trains a generator.
+"""Replay of past synthetic images: a memory for any method that trains a generator.
 
 K. Binici, N. T. Pham, T. Mitra, K. Leman, "Preventing Catastrophic Forgetting and Distribution Mismatch in
 Knowledge Distillation via Synthetic Data", WACV 2022, and the memory that Li et al. ("How to Teach") name as
-future work for CuDFKD. A generator that chases the student leaves behind what it made earlier, and the student
-forgets it. So from time to time a slot of R images goes into a ring of S slots, and each student step is on
+future work for CuDFKD. An adversarial generator moves away from its earlier images, and the student forgets them.
+A slot of R images therefore enters a ring of S slots at regular intervals, and each student step is on
 
     [ B new images,  R images of one slot, drawn uniformly among those that are filled ].
 
-The original stores the first R images of the last student batch of an epoch. Here the memory is filled before
-the first synthesis step of the round after it: the generator is still the one of those student steps, so images
-of new latents have the same distribution, and nothing has to be kept for one step in hundreds. Until a slot is
-filled the R images are new ones too, so that a batch always has the same size.
+The original stores the first R images of the last student batch of an epoch. Here the memory is written before
+the first synthesis step of the following round: the generator has not changed since those student steps, so
+images from new latents have the same distribution, and no step has to keep its batch. Until a slot is filled the
+R images are new ones too, so that all batches have the same size.
 """
 
 import functools
@@ -36,8 +36,8 @@ class Remembering(struct.PyTreeNode):
     """The state of a method together with its past images.
 
     Attributes:
-        inner: of the method without memory.
-        ring: float images as they were made, `[S, R, H, W, C]`.
+        inner: the state of the method without memory.
+        ring: float images, unquantised, `[S, R, H, W, C]`.
     """
 
     inner: Any
@@ -47,18 +47,18 @@ class Remembering(struct.PyTreeNode):
 def with_memory(
     method: Method, *, sample_rows: Sample, slots: int, rows: int, steps_per_epoch: int, every_epochs: int
 ) -> Method:
-    """The method with past synthetic images in its student batches.
+    """Adds past synthetic images to a method's student batches.
 
     Args:
-        method: without memory, B images a student step.
+        method: the method without memory, with B images per student step.
         sample_rows: `Method.sample` of the same method with batches of `rows` images.
-        slots: S, of the ring.
-        rows: R, images of a slot, at most B.
-        steps_per_epoch: student steps.
-        every_epochs: a slot is written after epoch 0 and every so many epochs from then on.
+        slots: S, slots of the ring.
+        rows: R, images per slot, at most B.
+        steps_per_epoch: student steps per epoch.
+        every_epochs: a slot is written after epoch 0 and every `every_epochs` epochs from then on.
 
     Returns:
-        A method of B + R images a student step.
+        A method with B + R images per student step.
 
     Raises:
         UserError: a number is not positive. While a step is traced: the devices cannot share R images evenly.
@@ -123,10 +123,10 @@ def with_memory(
 
 
 def slots_for(capacity: int, rows: int) -> int:
-    """Slots of a memory that holds `capacity` images, stored `rows` at a time.
+    """Returns the number of slots of a memory that holds `capacity` images, stored `rows` at a time.
 
     Raises:
-        UserError: the capacity is no positive multiple of the rows.
+        UserError: the capacity is not a positive multiple of the rows.
     """
     if capacity < 1 or capacity % rows:
         raise UserError(
@@ -137,10 +137,10 @@ def slots_for(capacity: int, rows: int) -> int:
 
 
 def check_shares(what: str, count: int, axis: Axis) -> None:
-    """Refuses a number of images that the devices cannot share evenly: some would be left out silently.
+    """Checks that the devices can share a number of images evenly; otherwise some would be dropped silently.
 
     Raises:
-        UserError: `count` is no multiple of the number of devices.
+        UserError: `count` is not a multiple of the number of devices.
     """
     if count % axis.size:
         raise UserError(

@@ -1,6 +1,6 @@
-"""A memory of fixed capacity on the device: image pools, banks of features, past batches.
+"""An on-device memory of fixed capacity: image pools, feature banks, past batches.
 
-Every device holds the whole memory and the same one.
+The memory is replicated on every device.
 """
 
 import jax
@@ -10,11 +10,11 @@ from jax.typing import DTypeLike
 
 
 class Ring(struct.PyTreeNode):
-    """Slots of rows; a new slot takes the place of the oldest one when all are full.
+    """A ring buffer of slots of rows; once all are full, a new slot overwrites the oldest.
 
     Attributes:
         values: `[slots, rows, ...]`.
-        pushes: int32, slots ever written.
+        pushes: int32, the number of slots written so far.
     """
 
     values: jax.Array
@@ -22,30 +22,30 @@ class Ring(struct.PyTreeNode):
 
     @classmethod
     def create(cls, slots: int, rows: int, shape: tuple[int, ...], dtype: DTypeLike) -> "Ring":
-        """An empty ring of `slots` times `rows` values of a shape and dtype."""
+        """Returns an empty ring of `slots` times `rows` values of the given shape and dtype."""
         return cls(jnp.zeros((slots, rows, *shape), dtype), jnp.zeros((), jnp.int32))
 
     @property
     def filled(self) -> jax.Array:
-        """int32, slots that hold something."""
+        """The number of filled slots, int32."""
         return jnp.minimum(self.pushes, self.values.shape[0])
 
     def push(self, rows: jax.Array) -> "Ring":
-        """The ring with a slot more, `[rows, ...]` of its own dtype."""
+        """Returns the ring with one more slot, `[rows, ...]` of the ring's dtype."""
         values = jax.lax.dynamic_update_index_in_dim(self.values, rows, self.pushes % self.values.shape[0], axis=0)
         return Ring(values, self.pushes + 1)
 
     def draw_slot(self, key: jax.Array) -> jax.Array:
-        """One of the filled slots, each as likely, `[rows, ...]`; zeros where none is filled."""
+        """Draws one filled slot uniformly, `[rows, ...]`; zeros if none is filled."""
         return self.values[jax.random.randint(key, (), 0, jnp.maximum(self.filled, 1))]
 
     def draw_rows(self, key: jax.Array, count: int, first: int = 0, last: int | None = None) -> jax.Array:
-        """`count` rows of filled slots, drawn one by one with replacement, `[count, ...]`.
+        """Draws `count` rows of filled slots with replacement, `[count, ...]`.
 
         Args:
-            key: of the draw.
-            count: how many.
-            first, last: within each slot only rows in [first, last) are drawn; None: up to its end.
+            key: the random key.
+            count: the number of rows.
+            first, last: restricts the draw to rows [first, last) of each slot; None takes the slot's end.
         """
         slot_key, row_key = jax.random.split(key)
         slots = jax.random.randint(slot_key, (count,), 0, jnp.maximum(self.filled, 1))
@@ -53,15 +53,15 @@ class Ring(struct.PyTreeNode):
         return self.values[slots, rows]
 
     def draw_distinct(self, key: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
-        """`count` rows of filled slots without replacement, each set of rows as likely.
+        """Draws `count` rows of filled slots uniformly without replacement.
 
         Args:
-            key: of the draw.
-            count: how many, at most slots times rows.
+            key: the random key.
+            count: the number of rows, at most slots times rows.
 
         Returns:
-            The rows `[count, ...]`, and bool `[count]`, which of them were drawn: where fewer are filled, all of
-            these come first and the others stand for nothing.
+            The rows `[count, ...]` and a bool mask `[count]` of valid ones: if fewer rows are filled, all of
+            them come first and the rest are invalid.
         """
         slots, rows = self.values.shape[:2]
         filled = jnp.arange(slots * rows) < self.filled * rows
@@ -71,10 +71,10 @@ class Ring(struct.PyTreeNode):
 
 
 def to_uint8(images: jax.Array) -> jax.Array:
-    """Images in [0, 1] as they are kept in a pool, rounded to 256 levels."""
+    """Converts images in [0, 1] to a pool's uint8, rounded to 256 levels."""
     return jnp.round(jnp.clip(images, 0, 1) * 255).astype(jnp.uint8)
 
 
 def from_uint8(images: jax.Array) -> jax.Array:
-    """Images of a pool as floats in [0, 1]."""
+    """Converts a pool's uint8 images to floats in [0, 1]."""
     return images.astype(float) / 255
