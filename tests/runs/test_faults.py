@@ -14,7 +14,7 @@ import pytest
 from helpers import snapshot
 
 from cudfkd_jax.config import loading
-from cudfkd_jax.runs import distill, evaluate, stages
+from cudfkd_jax.runs import evaluate, stages
 from cudfkd_jax.runtime.errors import RunFailedError, UserError
 from cudfkd_jax.storage import checkpoint, files, weights
 from cudfkd_jax.training import trainer
