@@ -76,7 +76,8 @@ def _slurm(count: int) -> list[dict[str, str]]:
 def _run_all(commands: list[list], logs: Path, own=None, **environment) -> list[Process]:
     """Runs commands at the same time to their end; none may outlive the test. `own`: an environment for each."""
     logs.mkdir(parents=True, exist_ok=True)
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": f"{ROOT}{os.pathsep}{SUPPORT}"} | environment
+    path = os.pathsep.join(map(str, (ROOT, SUPPORT, ROOT / "tests/methods")))
+    environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": path} | environment
     environment = {name: value for name, value in environment.items() if "proxy" not in name.lower()}
     running, files = [], []
     try:

@@ -150,7 +150,7 @@ def test_the_scan_begins_where_an_epoch_does():
 def test_devices_share_the_batch():
     flags = " ".join(f"--{name}={str(value).lower()}" for name, value in UNOPTIMISED.items())
     settings = ["data.image_shape=(8,8,1)", "generator.width=4", "distill.student_steps=1"]
-    settings += [f"{role}.module=tests.nets:TinyNet" for role in ("teacher", "student")]
+    settings += [f"{role}.module=nets:TinyNet" for role in ("teacher", "student")]
     done = subprocess.run(
         [
             *(sys.executable, str(_SCRIPT), "--config=configs/digits.py", "--rounds=1", "--devices=1,2", "--json"),
