@@ -6,7 +6,8 @@
 
 Names of tables and figures, or `all`; `--scale=` digits (CPU minutes; the default), cifar10_cpu (CPU hours),
 cifar10, cifar100 or tiny_imagenet (the paper's own settings), `--workdir=` (runs/reproduce-<scale>), `--jobs=`
-runs at a time (1), and `--config.KEY=VALUE` for every run, such as --config.data.dir. The runs are shown first,
+runs at a time (1), `--method=` the name or import path of a method that each table gets as another row, and
+`--config.KEY=VALUE` for every run, such as --config.data.dir. The runs are shown first,
 with an estimate of the time from a measured round; with `--dry-run` that is all. What two entries need is run
 once; rerun the same command to resume. Runs of cifar10_cpu that results/ holds count as finished. Each
 entry is written to WORKDIR/<entry>/. docs/reproducing.md says what they hold and how long they take.
@@ -36,6 +37,7 @@ def _run(arguments: Sequence[str]) -> None:
     parser.add_argument("--scale", default="digits")
     parser.add_argument("--workdir")
     parser.add_argument("--jobs", default="1")
+    parser.add_argument("--method", default="")
     parser.add_argument("--dry-run", action="store_true")
     options, overrides = parser.parse_known_args(arguments)
     if options.list:
@@ -48,6 +50,7 @@ def _run(arguments: Sequence[str]) -> None:
     results = reproduce(
         *(options.names, options.scale, folder, _CONFIGS, overrides),
         jobs=jobs,
+        method=options.method,
         recorded=_RECORDED.get(options.scale),
         dry_run=options.dry_run,
         say=cli.say,

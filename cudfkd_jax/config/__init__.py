@@ -1,1 +1,1 @@
-"""Settings: defaults, presets and recipes, and the code that reads, checks and applies them."""
+"""Settings: defaults and presets, and the code that reads, checks and applies them."""

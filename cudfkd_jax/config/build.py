@@ -6,13 +6,14 @@ import optax
 from ml_collections import ConfigDict
 
 from cudfkd_jax import data
+from cudfkd_jax.config import methods
 from cudfkd_jax.config.access import NO_DATA, distill_epoch, get
-from cudfkd_jax.config.methods import POOLED, method
 from cudfkd_jax.config.networks import Pair
-from cudfkd_jax.config.optimisers import cosine_learning_rate, sgd, student_optimiser
+from cudfkd_jax.config.optimisers import student_optimiser
 from cudfkd_jax.evaluation.summary import RunDescription
 from cudfkd_jax.models.capture import Variables
 from cudfkd_jax.models.classifier import Classifier
+from cudfkd_jax.models.optimisers import cosine_learning_rate, sgd
 from cudfkd_jax.runtime import processes
 from cudfkd_jax.runtime.devices import Devices, local_devices
 from cudfkd_jax.runtime.errors import UserError
@@ -59,7 +60,7 @@ def problem(config: ConfigDict, pair: Pair) -> Problem:
     d = config.distill
     learning_rate = cosine_learning_rate(d.learning_rate, d.epochs, distill_epoch(config).steps)
     return Problem(
-        method=method(config, pair),
+        method=methods.method(config, pair),
         teacher=pair.teacher,
         student=pair.student,
         optimiser=student_optimiser(config, learning_rate),
@@ -145,7 +146,8 @@ def memory_settings(config: ConfigDict, part: str) -> dict[str, int]:
     keys = [f"{part}.batch_size"]
     if part == "distill":
         keys += ["synthesis.batch_size", "memory.capacity", "generator.width", "generator.latent_dim"]
-        keys += ["distill.epochs"] * (config.method in POOLED)  # all images of the run are kept
-        keys += ["cmi.bank_rows", "cmi.head_width"] * (config.method == "cmi")
+        method = methods.spec(config)
+        keys += ["distill.epochs"] * method.pooled  # all images of the run are kept
+        keys += [f"{method.name}.{key}" for key in method.memory_settings]
         keys += ["evaluation.synthetic_images"] * (config.data.source == NO_DATA)
     return {key: value for key in (*keys, "evaluation.batch_size") if (value := get(config, key))}

@@ -8,13 +8,15 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from cudfkd_jax.methods import METHODS, setting
+
 
 def get_config() -> ConfigDict:
     """Returns the complete default configuration."""
     config = ConfigDict()
     config.seed = 0  # of all randomness except the split of the digits
-    # "cudfkd", "dafl", "zskt", "dfad", "dfq", "adi", "cmi", "mb_dfkd", "pre_dfkd". Choose it after the colon of
-    # --config, which also applies its recipe (`recipes.py`).
+    # "cudfkd", "dafl", "zskt", "dfad", "dfq", "adi", "cmi", "mb_dfkd", "pre_dfkd", or the import path of a
+    # `MethodSpec`. Choose it after the colon of --config, which also applies its recipe.
     config.method = "cudfkd"
     config.devices = 0  # local devices per process; 0: all
     config.loop = "auto"  # "python", "scan" (one compiled call per epoch) or "auto": python on the CPU
@@ -124,29 +126,9 @@ def get_config() -> ConfigDict:
     memory.capacity = 0  # in images (CuDFKD, MB-DFKD), batch_size // 8 per slot; 0: no memory
     memory.every_epochs = 5  # a slot is stored after the first epoch, then at this interval
 
-    zskt = config.zskt = ConfigDict()
-    zskt.attention_weight = 250.0  # relative to a KL divergence averaged over the classes; 0: no attention
-
-    adi = config.adi = ConfigDict()
-    adi.learning_rate = 0.1  # Adam, on the pixels
-    adi.beta1 = 0.5
-    adi.beta2 = 0.99
-    adi.tv_weight = 1e-3  # total variation
-
-    cmi = config.cmi = ConfigDict()
-    cmi.contrastive_weight = 0.8
-    cmi.contrastive_temperature = 0.1
-    cmi.features = "bn"  # channel means at every BatchNorm input, or at the inputs of the "stages" (ResNets)
-    cmi.head_width = 256  # of the projection head
-    cmi.head_learning_rate = 1e-3
-    cmi.bank_rows = 40960  # stored image features from which negatives are drawn
-    cmi.bank_draws = 4096  # per step
-
-    pre_dfkd = config.pre_dfkd = ConfigDict()
-    pre_dfkd.memory_steps = 4  # of the VAE, per round
-    pre_dfkd.memory_learning_rate = 5e-4  # Adam
-    pre_dfkd.kl_weight = 1e-5  # of the VAE's KL divergence
-    pre_dfkd.latent_learning_rate = 0.02  # of the Adam step on latents before replay
+    for method in METHODS.values():  # a method's own settings, described in its module
+        if method.settings:
+            config[method.name] = ConfigDict(setting.defaults(method.settings))
 
     evaluation = config.evaluation = ConfigDict()
     evaluation.every_epochs = 1

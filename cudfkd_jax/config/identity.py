@@ -5,8 +5,8 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from cudfkd_jax.config import methods
 from cudfkd_jax.config.access import flatten, kept
-from cudfkd_jax.config.methods import POOLED
 from cudfkd_jax.runtime import processes
 from cudfkd_jax.runtime.errors import UserError
 
@@ -19,7 +19,10 @@ _STAGE_KEYS = {"teacher": 0, "scratch": 1, "kd": 2, "distill": 3}
 
 # The sections and settings that affect a stage's results. A teacher affects the other stages by its weights.
 _EVERYWHERE = ("seed", "compute_dtype", "data")
-_METHODS = ("released_js", "generator", "curriculum", "synthesis", "memory", "zskt", "adi", "cmi", "pre_dfkd")
+_METHODS = ("released_js", "generator", "curriculum", "synthesis", "memory")
+# The methods whose own settings identify the runs of every method, since runs were recorded and named with them;
+# those of other methods identify only the method's own runs.
+_ALWAYS = ("zskt", "adi", "cmi", "pre_dfkd")
 _RESULT_KEYS = {
     "teacher": (*_EVERYWHERE, "teacher"),
     "scratch": (*_EVERYWHERE, "student", "scratch"),
@@ -39,13 +42,19 @@ def result_settings(config: ConfigDict, stage: str) -> dict[str, Any]:
 
     They serve both the comparison with a run's `config.json` and the names of planned runs.
     """
+    ignored: tuple[str, ...] = ()
+    sections: tuple[str, ...] = _RESULT_KEYS[stage]
+    if stage == "distill":
+        method = methods.spec(config)
+        sections += (*_ALWAYS, method.name)
+        ignored = () if method.pooled else ("data.padding", "data.flip")
     return {
         key: value
         for key, value in flatten(config).items()
-        if key.split(".")[0] in _RESULT_KEYS[stage]
+        if key.split(".")[0] in sections
         and key not in _NO_RESULT_KEYS
         and not (key in _ADDED_LATER and value == _ADDED_LATER[key])
-        and not (stage == "distill" and config.method not in POOLED and key in ("data.padding", "data.flip"))
+        and key not in ignored
     }
 
 

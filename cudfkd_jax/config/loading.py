@@ -13,6 +13,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from cudfkd_jax.config import access, defaults, presets, validate
+from cudfkd_jax.config.methods import add_section, use_method
 from cudfkd_jax.runtime.errors import UserError
 from cudfkd_jax.storage import workdir
 
@@ -35,6 +36,8 @@ def load(file: str | None) -> ConfigDict:
         loaded = runpy.run_path(path)["get_config"](*arguments)
         if not isinstance(loaded, ConfigDict):
             raise TypeError(f"get_config() returned {type(loaded).__name__}, not ConfigDict")
+        if "method" in loaded:
+            add_section(config, loaded.method)
         check_keys(access.flatten(loaded), config)
         config.update(loaded)
         presets.check_recipe(config, f"--config={path}")
@@ -61,12 +64,14 @@ def from_settings(given: ConfigDict | Mapping[str, Any]) -> ConfigDict:
     config = defaults.get_config().lock()
     try:
         if isinstance(given, ConfigDict):
+            if "method" in given:
+                add_section(config, given.method)
             config.update(given)
             presets.check_recipe(config, "config")
         else:
-            check_keys(given, config)
             if "method" in given:
-                presets.use_method(config, given["method"])
+                use_method(config, given["method"])
+            check_keys(given, config)
             config.update_from_flattened_dict(given)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"config: {' '.join(str(error).split())}; all settings: {defaults.__file__}") from error
@@ -98,6 +103,7 @@ def read_config(folder: Path) -> ConfigDict:
     config = defaults.get_config().lock()
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))["config"]
+        add_section(config, saved["method"])
         config.update_from_flattened_dict(
             {key: tuple(value) if isinstance(value, list) else value for key, value in saved.items()}
         )

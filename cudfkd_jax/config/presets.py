@@ -4,8 +4,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from cudfkd_jax.config.access import flatten
 from cudfkd_jax.config.defaults import get_config
-from cudfkd_jax.config.recipes import RECIPES
+from cudfkd_jax.config.methods import use_method
 from cudfkd_jax.runtime.errors import UserError, choose
 
 ARGUMENTS = ("teacher", "student", "method", "noisy", "released", "runlocal")
@@ -86,23 +87,6 @@ def train_for(config: ConfigDict, **settings: Any) -> None:
         section.update(settings)
 
 
-def use_method(config: ConfigDict, method: str) -> None:
-    """Selects a method together with its recipe.
-
-    Raises:
-        UserError: the method is unknown.
-    """
-    choose("method", method, tuple(RECIPES))
-    config.method = method
-    config.update(RECIPES[method])
-    if method == "cmi" and config.teacher.arch.startswith("resnet"):
-        config.cmi.features = "stages"  # all BatchNorm inputs would give the head many millions of parameters
-    if method == "zskt":
-        # The original clips the gradient of KL/K + 250 · attention at 5; the objective here is K times that. The
-        # reference makes the norm follow later changes to the number of classes.
-        config.distill.clip_norm = 5.0 * config.data.get_ref("num_classes").to_float()
-
-
 def check_recipe(config: ConfigDict, where: str) -> None:
     """Rejects a method without its recipe, which would run with another method's settings.
 
@@ -111,16 +95,13 @@ def check_recipe(config: ConfigDict, where: str) -> None:
         where: the origin of the configuration; begins the message.
 
     Raises:
-        UserError: every setting of the recipe is at its default.
+        UserError: the method is unknown, or every setting of its recipe is at its default.
     """
-    default = get_config()
-    recipe = {
-        (section, key): default[section][key]
-        for section, settings in RECIPES.get(config.method, {}).items()
-        for key, value in settings.items()
-        if value != default[section][key]
-    }
-    if recipe and all(config[section][key] == value for (section, key), value in recipe.items()):
+    default, wanted = get_config(), get_config()
+    use_method(wanted, config.method)
+    default, wanted, given = flatten(default), flatten(wanted), flatten(config)
+    recipe = [key for key, value in default.items() if key != "method" and wanted[key] != value]
+    if recipe and all(given[key] == default[key] for key in recipe):
         raise UserError(
             f"{where}: method={config.method} has none of its recipe's settings; choose it by "
             f"defaults.with_arguments(teacher, student, {{'method': '{config.method}'}})"

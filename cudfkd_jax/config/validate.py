@@ -9,10 +9,11 @@ from ml_collections import ConfigDict
 from cudfkd_jax import data
 from cudfkd_jax.config import methods, networks
 from cudfkd_jax.config.access import AUTO, NO_DATA, distill_epoch, flatten, get
-from cudfkd_jax.methods import METHODS, cudfkd
+from cudfkd_jax.methods import METHODS, cudfkd, generative, setting
+from cudfkd_jax.methods.base import MethodSpec
 from cudfkd_jax.models import generator
 from cudfkd_jax.models.capture import mode_arguments
-from cudfkd_jax.objectives import contrastive, curriculum, student
+from cudfkd_jax.objectives import curriculum, student
 from cudfkd_jax.runtime.devices import local_devices
 from cudfkd_jax.runtime.errors import UserError, choose
 from cudfkd_jax.storage import checkpoint
@@ -25,10 +26,7 @@ _POSITIVE = (
     *("distill.batch_size", "distill.temperature", "kd.temperature", "synthesis.adversarial_temperature"),
     *("generator.latent_dim", "generator.width", "generator.stages"),
     *("curriculum.lambda_0", "data.num_classes", "checkpoint.keep"),
-    *("memory.every_epochs", "adi.learning_rate", "cmi.contrastive_weight", "cmi.contrastive_temperature"),
-    *("cmi.head_width", "cmi.head_learning_rate", "cmi.bank_rows", "cmi.bank_draws", "pre_dfkd.memory_steps"),
-    *("pre_dfkd.memory_learning_rate", "pre_dfkd.latent_learning_rate"),
-    *("evaluation.every_epochs", "evaluation.batch_size", "evaluation.synthetic_images"),
+    *("memory.every_epochs", "evaluation.every_epochs", "evaluation.batch_size", "evaluation.synthetic_images"),
 )
 _NOT_NEGATIVE = (
     *(f"{section}.{key}" for section in ("teacher", "scratch", "kd") for key in ("warmup_epochs", "weight_decay")),
@@ -41,15 +39,12 @@ _NOT_NEGATIVE = (
         "curriculum.k_begin",
     ),
     *(f"synthesis.{key}_weight" for key in ("adversarial", "bn", "class", "balance", "activation")),
-    *("synthesis.batch_size", "generator.ema_decay", "memory.capacity", "zskt.attention_weight"),
-    *("adi.beta1", "adi.beta2", "adi.tv_weight", "pre_dfkd.kl_weight"),
+    *("synthesis.batch_size", "generator.ema_decay", "memory.capacity"),
     *("data.padding", "devices", "checkpoint.every_seconds", "log.samples_every_epochs"),
     *("log.majorise_minimise_updates", "batches_at_once"),
     *("evaluation.stability_from", "teacher.stop_accuracy", "seed"),
 )
-_BELOW_ONE = (
-    *("distill.momentum", "generator.beta1", "generator.beta2", "generator.ema_decay", "adi.beta1", "adi.beta2"),
-)
+_BELOW_ONE = ("distill.momentum", "generator.beta1", "generator.beta2", "generator.ema_decay")
 
 _BATCHES = (
     *(f"{section}.batch_size" for section in ("teacher", "scratch", "kd", "distill", "synthesis", "evaluation")),
@@ -58,20 +53,17 @@ _BATCHES = (
 _LARGEST_IMAGE = 1024  # pixels, height and width; the networks here are for small images
 _AT_MOST = {
     "generator.stages": 10,
-    "pre_dfkd.memory_steps": 100,  # each is compiled separately
     "data.padding": _LARGEST_IMAGE,
 }
 
 _CHOICES: dict[str, Sequence[str]] = {
-    "method": METHODS,
     "loop": loops.LOOPS,
     "on_nan": trainer.ON_NAN,
     "compute_dtype": ("float32", "bfloat16", AUTO),
     "data.source": (*data.SOURCES, NO_DATA),
     "generator.size": generator.SIZES,
-    "generator.schedule": methods.GENERATOR_SCHEDULES,
+    "generator.schedule": generative.SCHEDULES,
     "generator.initialisation": generator.INITIALISATIONS,
-    "cmi.features": tuple(contrastive.FEATURES),
     "distill.loss": student.STUDENT_LOSSES,
     "distill.optimiser": ("sgd", "adam"),
     "synthesis.adversarial_loss": student.DIVERGENCES,
@@ -88,6 +80,7 @@ def check(config: ConfigDict) -> None:
     Raises:
         UserError: a value is out of range; the message names the key, the value and the remedy.
     """
+    chosen = methods.spec(config)
     for key, valid in _CHOICES.items():
         choose(key, get(config, key), valid)
     for key in _POSITIVE:
@@ -103,6 +96,9 @@ def check(config: ConfigDict) -> None:
             _require(key, value, value < 2**31, "must be less than 2**31")
     for key, limit in _AT_MOST.items():
         _require(key, get(config, key), get(config, key) <= limit, f"must be at most {limit}")
+    for method in {**METHODS, chosen.name: chosen}.values():
+        if method.settings:
+            setting.check(method.name, method.settings(**config[method.name]))
     _check_length(config)
     for section in ("teacher", "scratch", "kd"):
         s = config[section]
@@ -128,8 +124,8 @@ def check(config: ConfigDict) -> None:
             f"curriculum.lambda_max={c.lambda_max} is below curriculum.lambda_0={c.lambda_0}; raise it, "
             "or give 0 for no limit"
         )
-    _check_additions(config)
-    _check_convergence(config)
+    _check_additions(config, chosen)
+    chosen.check(methods.method_settings(config))
     _check_image(config)
     _check_batches(config)
     for role in ("teacher", "student"):
@@ -137,34 +133,17 @@ def check(config: ConfigDict) -> None:
         mode_arguments(network.module, train=False, train_argument=network.train_argument)
 
 
-def _check_additions(config: ConfigDict) -> None:
-    """Rejects settings that the method does not read, and ADI without its main term."""
-    if config.synthesis.adversarial_mask != "agreement" and config.method != "cudfkd":
-        raise UserError(
-            f"synthesis.adversarial_mask={config.synthesis.adversarial_mask} is for cudfkd; leave it agreement "
-            f"for {config.method}"
-        )
-    if config.method == "adi":
-        _require("synthesis.bn_weight", config.synthesis.bn_weight, config.synthesis.bn_weight > 0, "must be > 0")
-    can = ", ".join(methods.GENERATIVE)
-    if config.method not in methods.GENERATIVE and config.generator.ema_decay:
-        raise UserError(
-            f"generator.ema_decay={config.generator.ema_decay} is for {can}; leave it 0 for {config.method}"
-        )
-    if config.method not in (*methods.GENERATIVE, "mb_dfkd") and config.memory.capacity:
-        raise UserError(
-            f"memory.capacity={config.memory.capacity} is for {can}, mb_dfkd; leave it 0 for {config.method}"
-        )
-
-
-def _check_convergence(config: ConfigDict) -> None:
-    """Rejects the test of Eq. 8 for methods without sample weights."""
-    updates = config.log.majorise_minimise_updates
-    if updates and config.method != "cudfkd":
-        raise UserError(
-            f"log.majorise_minimise_updates={updates} is for cudfkd, whose samples have weights; leave it 0 for "
-            f"{config.method}"
-        )
+def _check_additions(config: ConfigDict, chosen: MethodSpec) -> None:
+    """Rejects settings that the method does not read."""
+    for key, neutral, taken_by in (
+        ("synthesis.adversarial_mask", "agreement", lambda spec: spec.name == "cudfkd"),
+        ("generator.ema_decay", 0.0, lambda spec: spec.takes_average),
+        ("memory.capacity", 0, lambda spec: spec.takes_memory),
+        ("log.majorise_minimise_updates", 0, lambda spec: spec.weighs_samples),
+    ):
+        if (value := get(config, key)) != neutral and not taken_by(chosen):
+            can = ", ".join(spec.name for spec in METHODS.values() if taken_by(spec))
+            raise UserError(f"{key}={value} is for {can}; leave it {neutral} for {config.method}")
 
 
 def check_devices(config: ConfigDict, sections: Sequence[str]) -> None:

@@ -18,9 +18,9 @@ from cudfkd_jax.experiments.outcomes import (
     summaries,
 )
 from cudfkd_jax.experiments.plan import PlannedRun, RunSpec
-from cudfkd_jax.methods import METHODS
+from cudfkd_jax.methods import METHODS, find
 from cudfkd_jax.runtime.cli import check_distinct
-from cudfkd_jax.runtime.errors import UserError, choose
+from cudfkd_jax.runtime.errors import UserError
 from cudfkd_jax.storage import workdir
 from cudfkd_jax.storage.files import write_bytes
 
@@ -41,10 +41,10 @@ def compare(
 
     Args:
         file: a configuration file, with arguments after a colon but without `method=`.
-        methods: names from `METHODS`.
+        methods: names or import paths; see `methods.find`.
         seeds: seeds of the students; the teacher takes the configuration's.
         folder: receives the teacher's run in `teacher/`, unless the configuration names a trained one, and the
-            students' in `<method>/seed_<n>/`. Finished runs are kept, others resume.
+            students' in `<method>/seed_<n>/`, under the name of the method. Finished runs are kept, others resume.
         overrides: `--config.key=value` for every run.
         jobs: number of concurrent runs.
         say: prints messages for the user.
@@ -75,8 +75,8 @@ def compare(
     same = [*overrides, f"--config.distill.epochs={base.distill.epochs}"]
     planned = [
         _planned(
-            RunSpec(f"{method} seed {seed}", configs[method], tuple(same), seed),
-            folder / method / f"seed_{seed}",
+            RunSpec(f"{find(method).name} seed {seed}", configs[method], tuple(same), seed),
+            folder / find(method).name / f"seed_{seed}",
             teacher,
             base.teacher.checkpoint,
         )
@@ -105,7 +105,7 @@ def write_table(folder: Path, methods: Sequence[str], outcomes: Sequence[Outcome
     """Writes `table.md` and `table.csv` and returns the former: per method, mean ± deviation over seeds."""
     columns = known(COLUMNS, outcomes)
     rows = []
-    for method in methods:
+    for method in (find(method).name for method in methods):
         of_method = [o for o in outcomes if o.cell.folder.parent.name == method]
         rows.append([method, *row(columns, of_method), *_of_the_paper(method, summaries(of_method))])
     heading = ["method", "runs", *(column.heading for column in columns), "paper's acc@1 %", "paper's stability"]
@@ -118,15 +118,13 @@ def write_table(folder: Path, methods: Sequence[str], outcomes: Sequence[Outcome
 
 
 def parse_methods(text: str) -> tuple[str, ...]:
-    """Parses `all` or method names separated by commas.
+    """Parses `all`, or names and import paths of methods separated by commas.
 
     Raises:
         UserError: there is no name, or one is unknown or repeated.
     """
-    names = METHODS if text == "all" else tuple(text.split(","))
-    for name in names:
-        choose("method in --methods", name, ("all", *METHODS))
-    check_distinct("--methods", names)
+    names = tuple(METHODS) if text == "all" else tuple(text.split(","))
+    check_distinct("--methods", tuple(find(name, "method in --methods", ("all",)).name for name in names))
     return names
 
 

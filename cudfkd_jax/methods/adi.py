@@ -21,15 +21,21 @@ rounded to 256 levels, not truncated; the student's images are drawn from the po
 shuffled passes; targets are not sorted, so that the last rows of a batch follow the same distribution.
 """
 
+import dataclasses
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import struct
 
-from cudfkd_jax.methods.base import Method
+from cudfkd_jax.methods import benchmark
+from cudfkd_jax.methods.base import Method, MethodSpec
+from cudfkd_jax.methods.context import MethodContext, MethodSettings
 from cudfkd_jax.methods.memory.pool import Best, ImagePool
 from cudfkd_jax.methods.memory.ring import Ring
+from cudfkd_jax.methods.setting import number
 from cudfkd_jax.models.classifier import FrozenClassifier
 from cudfkd_jax.models.train_state import TrainState, gradient_norm
 from cudfkd_jax.objectives import losses
@@ -37,6 +43,7 @@ from cudfkd_jax.objectives.inversion import InversionLoss
 from cudfkd_jax.objectives.student import StudentLoss
 from cudfkd_jax.objectives.terms import Metrics
 from cudfkd_jax.runtime.devices import Axis
+from cudfkd_jax.runtime.errors import UserError
 
 
 class InversionState(struct.PyTreeNode):
@@ -55,6 +62,43 @@ class InversionState(struct.PyTreeNode):
     pool: Ring
 
 
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The section `adi`."""
+
+    learning_rate: float = number(0.1, above=0)  # Adam, on the pixels
+    beta1: float = number(0.5, least=0, below=1)
+    beta2: float = number(0.99, least=0, below=1)
+    tv_weight: float = number(1e-3, least=0)  # total variation
+
+
+def build(context: MethodContext) -> Method:
+    """Builds ADI."""
+    s, own = context.synthesis, context.own
+    divergence = losses.js_divergence_released if context.released_js else competition
+    return inversion_method(
+        pool=ImagePool.of_run(context),
+        num_classes=context.data.num_classes,
+        mean=context.data.mean,
+        std=context.data.std,
+        optimiser=optax.adam(own.learning_rate, b1=own.beta1, b2=own.beta2),
+        inversion=InversionLoss(
+            s.bn_weight,
+            s.class_weight,
+            s.adversarial_weight,
+            functools.partial(divergence, temperature=s.adversarial_temperature),
+        ),
+        tv_weight=own.tv_weight,
+        student_loss=context.student_loss(),
+    )
+
+
+def check(settings: MethodSettings) -> None:
+    """Rejects ADI without its main term."""
+    if not settings.synthesis.bn_weight:
+        raise UserError("synthesis.bn_weight=0.0 must be > 0; set --config.synthesis.bn_weight")
+
+
 def inversion_method(
     *,
     pool: ImagePool,
@@ -62,13 +106,9 @@ def inversion_method(
     mean: tuple[float, ...],
     std: tuple[float, ...],
     optimiser: optax.GradientTransformation,
-    bn_weight: float,
-    class_weight: float,
-    adversarial_weight: float,
-    adversarial_temperature: float,
+    inversion: InversionLoss,
     tv_weight: float,
     student_loss: StudentLoss,
-    adversarial_divergence: losses.Divergence | None = None,
 ) -> Method:
     """Returns ADI; each synthesis step of a round is one Adam step on the same batch.
 
@@ -78,20 +118,11 @@ def inversion_method(
         num_classes: targets are drawn uniformly from the classes.
         mean, std: the teacher's normalisation of images in [0, 1], one value per channel.
         optimiser: the pixels' optimiser.
-        bn_weight, class_weight, adversarial_weight: see `InversionLoss`; `bn_weight` must not be 0, and the
-            teacher needs BatchNorm layers.
-        adversarial_temperature: T of the competition term.
+        inversion: the loss of the jittered batch; its `bn_weight` must not be 0, and the teacher needs BatchNorm
+            layers.
         tv_weight: weight of `total_variation` on normalised pixels; 0 skips it.
         student_loss: see `Method`.
-        adversarial_divergence: the divergence of the competition term; None takes `competition`.
     """
-    divergence = adversarial_divergence or competition
-    inversion = InversionLoss(
-        bn_weight,
-        class_weight,
-        adversarial_weight,
-        lambda teacher, student: divergence(teacher, student, adversarial_temperature),
-    )
     shape = (pool.batch_size, *pool.image_shape)
     center, scale = np.asarray(mean), np.asarray(std)
 
@@ -200,3 +231,29 @@ def jitter(key: jax.Array, images: jax.Array, *, flip: bool) -> jax.Array:
     across = jax.random.randint(across_key, (), -(width // 8), width // 8 + 1)
     images = jnp.roll(jnp.roll(images, down, axis=1), across, axis=2)
     return jnp.where(jax.random.bernoulli(flip_key), images[:, :, ::-1], images) if flip else images
+
+
+SPEC = MethodSpec(
+    name="adi",
+    label="ADI",
+    build=build,
+    recipe={
+        "distill": {
+            **benchmark.KL,
+            "rounds_per_epoch": 1,
+            "synthesis_steps": 1000,
+            "student_steps": 400,
+            "temperature": 20.0,
+        },
+        "synthesis": {
+            "bn_weight": 10.0,
+            "class_weight": 1.0,
+            "adversarial_weight": 1.0,
+            "adversarial_temperature": 3.0,
+        },
+    },
+    settings=Settings,
+    check=check,
+    needs_batch_norm=True,
+    pooled=True,
+)

@@ -22,6 +22,7 @@ starts empty. The generator's module initialises θ; the release takes N(0, 0.02
 published because they omit `--curr_option none`.
 """
 
+import dataclasses
 import functools
 
 import flax.linen as nn
@@ -31,13 +32,16 @@ import optax
 from flax import struct
 
 from cudfkd_jax.data.augment import random_crop_flip, random_resized_crop
-from cudfkd_jax.methods.base import Method
+from cudfkd_jax.methods import benchmark, generative
+from cudfkd_jax.methods.base import Method, MethodSpec, Recipe, RecipeContext
+from cudfkd_jax.methods.context import MethodContext
 from cudfkd_jax.methods.memory.pool import Best, ImagePool
 from cudfkd_jax.methods.memory.ring import Ring
+from cudfkd_jax.methods.setting import choice, number
 from cudfkd_jax.models.capture import apply
 from cudfkd_jax.models.classifier import FrozenClassifier
 from cudfkd_jax.models.train_state import TrainState, gradient_norm
-from cudfkd_jax.objectives import losses
+from cudfkd_jax.objectives import contrastive, losses
 from cudfkd_jax.objectives.contrastive import FEATURES, Head, Views, contrastive_loss, instance_features
 from cudfkd_jax.objectives.inversion import InversionLoss
 from cudfkd_jax.objectives.student import StudentLoss
@@ -66,6 +70,67 @@ class ContrastiveState(struct.PyTreeNode):
     bank: Ring
 
 
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The section `cmi`."""
+
+    contrastive_weight: float = number(0.8, above=0)
+    contrastive_temperature: float = number(0.1, above=0)
+    features: str = choice("bn", tuple(FEATURES))  # channel means at every BatchNorm input or ResNet "stages"
+    head_width: int = number(256, above=0)  # of the projection head
+    head_learning_rate: float = number(1e-3, above=0)
+    bank_rows: int = number(40960, above=0)  # stored image features from which negatives are drawn
+    bank_draws: int = number(4096, above=0)  # per step
+
+
+def build(context: MethodContext) -> Method:
+    """Builds CMI, without its BN term if the teacher has no BatchNorm."""
+    s, own = context.synthesis, context.own
+    return contrastive_method(
+        pool=ImagePool.of_run(context),
+        num_classes=context.data.num_classes,
+        generator=generative.generator(context),
+        latent_dim=context.generator.latent_dim,
+        optimiser=generative.generator_optimiser(context),
+        head_optimiser=optax.adam(own.head_learning_rate),
+        inversion=InversionLoss(
+            context.bn_weight,
+            s.class_weight,
+            s.adversarial_weight,
+            functools.partial(losses.masked_adversarial, temperature=s.adversarial_temperature),
+        ),
+        settings=own,
+        feature_dim=contrastive.feature_dim(context.teacher, context.data.image_shape, own.features),
+        student_loss=context.student_loss(),
+    )
+
+
+def recipe(context: RecipeContext) -> Recipe:
+    """Returns the release's settings; a ResNet's features are those of its stages.
+
+    All BatchNorm inputs of a ResNet would give the head many millions of parameters.
+    """
+    return {
+        "generator": {**benchmark.LARGE_GENERATOR, "size": "small", "initialisation": "normal"},
+        "distill": {
+            **benchmark.KL,
+            "rounds_per_epoch": 1,
+            "synthesis_steps": 200,
+            "student_steps": 400,
+            "batch_size": 128,
+            "temperature": 20.0,
+        },
+        "synthesis": {
+            "batch_size": 256,
+            "bn_weight": 1.0,
+            "class_weight": 1.0,
+            "adversarial_weight": 0.5,
+            "adversarial_temperature": 1.0,
+        },
+        "cmi": {"features": "stages"} if context.teacher.startswith("resnet") else {},
+    }
+
+
 def contrastive_method(
     *,
     pool: ImagePool,
@@ -74,17 +139,9 @@ def contrastive_method(
     latent_dim: int,
     optimiser: optax.GradientTransformation,
     head_optimiser: optax.GradientTransformation,
-    head_width: int,
-    bn_weight: float,
-    class_weight: float,
-    adversarial_weight: float,
-    adversarial_temperature: float,
-    contrastive_weight: float,
-    contrastive_temperature: float,
-    features: str,
+    inversion: InversionLoss,
+    settings: Settings,
     feature_dim: int,
-    bank_rows: int,
-    bank_draws: int,
     student_loss: StudentLoss,
 ) -> Method:
     """Returns CMI; all synthesis steps of a round optimise the same batch.
@@ -97,29 +154,18 @@ def contrastive_method(
         latent_dim: nz.
         optimiser: optimiser of the generator and the latents, reset each round.
         head_optimiser: optimiser of the projection head.
-        head_width: length of the projected features.
-        bn_weight, class_weight, adversarial_weight: see `InversionLoss`.
-        adversarial_temperature: temperature of KL[agree].
-        contrastive_weight: α_cr, not 0.
-        contrastive_temperature: τ of InfoNCE.
-        features: φ, one of `contrastive.FEATURES`.
+        inversion: the loss of the global view.
+        settings: α_cr = `contrastive_weight`, τ = `contrastive_temperature`, φ = `features`, the head and the
+            bank; while the bank holds fewer than `bank_draws` rows, all of them are drawn.
         feature_dim: D, see `contrastive.feature_dim`.
-        bank_rows: capacity of the bank in rows.
-        bank_draws: rows drawn per step; while the bank holds fewer, all of them.
         student_loss: see `Method`.
 
     Raises:
         UserError: at construction, if `bank_rows` is not a multiple of the batch size or below `bank_draws`.
     """
-    batch_size = pool.batch_size
-    _check_bank(bank_rows, bank_draws, batch_size)
-    head = Head(head_width)
-    inversion = InversionLoss(
-        bn_weight,
-        class_weight,
-        adversarial_weight,
-        lambda teacher, student: losses.masked_adversarial(teacher, student, adversarial_temperature),
-    )
+    batch_size, features = pool.batch_size, settings.features
+    _check_bank(settings.bank_rows, settings.bank_draws, batch_size)
+    head = Head(settings.head_width)
 
     def fresh(key: jax.Array, head_state: TrainState, images: Ring, bank: Ring) -> ContrastiveState:
         generator_key, latents_key, targets_key = jax.random.split(key, 3)
@@ -134,7 +180,7 @@ def contrastive_method(
     def init(key: jax.Array) -> ContrastiveState:
         head_key, key = jax.random.split(key)
         head_state = TrainState.create(dict(head.init(head_key, jnp.zeros((1, feature_dim)))), head_optimiser)
-        bank = Ring.create(bank_rows // batch_size, batch_size, (2 * feature_dim,), float)
+        bank = Ring.create(settings.bank_rows // batch_size, batch_size, (2 * feature_dim,), float)
         return fresh(key, head_state, pool.create(), bank)
 
     def begin(
@@ -151,7 +197,7 @@ def contrastive_method(
         axis: Axis,
     ) -> tuple[ContrastiveState, Metrics]:
         bank_key, views_key = jax.random.split(key)
-        rows, drawn = aux.bank.draw_distinct(bank_key, bank_draws)
+        rows, drawn = aux.bank.draw_distinct(bank_key, settings.bank_draws)
         past = Views(*jnp.split(rows, 2, axis=-1))
 
         def objective(params, head_params):
@@ -170,9 +216,9 @@ def contrastive_method(
                 batch,
                 past,
                 drawn,
-                contrastive_temperature,
+                settings.contrastive_temperature,
             )
-            loss += contrastive_weight * metrics["contrastive_loss"]
+            loss += settings.contrastive_weight * metrics["contrastive_loss"]
             return loss, (generated.batch_stats, metrics, (images, jnp.concatenate(batch, axis=-1)))
 
         state = aux.synthesis
@@ -220,3 +266,14 @@ def _check_bank(rows: int, draws: int, batch_size: int) -> None:
         )
     if not 0 < draws <= rows:
         raise UserError(f"bank_draws={draws} of bank_rows={rows} cannot be drawn; choose 1 to {rows}")
+
+
+SPEC = MethodSpec(
+    name="cmi",
+    label="CMI",
+    build=build,
+    recipe=recipe,
+    settings=Settings,
+    pooled=True,
+    memory_settings=("bank_rows", "head_width"),
+)

@@ -23,11 +23,37 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from cudfkd_jax.methods import generative
+from cudfkd_jax.methods.base import Method, MethodSpec
+from cudfkd_jax.methods.context import MethodContext
 from cudfkd_jax.objectives import losses, student, terms
 from cudfkd_jax.objectives.terms import STUDENT, Synthetic, Term
 from cudfkd_jax.runtime.devices import Axis
 
 MASKS = ("agreement", "none")
+
+
+def build(context: MethodContext) -> Method:
+    """Builds CuDFKD."""
+    c, s = context.curriculum, context.synthesis
+    terms = synthesis_terms(
+        alpha_adv=context.alpha_adv(),
+        adversarial_loss=s.adversarial_loss,
+        adversarial_mask=s.adversarial_mask,
+        adversarial_temperature=s.adversarial_temperature,
+        released_js=context.released_js,
+        bn_weight=context.bn_weight,
+        class_weight=s.class_weight,
+        balance_weight=s.balance_weight,
+        temperature=context.distill.temperature,
+    )
+    student_loss = student.self_paced_student_loss(
+        sample_loss=context.sample_loss(),
+        strategy=c.strategy,
+        granularity=c.granularity,
+        lambda_t=context.lambda_t(),
+    )
+    return generative.build(context, terms, student_loss)
 
 
 def synthesis_terms(
@@ -92,3 +118,9 @@ def _unmasked(
     teacher_logits: jax.Array, student_logits: jax.Array, temperature: float, divergence: losses.Divergence
 ) -> jax.Array:
     return divergence(teacher_logits, student_logits, temperature)
+
+
+# The recipe is the default configuration; settings that depend on the data set are in `configs/`.
+SPEC = MethodSpec(
+    name="cudfkd", label="CuDFKD", build=build, takes_average=True, takes_memory=True, weighs_samples=True
+)

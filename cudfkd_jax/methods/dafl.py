@@ -17,8 +17,20 @@ IJCAI 2021): several student steps on fresh images after each generator step, a 
 and weights 1, 0.001 and 20.
 """
 
+from cudfkd_jax.methods import benchmark, generative
+from cudfkd_jax.methods.base import Method, MethodSpec
+from cudfkd_jax.methods.context import MethodContext
 from cudfkd_jax.objectives import terms
 from cudfkd_jax.objectives.terms import Term
+
+
+def build(context: MethodContext) -> Method:
+    """Builds DAFL."""
+    s = context.synthesis
+    terms = synthesis_terms(
+        class_weight=s.class_weight, activation_weight=s.activation_weight, balance_weight=s.balance_weight
+    )
+    return generative.build(context, terms, context.student_loss())
 
 
 def synthesis_terms(*, class_weight: float, activation_weight: float, balance_weight: float) -> tuple[Term, ...]:
@@ -35,3 +47,17 @@ def synthesis_terms(*, class_weight: float, activation_weight: float, balance_we
         (terms.balance_term, balance_weight),
     )
     return tuple(term(weight) for term, weight in weighted if weight)
+
+
+SPEC = MethodSpec(
+    name="dafl",
+    label="DAFL",
+    build=build,
+    recipe={
+        "generator": {**benchmark.LARGE_GENERATOR, "latent_dim": 512},
+        "distill": {**benchmark.KL, **benchmark.FIVE_TO_ONE},
+        "synthesis": {"class_weight": 1.0, "activation_weight": 1e-3, "balance_weight": 20.0},
+    },
+    takes_average=True,
+    takes_memory=True,
+)

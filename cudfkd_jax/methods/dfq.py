@@ -25,8 +25,23 @@ import functools
 
 import optax
 
+from cudfkd_jax.methods import benchmark, generative
+from cudfkd_jax.methods.base import Method, MethodSpec
+from cudfkd_jax.methods.context import MethodContext
 from cudfkd_jax.objectives import losses, terms
 from cudfkd_jax.objectives.terms import Term
+
+
+def build(context: MethodContext) -> Method:
+    """Builds DFQ."""
+    s = context.synthesis
+    terms = synthesis_terms(
+        adversarial_weight=s.adversarial_weight,
+        bn_weight=s.bn_weight,
+        class_weight=s.class_weight,
+        balance_weight=s.balance_weight,
+    )
+    return generative.build(context, terms, context.student_loss())
 
 
 def synthesis_terms(
@@ -50,3 +65,18 @@ def synthesis_terms(
         (terms.balance_term, balance_weight),
     )
     return (*chosen, *(term(weight) for term, weight in weighted if weight))
+
+
+SPEC = MethodSpec(
+    name="dfq",
+    label="DFQ",
+    build=build,
+    recipe={
+        "generator": benchmark.LARGE_GENERATOR,
+        "distill": {**benchmark.KL, **benchmark.TEN_TO_ONE},
+        "synthesis": {"adversarial_weight": 1.0, "bn_weight": 1.0, "class_weight": 1.0, "balance_weight": 20.0},
+    },
+    needs_batch_norm=True,
+    takes_average=True,
+    takes_memory=True,
+)

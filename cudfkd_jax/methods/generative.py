@@ -2,7 +2,7 @@
 
     min_θ  Σ_k  w_k(t) · L_k( G_θ(z), f_t, f_s ),    z ~ N(0, I)                           (Eq. 4)
 
-A method chooses the terms and the student loss; see `cudfkd.py` for an example.
+A method chooses the terms and the student loss and passes them to `build`; see `cudfkd.py` for an example.
 
 The student may be trained on images from an exponential moving average of the generator,
 
@@ -21,12 +21,19 @@ import optax
 from flax import struct
 
 from cudfkd_jax.methods.base import Method
+from cudfkd_jax.methods.context import MethodContext, MethodSettings
+from cudfkd_jax.methods.memory import replay
 from cudfkd_jax.models.capture import apply
 from cudfkd_jax.models.classifier import FrozenClassifier
+from cudfkd_jax.models.generator import Generator
+from cudfkd_jax.models.optimisers import cosine_learning_rate
 from cudfkd_jax.models.train_state import TrainState, gradient_norm
 from cudfkd_jax.objectives.student import StudentLoss
 from cudfkd_jax.objectives.terms import STUDENT, Metrics, Synthetic, Term
 from cudfkd_jax.runtime.devices import SINGLE, Axis
+from cudfkd_jax.runtime.errors import UserError
+
+SCHEDULES = ("constant", "cosine")  # of the generator's learning rate
 
 
 class Averaged(struct.PyTreeNode):
@@ -39,6 +46,76 @@ class Averaged(struct.PyTreeNode):
 
     state: TrainState
     average: dict[str, Any]
+
+
+def build(
+    context: MethodContext,
+    terms: tuple[Term, ...],
+    student_loss: StudentLoss,
+    student_capture: tuple[str, ...] = (),
+) -> Method:
+    """Builds a method that trains a generator, with a memory of past images if one is configured.
+
+    Args:
+        context: provides the generator and its optimiser, the batch size and the memory.
+        terms, student_loss, student_capture: see `generative_method`.
+
+    Raises:
+        UserError: there are no terms, or the batch size does not suit the memory.
+    """
+    if not terms:
+        raise UserError(
+            "every weight of the generator's objective is 0; set one of --config.synthesis.bn_weight, "
+            "class_weight, balance_weight, --config.curriculum.adv or alpha"
+        )
+
+    def of_batches(size: int) -> Method:
+        return generative_method(
+            generator=generator(context),
+            optimiser=generator_optimiser(context),
+            latent_dim=context.generator.latent_dim,
+            batch_size=size,
+            terms=terms,
+            student_loss=student_loss,
+            student_capture=student_capture,
+            ema_decay=context.generator.ema_decay,
+        )
+
+    method = of_batches(context.distill.batch_size)
+    if not context.memory.capacity:
+        return method
+    rows = replay.replayed_rows(context.distill.batch_size)
+    return replay.with_memory(
+        method,
+        sample_rows=of_batches(rows).sample,
+        slots=replay.slots_for(context.memory.capacity, rows),
+        rows=rows,
+        steps_per_epoch=context.distill.steps_per_epoch,
+        every_epochs=context.memory.every_epochs,
+    )
+
+
+def generator(settings: MethodSettings) -> Generator:
+    """Returns the generator of methods whose generator does not normalise its images."""
+    g = settings.generator
+    return Generator(
+        image_shape=settings.data.image_shape,
+        latent_dim=g.latent_dim,
+        ngf=g.width,
+        stages=g.stages,
+        dtype=settings.dtype,
+        size=g.size,
+        initialisation=g.initialisation,
+    )
+
+
+def generator_optimiser(settings: MethodSettings) -> optax.GradientTransformation:
+    """Returns Adam for the generator, at a constant learning rate or with a cosine schedule over the epochs."""
+    g, d = settings.generator, settings.distill
+    learning_rate: optax.ScalarOrSchedule = g.learning_rate
+    if g.schedule == "cosine":
+        learning_rate = cosine_learning_rate(g.learning_rate, d.epochs, d.rounds_per_epoch * d.synthesis_steps)
+    return optax.adam(learning_rate, b1=g.beta1, b2=g.beta2)
 
 
 def generative_method(
@@ -129,5 +206,6 @@ def _averaged(method: Method, decay: float) -> Method:
         init=init,
         synthesise=synthesise,
         sample=lambda aux, *arguments: method.sample(sampled(aux), *arguments),
+        student_loss=lambda student, teacher, aux, *at: method.student_loss(student, teacher, aux.state, *at),
         preview=lambda aux, *arguments: method.preview(sampled(aux), *arguments),
     )

@@ -32,12 +32,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from cudfkd_jax.methods.base import Method
-from cudfkd_jax.methods.generative import generative_method
-from cudfkd_jax.methods.memory.replay import Sample, with_memory
+from cudfkd_jax.methods.base import Method, MethodSpec, Recipe
+from cudfkd_jax.methods.context import MethodContext, MethodSettings
+from cudfkd_jax.methods.generative import generative_method, generator_optimiser
+from cudfkd_jax.methods.memory.replay import Sample, replayed_rows, slots_for, with_memory
 from cudfkd_jax.models.capture import apply
 from cudfkd_jax.models.classifier import FrozenClassifier
 from cudfkd_jax.models.train_state import TrainState
+from cudfkd_jax.models.vae import NormalisedGenerator
 from cudfkd_jax.objectives import losses, terms
 from cudfkd_jax.objectives.student import StudentLoss
 from cudfkd_jax.objectives.terms import STUDENT, Synthetic, Term
@@ -45,6 +47,49 @@ from cudfkd_jax.runtime.devices import SINGLE, Axis
 from cudfkd_jax.runtime.errors import UserError
 
 _TEMPERATURE = 3.0  # of JS
+
+
+def build(context: MethodContext) -> Method:
+    """Builds MB-DFKD."""
+    rows = replayed_rows(context.distill.batch_size)
+    return mb_dfkd_method(
+        generator=normalised_generator(context, spectral_norm=False),
+        optimiser=generator_optimiser(context),
+        latent_dim=context.generator.latent_dim,
+        batch_size=context.distill.batch_size,
+        terms=terms_of(context),
+        student_loss=context.student_loss(),
+        slots=slots_for(context.memory.capacity, rows),
+        steps_per_epoch=context.distill.steps_per_epoch,
+        every_epochs=context.memory.every_epochs,
+    )
+
+
+def normalised_generator(settings: MethodSettings, *, spectral_norm: bool) -> NormalisedGenerator:
+    """Returns the generator of MB-DFKD and PRE-DFKD."""
+    d, g = settings.data, settings.generator
+    return NormalisedGenerator(
+        image_shape=d.image_shape,
+        latent_dim=g.latent_dim,
+        mean=d.mean,
+        std=d.std,
+        width=g.width,
+        stages=g.stages,
+        spectral_norm=spectral_norm,
+        dtype=settings.dtype,
+    )
+
+
+def terms_of(settings: MethodSettings) -> tuple[Term, ...]:
+    """Returns `synthesis_terms` with the configured weights."""
+    s = settings.synthesis
+    return synthesis_terms(
+        class_weight=s.class_weight,
+        balance_weight=s.balance_weight,
+        feature_weight=s.activation_weight,
+        adversarial_weight=s.adversarial_weight,
+        released_js=settings.released_js,
+    )
 
 
 def mb_dfkd_method(
@@ -164,3 +209,20 @@ def _sampler(generator: nn.Module, latent_dim: int, count: int) -> Sample:
         return draw_images(generator, aux, axis.shard(jax.random.normal(key, (count, latent_dim))), axis)
 
     return sample
+
+
+# The settings of a third party's code, which PRE-DFKD shares.
+SHARED_RECIPE: Recipe = {
+    "generator": {"latent_dim": 1000, "learning_rate": 0.02, "beta1": 0.9, "beta2": 0.999},
+    "distill": {"epochs": 400, "rounds_per_epoch": 36, "batch_size": 1024, "loss": "l1", "weight_decay": 5e-4},
+    "synthesis": {"class_weight": 1.0, "balance_weight": 5.0, "activation_weight": 0.1, "adversarial_weight": 1.0},
+}
+
+SPEC = MethodSpec(
+    name="mb_dfkd",
+    label="MB-DFKD",
+    build=build,
+    recipe={**SHARED_RECIPE, "memory": {"capacity": 1280, "every_epochs": 5}},
+    takes_memory=True,
+    replays=True,
+)

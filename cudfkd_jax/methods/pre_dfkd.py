@@ -29,6 +29,8 @@ why:
 * JS and the student's mode in the generator's step: see `mb_dfkd.py`.
 """
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -36,13 +38,16 @@ import optax
 from flax import struct
 
 from cudfkd_jax.methods import mb_dfkd
-from cudfkd_jax.methods.base import Method
-from cudfkd_jax.methods.generative import generative_method
+from cudfkd_jax.methods.base import Method, MethodSpec
+from cudfkd_jax.methods.context import MethodContext
+from cudfkd_jax.methods.generative import generative_method, generator_optimiser
 from cudfkd_jax.methods.memory.generative_memory import GenerativeMemory, MemoryState, part_rows
-from cudfkd_jax.methods.memory.replay import check_shares
+from cudfkd_jax.methods.memory.replay import check_shares, replayed_rows
+from cudfkd_jax.methods.setting import number
 from cudfkd_jax.models.capture import apply
 from cudfkd_jax.models.classifier import FrozenClassifier
 from cudfkd_jax.models.train_state import TrainState
+from cudfkd_jax.models.vae import Encoder
 from cudfkd_jax.objectives.student import StudentLoss
 from cudfkd_jax.objectives.terms import Metrics, Term
 from cudfkd_jax.runtime.devices import SINGLE, Axis
@@ -54,6 +59,41 @@ class PreDfkdState(struct.PyTreeNode):
 
     generator: TrainState
     memory: MemoryState
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The section `pre_dfkd`."""
+
+    memory_steps: int = number(4, above=0, most=100)  # of the VAE, per round; each is compiled separately
+    memory_learning_rate: float = number(5e-4, above=0)  # Adam
+    kl_weight: float = number(1e-5, least=0)  # of the VAE's KL divergence
+    latent_learning_rate: float = number(0.02, above=0)  # of the Adam step on latents before replay
+
+
+def build(context: MethodContext) -> Method:
+    """Builds PRE-DFKD."""
+    d, g, s, own = context.data, context.generator, context.synthesis, context.own
+    memory = GenerativeMemory(
+        encoder=Encoder(g.latent_dim, d.mean, d.std, g.width, context.dtype),
+        decoder=mb_dfkd.normalised_generator(context, spectral_norm=False),
+        optimiser=optax.adam(own.memory_learning_rate),
+        rows=replayed_rows(context.distill.batch_size),
+        class_weight=s.class_weight,
+        balance_weight=s.balance_weight,
+        learning_rate=own.latent_learning_rate,
+        kl_weight=own.kl_weight,
+    )
+    return pre_dfkd_method(
+        generator=mb_dfkd.normalised_generator(context, spectral_norm=True),
+        optimiser=generator_optimiser(context),
+        latent_dim=g.latent_dim,
+        batch_size=context.distill.batch_size,
+        terms=mb_dfkd.terms_of(context),
+        student_loss=context.student_loss(),
+        memory=memory,
+        memory_steps=own.memory_steps,
+    )
 
 
 def pre_dfkd_method(
@@ -143,3 +183,13 @@ def pre_dfkd_method(
         return mb_dfkd.draw_images(generator, aux.generator, jax.random.normal(key, (count, latent_dim)), SINGLE)
 
     return inner._replace(init=init, synthesise=synthesise, finish=finish, sample=sample, preview=preview)
+
+
+SPEC = MethodSpec(
+    name="pre_dfkd",
+    label="PRE-DFKD",
+    build=build,
+    recipe=mb_dfkd.SHARED_RECIPE,
+    settings=Settings,
+    replays=True,
+)

@@ -11,13 +11,14 @@ import jax
 from jax.typing import DTypeLike
 
 from cudfkd_jax.models.generator import Generator
-from cudfkd_jax.models.imported import import_network, is_import_path
+from cudfkd_jax.models.imported import import_network
 from cudfkd_jax.models.resnet import BasicBlock, Bottleneck, ResNet
 from cudfkd_jax.models.vgg import VGG
 from cudfkd_jax.models.wrn import WideResNet
 from cudfkd_jax.runtime.errors import unknown
+from cudfkd_jax.runtime.imports import is_import_path
 
-__all__ = ["MODELS", "Generator", "build_classifier", "count_parameters", "is_import_path"]
+__all__ = ["MODELS", "Generator", "build_classifier", "count_parameters"]
 
 # Each factory takes num_classes and dtype.
 MODELS: Mapping[str, Callable[..., nn.Module]] = {

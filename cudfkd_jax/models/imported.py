@@ -1,18 +1,12 @@
 """Networks by import path: `package.module:Name`, a linen class or a function that returns a module."""
 
-import difflib
-import importlib
 import inspect
 from typing import Any
 
 import flax.linen as nn
 
 from cudfkd_jax.runtime.errors import UserError
-
-
-def is_import_path(name: str) -> bool:
-    """Returns whether a network's name is an import path."""
-    return ":" in name
+from cudfkd_jax.runtime.imports import import_object
 
 
 def import_network(path: str) -> nn.Module:
@@ -21,20 +15,7 @@ def import_network(path: str) -> nn.Module:
     Raises:
         UserError: the name does not exist, needs arguments, or does not yield a linen module.
     """
-    module_name, _, name = path.partition(":")
-    try:
-        found: Any = importlib.import_module(module_name)
-    except Exception as error:  # user code may raise anything
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise UserError(
-            f"{path}: cannot import {module_name!r} ({reason}); write "
-            "package.module:Name, and start where the package is installed or in the folder that holds it"
-        ) from error
-    if not hasattr(found, name):
-        near = difflib.get_close_matches(name, dir(found), n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise UserError(f"{path}: {module_name} holds no {name!r}{hint}; check the name")
-    found = getattr(found, name)
+    found = import_object(path)
     if isinstance(found, nn.Module):
         return found
     made = _make(found, path) if callable(found) else found

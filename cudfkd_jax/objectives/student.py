@@ -1,6 +1,7 @@
 """The student's objective: a divergence from the teacher's logits, plain or self-paced (Li et al., Eq. 6)."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,8 @@ GRANULARITIES = ("sample", "batch")
 DIVERGENCES = ("kl", "js")
 STUDENT_LOSSES = ("kl", "l1", "js")
 
-StudentLoss = Callable[[Outputs, Outputs, jax.Array, Axis], tuple[jax.Array, Metrics]]
+# (student_outputs, teacher_outputs, aux, step, axis) -> (loss, metrics); see `methods.base.Method`
+StudentLoss = Callable[[Outputs, Outputs, Any, jax.Array, Axis], tuple[jax.Array, Metrics]]
 
 
 def divergence(name: str, *, released_js: bool) -> losses.Divergence:
@@ -35,7 +37,9 @@ def student_divergence(name: str, temperature: float, *, released_js: bool) -> S
 def plain_student_loss(sample_loss: SampleLoss) -> StudentLoss:
     """Returns 1/B Σ_i D(z_t(x_i), z_s(x_i)) as a `Method.student_loss`."""
 
-    def student_loss(student: Outputs, teacher: Outputs, step: jax.Array, axis: Axis) -> tuple[jax.Array, Metrics]:
+    def student_loss(
+        student: Outputs, teacher: Outputs, aux: Any, step: jax.Array, axis: Axis
+    ) -> tuple[jax.Array, Metrics]:
         loss = jnp.mean(sample_loss(teacher.value, student.value))
         return loss, axis.mean({"student_loss": loss, "difficulty": loss})
 
@@ -55,7 +59,9 @@ def self_paced_student_loss(
         lambda_t: λ(t), a schedule of the student step.
     """
 
-    def student_loss(student: Outputs, teacher: Outputs, step: jax.Array, axis: Axis) -> tuple[jax.Array, Metrics]:
+    def student_loss(
+        student: Outputs, teacher: Outputs, aux: Any, step: jax.Array, axis: Axis
+    ) -> tuple[jax.Array, Metrics]:
         sample_losses = sample_loss(teacher.value, student.value)
         mean_loss = axis.mean(jnp.mean(sample_losses))
         difficulty = sample_losses if granularity == "sample" else jnp.full_like(sample_losses, mean_loss)

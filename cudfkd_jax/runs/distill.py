@@ -12,7 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from cudfkd_jax.config import access, build, identity
-from cudfkd_jax.config.methods import lambda_t, sample_loss
+from cudfkd_jax.config.methods import method_settings
 from cudfkd_jax.config.networks import Pair
 from cudfkd_jax.data import Split
 from cudfkd_jax.evaluation import diagnostics, observations, samples
@@ -149,13 +149,14 @@ def _convergence(
     updates = config.log.majorise_minimise_updates
     if not updates:
         return None
+    settings = method_settings(config)
     return MajoriseMinimise(
         problem,
         teacher_variables,
         devices,
-        sample_loss=sample_loss(config),
+        sample_loss=settings.sample_loss(),
         strategy=config.curriculum.strategy,
-        lambda_t=lambda_t(config),
+        lambda_t=settings.lambda_t(),
         batch_size=config.distill.batch_size,
         updates=updates,
     )
@@ -220,7 +221,7 @@ class _Pictures(Callback):
         synthetic = self._measure.observe(
             state,
             epoch,
-            sample_loss=sample_loss(self._config),
+            sample_loss=method_settings(self._config).sample_loss(),
             loss=self._config.distill.loss,
             workdir=self._workdir,
             picture=folder / f"classes_{epoch:04d}.png",

@@ -14,10 +14,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from cudfkd_jax import models
 from cudfkd_jax.evaluation.summary import SUMMARY
 from cudfkd_jax.runs.distill import STUDENT
 from cudfkd_jax.runtime.errors import RunFailedError, UserError
+from cudfkd_jax.runtime.imports import is_import_path
 from cudfkd_jax.storage import checkpoint, weights, workdir
 from cudfkd_jax.storage.files import write_json
 from cudfkd_jax.storage.formats import FORMATS, PYTORCH, Format, abstract_variables
@@ -43,7 +43,7 @@ def export(folder: Path, format_: str, say: Callable[[str], None] = print) -> Pa
         RunFailedError: the export did not read back as the student; it has been removed.
     """
     student = _load_student(folder)
-    if format_ in PYTORCH and models.is_import_path(student.net.arch):
+    if format_ in PYTORCH and is_import_path(student.net.arch):
         raise UserError(
             f"{student.net.arch} has no names in PyTorch, which --format={format_} needs; export it as orbax or "
             "stablehlo"

@@ -163,7 +163,7 @@ def _train(state: RunState, batch: Batch, problem: Problem, axis: Axis) -> tuple
         outputs = problem.student(
             variables, batch.images, train=True, capture=method.student_capture, axis=axis, key=dropout_key
         )
-        loss, metrics = method.student_loss(outputs, batch.teacher, state.step, axis)
+        loss, metrics = method.student_loss(outputs, batch.teacher, state.aux, state.step, axis)
         return loss, (outputs.batch_stats, metrics)
 
     gradients, (batch_stats, metrics) = jax.grad(objective, has_aux=True)(state.student.params)

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from benchmarking.timing import Seconds, median_ratio, timing
 from cudfkd_jax.config import access, methods
+from cudfkd_jax.methods import generative
 from cudfkd_jax.runtime.devices import Devices
 from cudfkd_jax.runtime.errors import UserError
 from cudfkd_jax.storage import torch_names
@@ -147,7 +148,7 @@ def torch_settings(config: ConfigDict) -> Any:
     from torch_peer.rounds import Settings
 
     d, g, s, c = config.distill, config.generator, config.synthesis, config.curriculum
-    alpha = methods.alpha_adv(config)
+    alpha = methods.method_settings(config).alpha_adv()
     return Settings(
         batch_size=d.batch_size,
         synthesis_steps=d.synthesis_steps,
@@ -180,7 +181,7 @@ def torch_networks(config: ConfigDict, teacher_variables: Any, state: RunState) 
     from torch_peer.rounds import Networks
 
     shape, d = tuple(config.data.image_shape), config.data
-    ours = methods.generator(config)
+    ours = generative.generator(methods.method_settings(config))
     generator = Generator(shape, ours.latent_dim, ours.widths)
     weights = torch_names.to_state_dict(state.aux.variables)
     channels, height, width = generator.first_shape

@@ -11,8 +11,9 @@ import optax
 import torch
 from torch.nn import functional
 
-from cudfkd_jax.config import optimisers
+from cudfkd_jax.config.methods import method_settings
 from cudfkd_jax.methods import cmi
+from cudfkd_jax.methods.generative import generator_optimiser
 from cudfkd_jax.models.train_state import TrainState
 from cudfkd_jax.training import distill_steps
 from cudfkd_jax.training.state import SYNTHESIS, RunState, purpose_key
@@ -191,7 +192,7 @@ def _with_generator(state: RunState, config: Any, release: DataFree, sizes: Size
     made = networks.generator(release, "small", sizes, seed=seed)
     params = {"generator": networks.generator_params(made), "latents": state.aux.synthesis.params["latents"]}
     trained = {"params": params, "batch_stats": networks.generator_statistics(made)}
-    optimiser = optimisers.generator_optimiser(config)
+    optimiser = generator_optimiser(method_settings(config))
     return state.replace(aux=state.aux.replace(synthesis=TrainState.create(trained, optimiser)))
 
 

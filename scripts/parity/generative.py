@@ -5,7 +5,9 @@ from typing import Any
 import jax.numpy as jnp
 import torch
 
-from cudfkd_jax.config import methods, optimisers
+from cudfkd_jax.config.methods import method_settings
+from cudfkd_jax.methods.generative import generator as our_generator
+from cudfkd_jax.methods.generative import generator_optimiser
 from cudfkd_jax.models.capture import apply
 from cudfkd_jax.models.train_state import TrainState
 from cudfkd_jax.training import distill_steps
@@ -127,7 +129,7 @@ def with_generator(state: Any, config: Any, generator: Any) -> Any:
         "params": networks.generator_params(generator),
         "batch_stats": networks.generator_statistics(generator),
     }
-    return state.replace(aux=TrainState.create(trained, optimisers.generator_optimiser(config)))
+    return state.replace(aux=TrainState.create(trained, generator_optimiser(method_settings(config))))
 
 
 def compare_forward(
@@ -135,7 +137,7 @@ def compare_forward(
 ) -> None:
     """Compares normalised images, the teacher's logits and features, and the student's logits if there are any."""
     z = jnp.asarray(ours.latents(state, sizes, SYNTHESIS))
-    made = apply(methods.generator(config), state.aux.variables, z, train=True)
+    made = apply(our_generator(method_settings(config)), state.aux.variables, z, train=True)
     seen = mine.problem.teacher(mine.teacher, made.value, capture=("features",))
     normalised = (made.value - jnp.asarray(config.data.mean)) / jnp.asarray(config.data.std)
     images = theirs["samples" if "samples" in theirs else "inputs"]

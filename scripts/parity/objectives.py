@@ -68,7 +68,7 @@ def _ours(given: _Objective) -> dict[str, np.ndarray]:
     )
 
     def value(logits: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
-        return loss(Outputs(logits, {}), Outputs(jnp.asarray(given.teacher), {}), jnp.int32(0), SINGLE)
+        return loss(Outputs(logits, {}), Outputs(jnp.asarray(given.teacher), {}), None, jnp.int32(0), SINGLE)
 
     (total, found), gradient = jax.value_and_grad(value, has_aux=True)(jnp.asarray(given.student))
     return {"loss": np.asarray(total), "mean v*": np.asarray(found["mean_v"]), "gradient": np.asarray(gradient)}

@@ -15,7 +15,8 @@ import optax
 import torch
 from torch import nn
 
-from cudfkd_jax.config import optimisers
+from cudfkd_jax.config.methods import method_settings
+from cudfkd_jax.methods.generative import generator_optimiser
 from cudfkd_jax.methods.memory.generative_memory import GenerativeMemory, MemoryState
 from cudfkd_jax.methods.pre_dfkd import PreDfkdState
 from cudfkd_jax.models.train_state import TrainState
@@ -72,7 +73,7 @@ def all_steps(release: DataFree, original: PreDfkd, report: Report) -> None:
     adam = optax.adam(p.memory_learning_rate)
     state = mine.state.replace(
         aux=PreDfkdState(
-            _state(mine.state.aux.generator, _decoder(generator), optimisers.generator_optimiser(config)),
+            _state(mine.state.aux.generator, _decoder(generator), generator_optimiser(method_settings(config))),
             MemoryState(
                 _state(mine.state.aux.memory.encoder, _encoder(encoder), adam),
                 _state(mine.state.aux.memory.decoder, _decoder(decoder), adam),

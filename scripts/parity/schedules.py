@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from cudfkd_jax.config import loading, methods
-from cudfkd_jax.config.optimisers import cosine_learning_rate
+from cudfkd_jax.config import loading
+from cudfkd_jax.config.methods import method_settings
+from cudfkd_jax.models.optimisers import cosine_learning_rate
 from parity import released
 from parity.cudfkd import METHOD
 from parity.ours import CONFIGS
@@ -99,7 +100,7 @@ def _settings(config: Any, given: dict[str, str]) -> dict[str, tuple[Any, Any]]:
 
 
 def _alpha(config: Any) -> np.ndarray:
-    schedule, epochs = methods.alpha_adv(config), config.distill.epochs
+    schedule, epochs = method_settings(config).alpha_adv(), config.distill.epochs
     if schedule is None:
         return np.zeros(epochs)
     first = jnp.arange(epochs) * _STEPS
@@ -125,7 +126,7 @@ def _lambda(release: DataFree, config: Any, given: dict[str, str]) -> tuple[np.n
     theirs = [
         release.curriculum.lambda_scheduler(float(given["lambda_0"]), int(step), alpha=slope) for step in steps
     ]
-    return np.asarray(methods.lambda_t(config)(jnp.asarray(steps))), np.array(theirs)
+    return np.asarray(method_settings(config).lambda_t()(jnp.asarray(steps))), np.array(theirs)
 
 
 def _cosine(config: Any, given: dict[str, str]) -> tuple[np.ndarray, np.ndarray]:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from cudfkd_jax.config import access, defaults, loading, methods, validate
-from cudfkd_jax.config.recipes import RECIPES
+from cudfkd_jax.config import access, defaults, loading, presets, validate
+from cudfkd_jax.config.methods import method_settings
 from cudfkd_jax.methods import METHODS
 from cudfkd_jax.objectives import curriculum
 from cudfkd_jax.runtime.errors import UserError
@@ -166,25 +166,24 @@ def test_ablation_none_keeps_the_ramp_unless_released():
     config = _load("cifar10")
     config.curriculum.strategy = "none"
     last = 400 * 250 - 1
-    assert float(methods.alpha_adv(config)(last)) == pytest.approx(62)
+    assert float(method_settings(config).alpha_adv()(last)) == pytest.approx(62)
     released = _load("cifar10", "released")
     released.curriculum.strategy = "none"
-    assert methods.alpha_adv(released) is None  # constantly 0: not computed
+    assert method_settings(released).alpha_adv() is None  # constantly 0: not computed
     released.curriculum.adv = 0.5
-    assert float(methods.alpha_adv(released)(last)) == 0.5
+    assert float(method_settings(released).alpha_adv()(last)) == 0.5
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_brings_its_recipe_to_settings_by_key(method):
-    config = loading.from_settings({"distill.epochs": 7, "method": method})
-    assert config.distill.epochs == 7
-    recipe = {key: config[section][key] for section, keys in RECIPES[method].items() for key in keys}
-    assert recipe == {key: value for keys in RECIPES[method].values() for key, value in keys.items()} | (
-        {"epochs": 7} if "epochs" in recipe else {}
-    )
+    given = loading.from_settings({"distill.epochs": 7, "method": method})
+    chosen = defaults.get_config()
+    presets.use_method(chosen, method)
+    chosen.distill.epochs = 7
+    assert access.flatten(given) == access.flatten(chosen)
 
 
-@pytest.mark.parametrize("method", METHODS[1:])
+@pytest.mark.parametrize("method", [name for name in METHODS if name != "cudfkd"])
 def test_a_method_without_its_recipe_is_refused(method, tmp_path):
     message = rf"method={method} has none of its recipe's settings; choose it by defaults\.with_arguments"
     config = defaults.get_config()

@@ -10,7 +10,7 @@ import optax
 import pytest
 from scipy.integrate import quad
 
-from cudfkd_jax.config.methods import lambda_t, sample_loss
+from cudfkd_jax.config.methods import method_settings
 from cudfkd_jax.evaluation.convergence import MajoriseMinimise
 from cudfkd_jax.objectives import curriculum
 from cudfkd_jax.objectives.losses import l1_distance
@@ -47,9 +47,9 @@ def _diagnostic(problem, *, updates=UPDATES, strategy="log"):
         problem,
         nets.teacher_variables(),
         local_devices(1),
-        sample_loss=sample_loss(config),
+        sample_loss=method_settings(config).sample_loss(),
         strategy=strategy,
-        lambda_t=lambda_t(config),
+        lambda_t=method_settings(config).lambda_t(),
         batch_size=BATCH_SIZE,
         updates=updates,
     )

@@ -6,7 +6,8 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from cudfkd_jax.config import loading, methods
+from cudfkd_jax.config import loading
+from cudfkd_jax.config.methods import method_settings
 from cudfkd_jax.experiments import budget
 from cudfkd_jax.experiments.timing import Pace
 
@@ -35,7 +36,10 @@ def test_the_schedules_pass_through_the_same_values(share):
     whole, fitted = loading.load(_FILE), loading.load(_FILE)
     assert budget.fit(fitted, share * 250, Pace(0.0, 1.0)) == pytest.approx(share, rel=0.01)
     coarse = 1.5 * fitted.curriculum.alpha  # α_adv moves after whole epochs, of which there are fewer
-    for schedule, tolerance in ((methods.lambda_t, 0.01), (methods.alpha_adv, coarse)):
+    for schedule, tolerance in (
+        (lambda config: method_settings(config).lambda_t(), 0.01),
+        (lambda config: method_settings(config).alpha_adv(), coarse),
+    ):
         for part in (0.1, 0.4, 0.6, 0.8, 0.999):
             expected, found = (
                 float(schedule(config)(int(part * _total_steps(config)))) for config in (whole, fitted)

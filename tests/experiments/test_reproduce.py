@@ -12,12 +12,13 @@ import pytest
 from helpers import snapshot
 from PIL import Image
 
-from cudfkd_jax.config import loading, methods
+from cudfkd_jax.config import loading
+from cudfkd_jax.config.methods import method_settings
 from cudfkd_jax.evaluation import observations, samples
 from cudfkd_jax.experiments import paper_numbers, plan, reproduce
 from cudfkd_jax.experiments.launcher import Outcome
 from cudfkd_jax.experiments.reproduce import catalogue, estimate, page
-from cudfkd_jax.experiments.reproduce.entry import LABELS, SCALES, Run, Setting
+from cudfkd_jax.experiments.reproduce.entry import SCALES, Run, Setting
 from cudfkd_jax.experiments.reproduce.jobs import Job, Result, count, prepare
 from cudfkd_jax.experiments.reproduce.run import _described
 from cudfkd_jax.experiments.timing import Pace
@@ -87,7 +88,7 @@ def test_networks_and_epochs_are_those_that_the_runs_are_named_by(prepared):
             assert run.block == f"{config.teacher.arch} → {config.student.arch}"
             assert ("noisy" in run.config) == (config.teacher.stop_accuracy > 0)
             by_block.setdefault(run.block, set()).add(config.distill.epochs)
-            if run.row in LABELS:
+            if run.row in (*METHODS, "scratch"):
                 assert config.method == ("cudfkd" if run.row == "scratch" else run.row)
         assert all(len(epochs) == 1 for epochs in by_block.values())  # of every method alike
 
@@ -127,7 +128,7 @@ def test_figure_6_changes_the_strategy_alone(prepared):
         ramps, strategies = set(), []
         for planned in prepared["fig6", scale].planned:
             config = plan.load(planned.wanted)
-            alpha = methods.alpha_adv(config)
+            alpha = method_settings(config).alpha_adv()
             steps = config.distill.epochs * config.distill.rounds_per_epoch * config.distill.student_steps
             ramps.add(tuple(float(alpha(steps * part // 10)) for part in range(10)))
             strategies.append(config.curriculum.strategy)

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from helpers import snapshot
 
-from cudfkd_jax.config import loading, methods
+from cudfkd_jax.config import loading
+from cudfkd_jax.config.methods import method_settings
 from cudfkd_jax.evaluation import observations
 from cudfkd_jax.experiments import plan, reproduce
 from cudfkd_jax.experiments.reproduce import catalogue, estimate, jobs
@@ -60,8 +61,8 @@ def test_schedules_pass_through_the_values_of_the_release(epochs, rounds):
     short = loading.load(f"configs/{_SCALE}.py")
     loading.override(short, [f"--config.distill.epochs={epochs}", f"--config.distill.rounds_per_epoch={rounds}"])
     for schedule, tolerance in (
-        (methods.lambda_t, 0.02),
-        (methods.alpha_adv, 1.01 * short.curriculum.alpha),
+        (lambda c: method_settings(c).lambda_t(), 0.02),
+        (lambda c: method_settings(c).alpha_adv(), 1.01 * short.curriculum.alpha),
     ):
         for part in (0.0, 0.2, 0.5, 0.7, 0.999):
             steps = [

@@ -12,42 +12,41 @@ import pytest
 import rounds
 from scipy.special import log_softmax, softmax
 
-from cudfkd_jax.methods.cmi import contrastive_method
+from cudfkd_jax.methods.cmi import Settings, contrastive_method
 from cudfkd_jax.models.capture import BN, INSTANCES, STAGES, Outputs, apply
 from cudfkd_jax.models.classifier import Classifier
 from cudfkd_jax.models.generator import Generator
 from cudfkd_jax.objectives import contrastive as contrast
+from cudfkd_jax.objectives import losses
 from cudfkd_jax.objectives.contrastive import Views
+from cudfkd_jax.objectives.inversion import InversionLoss
 from cudfkd_jax.runtime.devices import SINGLE
 from cudfkd_jax.runtime.errors import UserError
 
 GENERATOR = Generator(nets.IMAGE_SHAPE, latent_dim=5, ngf=4, stages=1)
 PARTS = {"bn_loss": 2.0, "class_loss": 1.0, "adversarial_loss": 0.5, "contrastive_loss": 0.8}
+BANK = {"bank_rows": 16, "bank_draws": 16}
 FEATURE_DIM, TEMPERATURE = 16, 0.1  # two BatchNorm layers of 8 channels
 
 
-def method(pool=None, **changes):
-    settings = {
-        "pool": pool or rounds.pool(),
-        "num_classes": 10,
-        "generator": GENERATOR,
-        "latent_dim": 5,
-        "optimiser": optax.adam(1e-2, b1=0.5, b2=0.999),
-        "head_optimiser": optax.adam(1e-2),
-        "head_width": 7,
-        "bn_weight": 2.0,
-        "class_weight": 1.0,
-        "adversarial_weight": 0.5,
-        "adversarial_temperature": 1.0,
-        "contrastive_weight": 0.8,
-        "contrastive_temperature": TEMPERATURE,
-        "features": "bn",
-        "feature_dim": FEATURE_DIM,
-        "bank_rows": 16,
-        "bank_draws": 16,
-        "student_loss": rounds.STUDENT_LOSS,
-    }
-    return contrastive_method(**settings | changes)
+def method(pool=None, *, optimiser=None, head_optimiser=None, bn_weight=2.0, adversarial_weight=0.5, **bank):
+    return contrastive_method(
+        pool=pool or rounds.pool(),
+        num_classes=10,
+        generator=GENERATOR,
+        latent_dim=5,
+        optimiser=optimiser or optax.adam(1e-2, b1=0.5, b2=0.999),
+        head_optimiser=head_optimiser or optax.adam(1e-2),
+        inversion=InversionLoss(
+            bn_weight,
+            1.0,
+            adversarial_weight,
+            functools.partial(losses.masked_adversarial, temperature=1.0),
+        ),
+        settings=Settings(contrastive_temperature=TEMPERATURE, head_width=7, **{**BANK, **bank}),
+        feature_dim=FEATURE_DIM,
+        student_loss=rounds.STUDENT_LOSS,
+    )
 
 
 # Without crops and flips, so that the global view is the image; steps so large that the loss goes up and down.

@@ -16,12 +16,12 @@ import pytest
 from flax import traverse_util
 from scipy.special import log_softmax, softmax
 
-from cudfkd_jax.config.optimisers import sgd
 from cudfkd_jax.methods import dafl, dfad, dfq, zskt
 from cudfkd_jax.methods.generative import generative_method
 from cudfkd_jax.models import Generator, build_classifier, count_parameters
 from cudfkd_jax.models.capture import BN, FEATURES, STAGES, BNStatistics, Outputs
 from cudfkd_jax.models.classifier import Classifier
+from cudfkd_jax.models.optimisers import sgd
 from cudfkd_jax.models.train_state import TrainState
 from cudfkd_jax.models.vgg import VGG
 from cudfkd_jax.objectives import losses
@@ -253,7 +253,7 @@ def test_attention_loss_is_that_of_the_original_release_times_the_classes(maps):
     )
     student_loss = zskt.attention_student_loss(sample_loss=KL, attention_weight=250.0 * 5)
     with jax.enable_x64(True):
-        loss, metrics = student_loss(student, teacher, jnp.zeros((), int), SINGLE)
+        loss, metrics = student_loss(student, teacher, None, jnp.zeros((), int), SINGLE)
     np.testing.assert_allclose(loss, 5 * (kl + 250 * attention), rtol=1e-10)
     np.testing.assert_allclose(metrics["student_loss"], loss)
     np.testing.assert_allclose(metrics["attention_loss"], attention, rtol=1e-10)

@@ -17,24 +17,24 @@ from cudfkd_jax.methods.adi import inversion_method
 from cudfkd_jax.methods.memory.ring import to_uint8
 from cudfkd_jax.models.capture import BN
 from cudfkd_jax.objectives import losses
+from cudfkd_jax.objectives.inversion import InversionLoss
 from cudfkd_jax.runtime.devices import SINGLE
 
 MEAN, STD = np.array((0.5, 0.4, 0.3)), np.array((0.2, 0.3, 0.4))  # those of `nets.classifier`
-WEIGHTS = {"bn_weight": 10.0, "class_weight": 1.0, "adversarial_weight": 1.0, "tv_weight": 0.001}
 PARTS = {"bn_loss": 10.0, "class_loss": 1.0, "adversarial_loss": 1.0, "tv_loss": 0.001}
 
 
-def method(pool=None, **changes):
-    settings = {
-        "pool": pool or rounds.pool(),
-        "num_classes": 10,
-        "mean": tuple(MEAN),
-        "std": tuple(STD),
-        "optimiser": optax.adam(0.1, b1=0.5, b2=0.99),
-        "adversarial_temperature": 3.0,
-        "student_loss": rounds.STUDENT_LOSS,
-    }
-    return inversion_method(**settings | WEIGHTS | changes)
+def method(pool=None, *, adversarial_weight=1.0, tv_weight=0.001, divergence=adi.competition, optimiser=None):
+    return inversion_method(
+        pool=pool or rounds.pool(),
+        num_classes=10,
+        mean=tuple(MEAN),
+        std=tuple(STD),
+        optimiser=optimiser or optax.adam(0.1, b1=0.5, b2=0.99),
+        inversion=InversionLoss(10.0, 1.0, adversarial_weight, functools.partial(divergence, temperature=3.0)),
+        tv_weight=tv_weight,
+        student_loss=rounds.STUDENT_LOSS,
+    )
 
 
 @pytest.fixture(scope="module", name="teacher")
@@ -174,7 +174,7 @@ def test_terms_of_weight_zero_are_not_computed_and_the_student_not_asked(teacher
 
 
 def test_another_divergence_may_compete():
-    made = method(adversarial_divergence=losses.js_divergence_released)
+    made = method(divergence=losses.js_divergence_released)
     state = rounds.initial_state(made)
     _, metrics = _synthesise(made, state)
     _, plain = _synthesise(method(), state)

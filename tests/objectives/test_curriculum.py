@@ -11,7 +11,7 @@ import pytest
 from hypothesis import strategies as st
 from scipy import integrate
 
-from cudfkd_jax.config.optimisers import cosine_learning_rate
+from cudfkd_jax.models.optimisers import cosine_learning_rate
 from cudfkd_jax.objectives import curriculum
 from cudfkd_jax.runtime.errors import UserError
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from helpers import flip_byte, snapshot
 
-from cudfkd_jax.config.optimisers import sgd
+from cudfkd_jax.models.optimisers import sgd
 from cudfkd_jax.models.train_state import TrainState
 from cudfkd_jax.runtime.errors import UserError
 from cudfkd_jax.storage import checkpoint

@@ -32,7 +32,7 @@ _TRAINED = {
 # By key, values that are right by themselves, as far as a tiny run is concerned. Text is checked as it stands.
 SENSIBLE: dict[str, Sequence[Any]] = {
     "seed": (0, 1, 2**31 - 1),
-    "method": METHODS,
+    "method": tuple(METHODS),
     "devices": (0, 1),
     "loop": ("python", "scan", "auto"),
     "on_nan": ("stop", "rollback"),
@@ -200,14 +200,14 @@ def commands() -> st.SearchStrategy[list[str]]:
     changes = st.lists(st.sampled_from(_KEYS), min_size=1, max_size=6, unique=True).flatmap(
         lambda keys: st.tuples(*(st.tuples(st.just(key), _values(key)) for key in keys))
     )
-    return st.builds(_command, st.sampled_from(METHODS), st.sampled_from(_STAGES), changes)
+    return st.builds(_command, st.sampled_from(tuple(METHODS)), st.sampled_from(_STAGES), changes)
 
 
 def sensible_command(draw: random.Random) -> list[str]:
     """One such command, all of whose values are sensible by themselves."""
     keys = draw.sample(_KEYS, draw.randint(2, 6))
     return _command(
-        draw.choice(METHODS), draw.choice(_STAGES), [(key, draw.choice(SENSIBLE[key])) for key in keys]
+        draw.choice(tuple(METHODS)), draw.choice(_STAGES), [(key, draw.choice(SENSIBLE[key])) for key in keys]
     )
 
 

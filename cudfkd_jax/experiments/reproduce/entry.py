@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from cudfkd_jax.experiments.paper_numbers import Pair
+from cudfkd_jax.methods import METHODS, find
+from cudfkd_jax.runtime.errors import UserError
 
 SCALES = ("digits", "cifar10_cpu", "cifar10", "cifar100", "tiny_imagenet")
 
@@ -86,19 +88,38 @@ class Entry:
     values_of: str = ""
 
 
-LABELS = {
-    "cudfkd": "CuDFKD",
-    "dafl": "DAFL",
-    "zskt": "ZSKT",
-    "dfad": "DFAD",
-    "dfq": "DFQ",
-    "adi": "ADI",
-    "cmi": "CMI",
-    "mb_dfkd": "MB-DFKD",
-    "pre_dfkd": "PRE-DFKD",
+_LABELS = {name: spec.label for name, spec in METHODS.items()} | {
     "scratch": "student from data",
     "teacher": "teacher",
 }
+
+
+def label(row: str) -> str:
+    """Returns a row's name in tables: the label of a method, or the row itself."""
+    return _LABELS.get(row, row)
+
+
+def with_method(entry: Entry, scale: str, name: str) -> Entry:
+    """Adds a method as another row, with the networks, epochs and seeds of CuDFKD's runs.
+
+    Args:
+        entry: an entry whose rows are methods.
+        scale: the scale that gets the row.
+        name: the method's name or import path.
+
+    Raises:
+        UserError: the method is unknown, or the entry has no runs of CuDFKD by that name.
+    """
+    method, setting = find(name), entry.scales[scale]
+    added = [
+        dataclasses.replace(run, config=run.config.replace("method=cudfkd", f"method={name}"), row=method.label)
+        for run in setting.runs
+        if run.row == "cudfkd"
+    ]
+    if not added:
+        raise UserError(f"--method={name}: the rows of {entry.name} are not methods; leave it out")
+    changed = dataclasses.replace(setting, runs=[*setting.runs, *added])
+    return dataclasses.replace(entry, scales={**entry.scales, scale: changed})
 
 
 def pair_name(teacher: str, student: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from cudfkd_jax.experiments.outcomes import Column, markdown, mean_and_deviation, row, summaries, values
-from cudfkd_jax.experiments.reproduce.entry import LABELS, Entry, Setting
+from cudfkd_jax.experiments.reproduce.entry import Entry, Setting, label
 from cudfkd_jax.experiments.reproduce.jobs import Result
 from cudfkd_jax.experiments.reproduce.results import (
     ACC1,
@@ -25,7 +25,7 @@ from cudfkd_jax.report import charts
 def bars(entry: Entry, setting: Setting, results: Sequence[Result]) -> Rendered:
     """Draws one bar per value of a setting; columns, if any, are colours."""
     groups = grouped(results, "row")
-    names = {name: LABELS.get(name, name) for name in groups}
+    names = {name: label(name) for name in groups}
     columns = list(grouped(results, "column"))
 
     def numbers(column: str, of: Column) -> dict[str, list[float]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from cudfkd_jax.experiments.outcomes import markdown, row
-from cudfkd_jax.experiments.reproduce.entry import LABELS, Entry, Setting
+from cudfkd_jax.experiments.reproduce.entry import Entry, Setting, label
 from cudfkd_jax.experiments.reproduce.jobs import Result
 from cudfkd_jax.experiments.reproduce.results import ALL, Rendered, grouped, outcomes_of, teachers_of
 from cudfkd_jax.report import figures
@@ -32,7 +32,7 @@ def loyalties(entry: Entry, setting: Setting, results: Sequence[Result]) -> Rend
 
 def convergence(entry: Entry, setting: Setting, results: Sequence[Result]) -> Rendered:
     """Shows how often the inequality of Eq. 8 held, per epoch and averaged over all epochs."""
-    runs = [read(r.outcome.cell.folder, LABELS.get(r.run.row, r.run.row)) for r in results if r.outcome.summary]
+    runs = [read(r.outcome.cell.folder, label(r.run.row)) for r in results if r.outcome.summary]
     lines = []
     for run in runs:
         shares = [run.series(key)[1] for key in figures.CONVERGENCE]
@@ -67,10 +67,10 @@ def difficulty(entry: Entry, setting: Setting, results: Sequence[Result]) -> Ren
 
 def _of_files(results: Sequence[Result], draw: Callable[[list[Run]], Picture | None]) -> Rendered:
     """Returns a table of the methods, and a picture drawn from their runs' records."""
-    runs = [read(r.outcome.cell.folder, LABELS.get(r.run.row, r.run.row)) for r in results if r.outcome.summary]
+    runs = [read(r.outcome.cell.folder, label(r.run.row)) for r in results if r.outcome.summary]
     picture = draw(runs) if runs else None
     lines = [
-        [LABELS.get(name, name), *row(ALL, outcomes_of(found)), _epoch_of(90.0, found)]
+        [label(name), *row(ALL, outcomes_of(found)), _epoch_of(90.0, found)]
         for name, found in grouped(results, "row").items()
     ]
     heading = ["", "runs", *(column.heading for column in ALL), "first epoch with 90 %"]

@@ -12,6 +12,7 @@ from pathlib import Path
 from cudfkd_jax.experiments import plan
 from cudfkd_jax.experiments.launcher import finished
 from cudfkd_jax.experiments.reproduce import catalogue, estimate, page
+from cudfkd_jax.experiments.reproduce.entry import with_method
 from cudfkd_jax.experiments.reproduce.jobs import Job, Result, all_runs, changes_text, count, prepare
 from cudfkd_jax.runtime.errors import UserError
 from cudfkd_jax.storage.files import write_json
@@ -29,6 +30,7 @@ def reproduce(
     overrides: Sequence[str] = (),
     *,
     jobs: int = 1,
+    method: str = "",
     recorded: Path | None = None,
     dry_run: bool = False,
     say: Callable[[str], None] = print,
@@ -42,6 +44,7 @@ def reproduce(
         configs: the folder of the configuration files.
         overrides: `--config.key=value` for every run.
         jobs: number of concurrent runs.
+        method: name or import path of a method that each entry gets as another row; "": none.
         recorded: outcomes of earlier runs; see `jobs.prepare`.
         dry_run: shows the runs and the estimate without starting or writing anything.
         say: prints messages for the user.
@@ -53,6 +56,8 @@ def reproduce(
         UserError: an argument is wrong; raised before anything is started or written.
     """
     entries = catalogue.select(names, scale)
+    if method:
+        entries = [with_method(entry, scale, method) for entry in entries]
     check_writable(folder)
     _check_scale(folder, scale)
     todo = prepare(entries, scale, folder, configs, overrides, recorded)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from cudfkd_jax.experiments import paper_numbers
 from cudfkd_jax.experiments.outcomes import COLUMNS, Column, known, markdown, mean_and_deviation, row
-from cudfkd_jax.experiments.reproduce.entry import LABELS, Entry, Setting
+from cudfkd_jax.experiments.reproduce.entry import Entry, Setting, label
 from cudfkd_jax.experiments.reproduce.jobs import Result
 from cudfkd_jax.experiments.reproduce.results import ACC1, BEST, Rendered, distilled, grouped, outcomes_of
 
@@ -30,7 +30,7 @@ def _by_method(setting: Setting, results: Sequence[Result], columns: Sequence[Co
         teacher = [*_teacher(found), *[""] * (len(columns) - len(_SCORES))]
         lines = [["teacher", "", *teacher, *_papers(pair, "teacher")]]
         for name, of_row in grouped(found, "row").items():
-            lines.append([LABELS[name], *row(columns, outcomes_of(of_row)), *_papers(pair, name)])
+            lines.append([label(name), *row(columns, outcomes_of(of_row)), *_papers(pair, name)])
         heading = ["", "runs", *(column.heading for column in columns)]
         heading += [f"paper's {each}" for each in ("acc@1 %", "agree@1 %", "loyalty")] if pair else []
         tables[_title(block, pair)] = markdown(heading, lines)
@@ -50,7 +50,7 @@ def stability(entry: Entry, setting: Setting, results: Sequence[Result]) -> Rend
         for name, of_row in grouped(found, "row").items():
             papers = paper_numbers.stability(*pair, name) or ()
             text = ["" if value is None else f"{value:g}" for value in papers] or [""] * 5
-            lines.append([LABELS[name], *row(columns, outcomes_of(of_row)), *text])
+            lines.append([label(name), *row(columns, outcomes_of(of_row)), *text])
         tables[_title(block, pair)] = markdown(heading, lines)
     return Rendered(tables)
 

@@ -14,7 +14,7 @@ DIGITS_SEEDS = (0, 1, 2)
 
 EQUAL_EPOCHS = (
     "All methods are given the epochs of CuDFKD's released script; the paper does not say how many the others "
-    "had. Their other settings are those of their releases or of the benchmark (`cudfkd_jax/config/recipes.py`)."
+    "had. Their other settings are those of their releases or of the benchmark (`SPEC` in `cudfkd_jax/methods/`)."
 )
 ONE_SEED = "The paper does not say how many runs a number is of: one, with seed 0."
 BEST = "As in the paper, the best values are those of each metric's best epoch on the test images."

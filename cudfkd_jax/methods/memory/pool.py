@@ -9,9 +9,12 @@ import jax.numpy as jnp
 from flax import struct
 
 from cudfkd_jax.data.augment import random_crop_flip
+from cudfkd_jax.methods.context import MethodSettings
 from cudfkd_jax.methods.memory.ring import Ring, from_uint8, to_uint8
 from cudfkd_jax.runtime.devices import Axis
 from cudfkd_jax.runtime.errors import UserError
+
+_HELD_OUT_SHARE = 16  # batch size per held-out image, where only synthetic images can measure agreement
 
 
 class Best(struct.PyTreeNode):
@@ -67,6 +70,20 @@ class ImagePool:
                 f"held_out={self.held_out} of batches of batch_size={self.batch_size} synthetic images leaves the "
                 f"student none; choose a number from 0 to {self.batch_size - 1}"
             )
+
+    @classmethod
+    def of_run(cls, settings: MethodSettings) -> "ImagePool":
+        """Returns a pool that holds all images of a run."""
+        data, d, batch_size = settings.data, settings.distill, settings.synthesis.batch_size
+        return cls(
+            image_shape=data.image_shape,
+            slots=d.epochs * d.rounds_per_epoch,
+            batch_size=batch_size,
+            student_batch_size=d.batch_size,
+            held_out=0 if data.has_images else -(-batch_size // _HELD_OUT_SHARE),
+            padding=data.padding,
+            flip=data.flip,
+        )
 
     def create(self) -> Ring:
         """Returns an empty pool."""

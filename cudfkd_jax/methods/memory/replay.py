@@ -28,6 +28,8 @@ from cudfkd_jax.objectives.terms import Metrics
 from cudfkd_jax.runtime.devices import Axis
 from cudfkd_jax.runtime.errors import UserError
 
+_SHARE = 8  # new images per replayed one
+
 # (aux, teacher, key, axis) -> images, this device's part
 Sample = Callable[[Any, FrozenClassifier, jax.Array, Axis], jax.Array]
 
@@ -118,8 +120,23 @@ def with_memory(
         synthesise=synthesise,
         finish=finish if method.finish else None,
         sample=sample,
+        student_loss=lambda student, teacher, aux, *at: method.student_loss(student, teacher, aux.inner, *at),
         preview=preview,
     )
+
+
+def replayed_rows(batch_size: int) -> int:
+    """Returns the number of replayed images that a student batch adds to `batch_size` new ones.
+
+    Raises:
+        UserError: the batch size is not a multiple of 8.
+    """
+    if batch_size % _SHARE:
+        raise UserError(
+            f"distill.batch_size={batch_size} has no {_SHARE}th part to remember; set "
+            f"--config.distill.batch_size to a multiple of {_SHARE}"
+        )
+    return batch_size // _SHARE
 
 
 def slots_for(capacity: int, rows: int) -> int:

@@ -1,0 +1,130 @@
+"""Methods outside the package: the example of docs/own_method.md, and one with nothing that the contract leaves open."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+import tiny
+
+from cudfkd_jax.config import access, identity, loading, validate
+from cudfkd_jax.experiments import compare
+from cudfkd_jax.experiments.reproduce import catalogue
+from cudfkd_jax.experiments.reproduce.entry import with_method
+from cudfkd_jax.methods.base import Method, MethodSpec
+from cudfkd_jax.objectives.terms import Metrics
+from cudfkd_jax.runs import stages
+from cudfkd_jax.runtime.errors import UserError
+
+_ROOT = Path(__file__).parents[2]
+_OWN = "my_package.boundary:SPEC"
+
+
+@pytest.fixture(name="package", autouse=True)
+def _package(tmp_path, monkeypatch):
+    """The example, where Python and the programs that it starts find it."""
+    code = re.search(r"```python\n(.*?)```", (_ROOT / "docs/own_method.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert code
+    module = tmp_path / "here/my_package/boundary.py"
+    module.parent.mkdir(parents=True)
+    module.write_text(code[1], encoding="utf-8")
+    monkeypatch.syspath_prepend(module.parents[1])
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(module.parents[1]), os.environ["PYTHONPATH"]]))
+    yield
+    for name in ("my_package.boundary", "my_package"):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.long
+def test_the_example_runs_resumes_and_is_compared(finished_run, tmp_path):
+    changes = [f"--config.teacher.checkpoint={finished_run}", "--config.distill.epochs=1"]
+    command = [sys.executable, "-m", "cudfkd_jax.main", f"--config={tiny.__file__}:method={_OWN}", *changes]
+    command += ["--stage=distill", f"--workdir={tmp_path / 'run'}", "--config.boundary.margin_weight=0.2"]
+    for _ in range(2):  # the second call reads the run's configuration and reports that it is finished
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[0])
+    assert {"margin_loss", "bn_loss", "student_loss", "acc1"} <= record.keys()
+    assert json.loads((tmp_path / "run/config.json").read_text())["config"]["boundary.margin_weight"] == 0.2
+    assert loading.read_config(tmp_path / "run").boundary.margin_weight == 0.2
+
+    methods = compare.parse_methods(f"cudfkd,{_OWN}")
+    folder = tmp_path / "compare"
+    compare.compare(tiny.__file__, methods, [0], folder, changes, say=lambda text: None)
+    rows = [line.split("|")[1].strip() for line in (folder / "table.md").read_text().splitlines() if "± " in line]
+    assert rows == [] or rows == ["cudfkd", "boundary"]
+    assert (folder / "boundary/seed_0/summary.json").exists()
+
+
+def test_its_settings_are_checked_and_identify_its_runs():
+    config = loading.load(f"{tiny.__file__}:method={_OWN}")
+    assert config.distill.temperature == 4.0
+    before = identity.result_settings(config, "distill")
+    config.boundary.margin_weight = 0.3
+    assert identity.result_settings(config, "distill") != before
+    config.boundary.margin_weight = -1.0
+    with pytest.raises(UserError, match=r"boundary\.margin_weight=-1\.0 must not be negative; set --config"):
+        validate.check(config)
+    given = loading.from_settings({"method": _OWN, "boundary.margin_weight": 0.5})
+    assert given.boundary.margin_weight == 0.5 and given.distill.temperature == 4.0
+    assert "boundary.margin_weight" not in access.flatten(loading.load(tiny.__file__))
+
+
+def test_it_is_another_row_of_a_table():
+    entry = with_method(catalogue.ENTRIES["table2"], "digits", _OWN)
+    added = [run for run in entry.scales["digits"].runs if run.row == "Boundary"]
+    assert [run.seed for run in added] == [0, 1, 2]
+    assert {run.config for run in added} == {f"digits:teacher=wrn16_2,student=wrn16_1,method={_OWN}"}
+    with pytest.raises(UserError, match="the rows of fig6 are not methods"):
+        with_method(catalogue.ENTRIES["fig6"], "digits", _OWN)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("my_package.boundary:SPEK", r"my_package\.boundary holds no 'SPEK' \(did you mean 'SPEC'\?\)"),
+        ("my_package.nothing:SPEC", "cannot import 'my_package.nothing'"),
+        ("my_package.boundary:margin", "is a function, not a cudfkd_jax.methods.base.MethodSpec"),
+        ("boundary", r"unknown method 'boundary'.*valid: cudfkd, dafl"),
+        ("test_own_method:TAKEN", "has the name 'cudfkd'"),
+        ("test_own_method:SECTION", "has the name 'data'"),
+    ],
+)
+def test_what_is_no_method_is_refused(name, text):
+    with pytest.raises(UserError, match=text):
+        loading.load(f"{tiny.__file__}:method={name}")
+
+
+def _noise(context) -> Method:
+    """Returns a method that has no state, no synthesis and no metrics: the student sees uniform noise."""
+
+    def sample(aux, teacher, key, axis):
+        return axis.shard(jax.random.uniform(key, (context.distill.batch_size, *context.data.image_shape)))
+
+    def student_loss(student, teacher, aux, step, axis) -> tuple[jax.Array, Metrics]:
+        return jnp.mean((student.value - teacher.value) ** 2), {}
+
+    def preview(aux, key, count):
+        return jax.random.uniform(key, (count, *context.data.image_shape))
+
+    return Method(lambda key: {}, lambda aux, *given: (aux, {}), sample, student_loss, preview)
+
+
+NOISE = MethodSpec(name="noise", label="Noise", build=_noise)
+TAKEN = MethodSpec(name="cudfkd", label="mine", build=_noise)
+SECTION = MethodSpec(name="data", label="mine", build=_noise)
+
+
+@pytest.mark.long
+def test_a_method_may_have_neither_state_nor_metrics(finished_run, tmp_path):
+    config = tiny.get_config("method=test_own_method:NOISE")
+    config.update_from_flattened_dict({"teacher.checkpoint": str(finished_run), "distill.epochs": 2})
+    stages.run(config, "distill", tmp_path / "run", say=lambda text: None)
+    assert (tmp_path / "run/report.html").exists()
+    record = json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[1])
+    assert "acc1" in record and "synthesis_loss" not in record
