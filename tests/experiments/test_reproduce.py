@@ -22,6 +22,7 @@ from cudfkd_jax.experiments.reproduce.entry import SCALES, Run, Setting
 from cudfkd_jax.experiments.reproduce.jobs import Job, Result, count, prepare
 from cudfkd_jax.experiments.reproduce.run import _described
 from cudfkd_jax.experiments.timing import Pace
+from cudfkd_jax.methods import METHODS
 from cudfkd_jax.objectives import losses
 from cudfkd_jax.runtime.errors import UserError
 
