@@ -73,7 +73,7 @@ def test_measures_and_prints_every_kind_of_work(monkeypatch):
     assert measured["finite"] and "(a step was not finite" not in table.table(measured)
     assert "\n(a step was not finite" in table.table(measured | {"finite": False})
     assert "busy" not in table.table(measured | {"load_before": 0.2})
-    assert "\n(the machine was busy before, load 1.5" in table.table(measured | {"load_before": 1.5})
+    assert "\n(the machine was busy, load 1.5" in table.table(measured | {"load_before": 1.5})
     start = measured["start"]
     parts = (start["imports_s"], start["set_up_s"], *start["first_steps_s"].values())
     assert start["to_first_step_s"] == pytest.approx(sum(parts))
@@ -89,10 +89,10 @@ def test_measures_and_prints_every_kind_of_work(monkeypatch):
 
     lines = table.table(measured).splitlines()
     assert lines[0] == "nets:TinyNet -> nets:TinyNet, cudfkd, batch 8, 8x8x1, float32"
-    assert lines[1] == "a round of 1 synthesis and 3 student steps, an epoch of 5 rounds"
+    assert lines[1] == "1 synthesis and 3 student steps per round, 5 rounds per epoch"
     of_peer = next(line for line in lines if line.startswith("torch, plain "))
     assert of_peer.split()[2:6] == ["1,500.0", "500.0", "3,000.0", "8"]
-    assert lines[-2:] == ["torch, plain: as it is", "no compiled one: no compiler"]
+    assert lines[-2:] == ["torch, plain: as it is", "no compiled round: no compiler"]
     shown = {
         line[:18].strip(): line[18:].split()[0]
         for line in lines
@@ -252,8 +252,8 @@ def test_takes_turns_and_pairs_the_repeats():
     [
         ([], "no configuration; give one, e.g. --config=configs/digits.py"),
         (["--config=configs/digits.py", "--config.distill.temperature=-1"], r"distill\.temperature=-1\.0"),
-        (["--config=configs/digits.py", "--rounds=0"], "--rounds: '0' must be a whole number above 0"),
-        (["--config=configs/digits.py", "--devices=1,many"], "--devices: 'many' must be a whole number"),
+        (["--config=configs/digits.py", "--rounds=0"], "--rounds is '0'; expected a positive integer"),
+        (["--config=configs/digits.py", "--devices=1,many"], "--devices is 'many'; expected a positive integer"),
         (["--config=configs/digits.py", "--devices=1,64"], "devices=64 but only"),
         (["--config=configs/digits.py", "--peer=tosch"], r"unknown --peer 'tosch' \(did you mean 'torch'\?\)"),
     ],
