@@ -52,7 +52,7 @@ def test_what_has_its_result_is_not_done_again(tmp_path, capsys):
     step = Step(run, lambda result: f"figure {result['figure']}", 0)
     command._do(_session(tmp_path), "step", step)
     command._do(_session(tmp_path), "step", step)
-    assert len(done) == 1 and "there already" in capsys.readouterr().out
+    assert len(done) == 1 and "already complete" in capsys.readouterr().out
     command._do(_session(tmp_path, key="another commit | card"), "step", step)
     results = json.loads((tmp_path / "out/results.json").read_text())
     assert [result["step"]["figure"] for result in results.values()] == [1, 2]
@@ -76,7 +76,7 @@ def test_a_step_that_fails_says_why_and_the_next_one_begins(tmp_path, capsys):
 def test_a_step_is_not_begun_without_the_time_for_it(tmp_path, capsys):
     session = _session(tmp_path, minutes=1.0, smoke=False)
     command._do(session, "step", Step(lambda s: pytest.fail("begun"), str, 90))
-    assert "step: not begun, " in capsys.readouterr().out
+    assert "step: skipped, " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("pair", [sizes.FLAGSHIP, sizes.TABLE_V, sizes.pair(sizes.FLAGSHIP, smoke=True)])
