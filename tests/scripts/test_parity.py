@@ -123,6 +123,6 @@ def test_a_folder_without_the_release_is_refused_in_a_line(tmp_path):
     )
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == (
-        f"check_parity: RELEASE={tmp_path} has no datafree_kd.py; give a checkout of ljrprocc/DataFree"
+        f"check_parity: RELEASE={tmp_path} has no datafree_kd.py; expected a checkout of ljrprocc/DataFree"
     )
     assert not (tmp_path / "out").exists()
