@@ -255,7 +255,7 @@ def test_what_this_machine_lacks_is_told_before_anything_is_begun(tmp_path):
         (["--set=method=dafl,dfq"], "choose a method after the colon"),
         ([f"--set={_LAMBDA}=2", "--seeds=0,0"], "--seeds names 0 twice"),
         ([f"--set={_LAMBDA}=2", "--jobs=x"], "--jobs=x must be at least 1"),
-        ([f"--set={_LAMBDA}=2", "--workdir="], "--workdir= names no folder"),
+        ([f"--set={_LAMBDA}=2", "--workdir="], "--workdir is empty; expected a folder"),
         ([f"--set={_LAMBDA}=2", "stray"], "unexpected argument 'stray'"),
         ([f"--set={_LAMBDA}=2", "--config=nowhere.py"], "no configuration file 'nowhere.py'"),
         ([f"--set={_LAMBDA}=2", "--workdir=taken"], "is a file; name a folder"),
