@@ -1,4 +1,4 @@
-"""A run fitted into a budget passes through the same schedules in less time."""
+"""Tests that a run fitted into a time budget reaches the same values of its schedules."""
 
 import math
 
@@ -34,7 +34,7 @@ def test_the_fitted_run_fills_the_time_and_no_more(seconds, epoch_s):
 def test_the_schedules_pass_through_the_same_values(share):
     whole, fitted = loading.load(_FILE), loading.load(_FILE)
     assert budget.fit(fitted, share * 250, Pace(0.0, 1.0)) == pytest.approx(share, rel=0.01)
-    coarse = 1.5 * fitted.curriculum.alpha  # α_adv moves after whole epochs, of which there are fewer
+    coarse = 1.5 * fitted.curriculum.alpha  # α_adv changes after whole epochs, which are fewer
     for schedule, tolerance in ((methods.lambda_t, 0.01), (methods.alpha_adv, coarse)):
         for part in (0.1, 0.4, 0.6, 0.8, 0.999):
             expected, found = (

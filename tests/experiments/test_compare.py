@@ -1,4 +1,4 @@
-"""Several methods and seeds in one table."""
+"""Tests of the comparison of methods and seeds in one table."""
 
 import csv
 import importlib.util
@@ -120,7 +120,7 @@ def test_wrong_input_is_one_line_and_writes_nothing(arguments, text, tmp_path, c
 
 
 def _package(folder):
-    """The folder of a package in whose place programs of a test stand for runs."""
+    """Returns the folder of an empty package, whose programs replace real runs."""
     program = folder / "cudfkd_jax" / "experiments"
     program.mkdir(parents=True)
     for place in (program, program.parent):
@@ -129,7 +129,7 @@ def _package(folder):
 
 
 def test_runs_that_fail_do_not_stop_the_others(tmp_path, monkeypatch):
-    """Each run is a command of its own; what it said last is the reason that is given."""
+    """Checks that the reported reason is the last line of the run's own process."""
     program = _package(tmp_path)
     (program / "child.py").write_text(
         "import json, pathlib, sys\n"
@@ -154,7 +154,7 @@ def test_runs_that_fail_do_not_stop_the_others(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_the_command_alone_stops_its_runs(tmp_path, monkeypatch, number):
-    """They get no signal of it; they see that what they are held by has let go, and it waits for them."""
+    """The runs get no signal; they see their stdin close, and the command waits for them."""
     program = _package(tmp_path)
     (program / "child.py").write_text(
         "import pathlib, sys, time\n"
@@ -185,7 +185,7 @@ def test_a_signal_to_the_command_alone_stops_its_runs(tmp_path, monkeypatch, num
 
 @pytest.mark.long
 def test_two_methods_side_by_side(tmp_path, capsys):
-    """For real: one teacher, two students, a table; and again, when everything is there already."""
+    """Runs a real comparison of one teacher and two students, then reruns it when all results exist."""
     arguments = [f"--config={_TINY}", "--methods=cudfkd,dafl", "--seeds=3", f"--workdir={tmp_path}"]
     arguments += ["--config.distill.epochs=1", "--config.evaluation.stability_from=1"]
     assert _script("compare").main(arguments) == 0

@@ -1,4 +1,4 @@
-"""Sweeps: which runs they are, what they come to, and what is refused before anything is begun."""
+"""Tests of sweeps: their runs, their results, and the input refused before any run starts."""
 
 import csv
 import importlib.util
@@ -18,7 +18,7 @@ from cudfkd_jax.runtime.errors import UserError
 _ROOT = Path(__file__).parents[2]
 _TINY = str(_ROOT / "tests/support/tiny.py")
 _LAMBDA, _BEGIN, _END = "curriculum.lambda_0", "curriculum.k_begin", "curriculum.k_end"
-# In the place of the command line: leaves what a run would, and fails where the setting asks for it.
+# Replaces the command line: writes a run's files, or fails if the setting says so.
 _PROGRAM = """\
 import json, pathlib, sys
 given = dict(a.removeprefix("--").partition("=")[::2] for a in sys.argv[1:])
@@ -65,7 +65,7 @@ def _outcome(place, **student):
     return Outcome(Job(place, Path("cells", place), ()), summary if student else None, "" if student else "broken")
 
 
-# Which runs
+# Runs of a sweep
 
 
 def test_every_combination_and_seed_is_a_run_with_one_teacher():
@@ -120,7 +120,7 @@ def test_commas_in_parentheses_belong_to_a_value():
     assert len(_checked("data.mean=(0.1,),(0.2,)")) == 2
 
 
-# What they come to
+# Results
 
 
 @pytest.mark.parametrize("seeds", [(0,), (0, 1)])
@@ -168,7 +168,7 @@ def test_without_images_the_agreement_on_synthetic_ones_is_drawn(tmp_path):
 
 @pytest.fixture
 def fake_runs(tmp_path, monkeypatch):
-    """Runs that take no time; the folder of a sweep."""
+    """Replaces runs by instant ones and returns the folder of a sweep."""
     program = tmp_path / "program/cudfkd_jax/experiments"
     program.mkdir(parents=True)
     for place in (program, program.parent):
@@ -225,7 +225,7 @@ def test_a_sweep_for_real(tmp_path, finished_run, capsys):
 
 
 def test_what_this_machine_lacks_is_told_before_anything_is_begun(tmp_path):
-    """In a process of its own; here devices, then images."""
+    """Checks in a separate process that missing devices, then missing images, are reported."""
     for setting, text in (("devices=99", "devices=99 but only"), ("data.source=none", "has no images to train")):
         planned = _checked(f"{_LAMBDA}=2,2.5", overrides=[f"--config.{setting}"], folder=tmp_path)
         with pytest.raises(UserError, match=text):
@@ -233,7 +233,7 @@ def test_what_this_machine_lacks_is_told_before_anything_is_begun(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-# What is refused
+# Refused input
 
 
 @pytest.mark.parametrize(
