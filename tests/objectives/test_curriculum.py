@@ -1,4 +1,4 @@
-"""Self-paced weights, their objective and the schedules, against hand-computed values and SciPy."""
+"""Tests of self-paced weights, their objective and schedules, against hand-computed values and SciPy."""
 
 import functools
 import math
@@ -18,12 +18,12 @@ from cudfkd_jax.runtime.errors import UserError
 STRATEGIES = curriculum.STRATEGIES
 examples = functools.partial(hypothesis.settings, deadline=None, derandomize=True)
 lams = st.floats(0.05, 30.0)
-# Subnormal numbers, which XLA flushes to 0, are no losses.
+# XLA flushes subnormal numbers to 0, so losses exclude them.
 losses_of_size_8 = st.lists(st.floats(0.0, 60.0, allow_subnormal=False), min_size=8, max_size=8)
 
 
 def literal_v(strategy: str, loss: float, lam: float) -> float:
-    """The formulas of §V-E as printed."""
+    """Computes the formulas of §V-E as printed."""
     return {
         "none": 1.0,
         "hard": float(loss < lam),
@@ -80,7 +80,7 @@ def test_weights_lie_in_0_1_and_fall_with_the_loss(strategy, losses, lam):
 @examples(max_examples=60)
 @hypothesis.given(losses=losses_of_size_8, lam=lams)
 def test_weights_minimise_the_spl_objective(strategy, losses, lam):
-    """min over v in [0, 1] of v·L + g(λ, v), Eq. 1, by exhaustion of a fine grid."""
+    """Minimises v·L + g(λ, v), Eq. 1, over a fine grid of v in [0, 1]."""
     grid = np.linspace(0.0, 1.0, 2001)
     L = np.asarray(losses)
     with jax.enable_x64(True):
@@ -90,7 +90,7 @@ def test_weights_minimise_the_spl_objective(strategy, losses, lam):
     v = np.asarray(v)
     on_grid = grid * L[:, None] + g_of_grid
     assert np.all(v * L + g_of_v <= on_grid.min(-1) + 1e-12 * (1 + lam + L))
-    if strategy != "hard":  # strictly convex in v: the minimiser is one point
+    if strategy != "hard":  # strictly convex in v, so the minimiser is unique
         assert np.all(np.abs(grid[on_grid.argmin(-1)] - v) <= 1 / 2000)
 
 
@@ -121,7 +121,7 @@ def test_derivative_of_the_latent_objective_is_the_weight(strategy, losses, lam)
 @examples(max_examples=60)
 @hypothesis.given(losses=losses_of_size_8, lam=lams)
 def test_majoriser_bounds_the_latent_objective_and_touches_it(strategy, losses, lam):
-    """Eq. 8 for all pairs of a loss and a reference."""
+    """Checks Eq. 8 for all pairs of a loss and a reference."""
     with jax.enable_x64(True):
         at, ref = jnp.meshgrid(jnp.asarray(losses), jnp.asarray(losses))
         F = np.asarray(curriculum.latent_objective(strategy, at, lam))
