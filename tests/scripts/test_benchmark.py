@@ -1,4 +1,4 @@
-"""The benchmark script runs a tiny distillation; its figures fit together and are those of independent counts."""
+"""Tests of the benchmark: a tiny distillation, whose figures are consistent and match independent counts."""
 
 import json
 import os
@@ -82,7 +82,7 @@ def test_measures_and_prints_every_kind_of_work(monkeypatch):
 
     assert measured["rounds_s"][0] != measured["rounds_s"][1]
     peer = measured["peers"]["rounds"]["torch, plain"]
-    assert peer["rounds_s"] == [3.0, 3.0]  # without the round to warm up
+    assert peer["rounds_s"] == [3.0, 3.0]  # without the warm-up round
     ratios = [3 / seconds for seconds in measured["rounds_s"]]
     assert peer["round_over_ours"]["median"] == pytest.approx(sum(ratios) / 2)
     assert peer["round_over_ours"]["most"] == pytest.approx(max(ratios))
@@ -134,7 +134,7 @@ def test_flags_are_compared_with_none(monkeypatch, capsys):
 
 @pytest.mark.long
 def test_the_scan_begins_where_an_epoch_does():
-    """Also after single steps, which leave the counters inside a round, from where Python would drive the rest."""
+    """Checks this after single steps too, which leave the counters inside a round."""
     config = _tiny_config()
     config.loop = "scan"
     config.distill.update(student_steps=2, rounds_per_epoch=2)
@@ -182,7 +182,7 @@ def test_scaling_is_beside_the_first():
 
 
 def test_operations_are_those_of_the_convolutions():
-    """Of WRN-16-1: two operations a multiply-add, on taps that lie in the image, and little beside them."""
+    """Counts WRN-16-1: two operations per multiply-add, on taps inside the image, and few others."""
 
     def taps(size, stride, kernel):
         reach = range(-(kernel // 2), kernel // 2 + 1)

@@ -1,4 +1,4 @@
-"""What a quarter of an hour on a GPU is spent on: the time, what is kept, and the figures."""
+"""Tests of the GPU session: its time limit, results and figures."""
 
 import io
 import json
@@ -75,7 +75,7 @@ def test_a_step_that_fails_says_why_and_the_next_one_begins(tmp_path, capsys):
 
 def test_a_step_is_not_begun_without_the_time_for_it(tmp_path, capsys):
     session = _session(tmp_path, minutes=1.0, smoke=False)
-    command._do(session, "step", Step(lambda s: pytest.fail("begun"), str, 90))
+    command._do(session, "step", Step(lambda s: pytest.fail("started"), str, 90))
     assert "step: skipped, " in capsys.readouterr().out
 
 
@@ -127,7 +127,7 @@ def test_gradients_are_compared_by_their_norms():
 
 def test_kernels_are_summed_by_kind_and_name():
     traced = [("sm90_xmma_fprop_1", 0, 4e6), ("loop_add_fusion_7", 4e6, 6e6), ("loop_add_fusion_9", 7e6, 8e6)]
-    summary = kernels.summarise(traced)  # of two rounds
+    summary = kernels.summarise(traced)  # over two rounds
     assert summary["kinds_ms"] == {"convolution, product": 2.0, "fusion": 1.5}
     assert summary["longest_ms"]["loop_add_fusion"] == 1.5
     assert summary["idle"] == pytest.approx(1 / 8) and summary["span_ms"] == 4.0

@@ -1,4 +1,4 @@
-"""The script of long runs: what it calls flat, and that it sees a run as it is."""
+"""Tests of the script for long runs: its limits and measurements."""
 
 import re
 from pathlib import Path
@@ -14,7 +14,7 @@ _TINY = Path(__file__).parents[1] / "support" / "tiny.py"
 
 
 def _noted(**changed):
-    """Forty epochs, slow and small at first; `changed` gives values as functions of the epoch."""
+    """Returns forty epochs, slow and small at first; `changed` gives values as functions of the epoch."""
     made = []
     for epoch in range(1, 41):
         warm = {"seconds": 1.0, "resident_mib": 500.0} if epoch > 4 else {"seconds": 9.0, "resident_mib": 300.0}
@@ -29,7 +29,7 @@ def _noted(**changed):
         ({}, None),
         ({"resident_mib": lambda epoch: 500 + epoch}, None),
         ({"resident_mib": lambda epoch: 500 + 4 * epoch}, "the process grew by 128 MiB; expected 64 MiB at most"),
-        ({"resident_mib": lambda epoch: 500 + 4000 * (epoch == 40)}, None),  # a median is not moved by one
+        ({"resident_mib": lambda epoch: 500 + 4000 * (epoch == 40)}, None),  # one outlier does not change a median
         ({"arrays_mib": lambda epoch: 2 + epoch / 1024}, "JAX arrays grew from 2.007 to 2.038 MiB"),
         ({"seconds": lambda epoch: 1 + epoch / 1000}, None),
         ({"seconds": lambda epoch: 1 + epoch / 100}, r"seconds per epoch changed from 1.07 to 1.39, \+30 %"),
@@ -69,6 +69,6 @@ def test_a_short_run(tmp_path, capsys):
     assert said[-1].startswith("20 epochs: memory and speed constant")
     table = [line.split() for line in said[-11:-1]]
     assert [row[0] for row in table] == [str(n) for n in range(2, 21, 2)]
-    assert [row[-2] for row in table] == ["1"] + ["2"] * 9  # counted before the epoch's own is written
+    assert [row[-2] for row in table] == ["1"] + ["2"] * 9  # counted before the epoch's own checkpoint
     assert len({row[3] for row in table}) == 1  # arrays
     assert len((tmp_path / "run/metrics.jsonl").read_text().splitlines()) == 20

@@ -1,4 +1,4 @@
-"""The comparison with the released code: its verdicts, and how it feeds and reads PyTorch functions."""
+"""Tests of the comparison with the released code: its verdicts, draws and traces of PyTorch functions."""
 
 import subprocess
 import sys
@@ -90,7 +90,7 @@ def _counted(limit):
     total = torch.zeros(())
     for step in range(limit):
         doubled = 2 * step
-        total += doubled  # what is read before this line
+        total += doubled  # variables are read before this line
     return total
 
 
