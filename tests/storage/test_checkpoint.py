@@ -1,4 +1,4 @@
-"""Run states on disk: what was saved comes back bit for bit, and nothing else ever does."""
+"""Tests of checkpoints: a saved state is restored bit for bit, and damaged ones never are."""
 
 import json
 import shutil
@@ -19,7 +19,7 @@ from cudfkd_jax.storage import checkpoint
 
 
 def _state(value: float = 1.0):
-    """All that a run's state is made of: a train state, a typed key, counters, a flag and empty trees."""
+    """All parts of a run's state: a train state, a typed key, counters, a flag and empty trees."""
     variables = {"params": {"w": jnp.linspace(0, value, 7), "none": {}}}
     return {
         "student": TrainState.create(variables, sgd(lambda step: 0.1, momentum=0.9, weight_decay=1e-4)),
@@ -66,7 +66,7 @@ def test_a_state_comes_back_bit_for_bit(tmp_path):
         restored, damaged = checkpoint.restore_newest(tmp_path / "checkpoints", like)
         _assert_same(restored, state)
         assert damaged == []
-    # The key is a key: it draws the same numbers.
+    # The key is typed and draws the same numbers.
     assert jax.random.normal(restored["key"]) == jax.random.normal(state["key"])
 
 
@@ -104,7 +104,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path, how):
     restored, damaged = checkpoint.restore_newest(tmp_path, _state())
     _assert_same(restored, _state(1))
     assert damaged == [tmp_path / "000000002"]
-    # The run comes to the same step again and then has both.
+    # The run reaches the same step again and then has both.
     checkpoint.save(tmp_path, 2, _state(2), keep=2)
     restored, damaged = checkpoint.restore_newest(tmp_path, _state())
     _assert_same(restored, _state(2))
@@ -149,7 +149,7 @@ def test_a_save_before_a_damaged_checkpoint_is_the_one_that_stays(tmp_path, keep
     checkpoint.save(tmp_path, 1, _state(1), keep=2)
     checkpoint.save(tmp_path, 9, _state(9), keep=2)
     _damage(tmp_path / "000000009", "flipped byte")
-    checkpoint.save(tmp_path, 5, _state(5), keep=keep)  # the run went on from step 1 and stopped at 5
+    checkpoint.save(tmp_path, 5, _state(5), keep=keep)  # the run resumed from step 1 and stopped at 5
     restored, damaged = checkpoint.restore_newest(tmp_path, _state())
     _assert_same(restored, _state(5))
     assert damaged == []

@@ -1,4 +1,4 @@
-"""metrics.jsonl: what survives a crash, and what a run that goes on finds there."""
+"""Tests of metrics.jsonl: the records after a crash, and those of a resumed run."""
 
 import json
 import math
