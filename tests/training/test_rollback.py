@@ -1,4 +1,4 @@
-"""Numbers that are not finite: a run stops, or goes back to its newest checkpoint with another random key."""
+"""Tests of non-finite steps: the run stops, or rolls back to its newest checkpoint with another random key."""
 
 import json
 
@@ -30,7 +30,7 @@ def _init():
 
 
 class _Run(Callback):
-    """Steps that add up random numbers; step `bad` fails until the run has gone back `times` times."""
+    """Steps that sum random numbers; step `bad` fails until the run has rolled back `times` times."""
 
     whole_epochs = False
 
@@ -92,7 +92,7 @@ def test_a_run_goes_back_to_its_newest_checkpoint_with_another_key(tmp_path, cap
     run = _Run(bad=10, times=1)  # in the third epoch
     state, history = run(tmp_path / "run", "rollback")
     assert [record["epoch"] for record in history] == [1, 2, 3, 4] == run.epochs and run.restored == [0, 2]
-    assert _losses(history)[:2] == _losses(undisturbed)[:2]  # what the checkpoint has stays
+    assert _losses(history)[:2] == _losses(undisturbed)[:2]  # the checkpoint's epochs are unchanged
     assert all(a != b for a, b in zip(_losses(history)[2:], _losses(undisturbed)[2:], strict=True))
     assert [record.get("rollbacks") for record in history] == [None, None, 1, 1]
     assert np.isclose(float(state.student["sum"]), _STEPS * sum(_losses(history)), rtol=1e-5)
@@ -105,7 +105,7 @@ def test_a_run_goes_back_to_its_newest_checkpoint_with_another_key(tmp_path, cap
 def test_epochs_that_no_checkpoint_has_are_undone(tmp_path):
     run = _Run(bad=10, times=1)
     _, history = run(tmp_path, "rollback", checkpoint_seconds=1e6)
-    assert run.epochs == [1, 2, 1, 2, 3, 4]  # the end is always saved, and nothing was before
+    assert run.epochs == [1, 2, 1, 2, 3, 4]  # only the final state is saved
     assert [record["epoch"] for record in history] == [1, 2, 3, 4]
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 4
 
@@ -122,7 +122,7 @@ def test_a_run_goes_back_three_times_at_most(tmp_path):
     ):
         run(tmp_path, "rollback")
     assert run.restored == [0, 2, 2, 2]
-    state, history = _Run(bad=-1, times=0)(tmp_path, "rollback")  # mended, it goes on
+    state, history = _Run(bad=-1, times=0)(tmp_path, "rollback")  # without the fault, the run resumes
     assert len(history) == _EPOCHS and int(state.rollbacks) == 0
 
 
