@@ -315,7 +315,7 @@ def _images(folder, *classes):
             Image.fromarray(np.zeros((8, 8), np.uint8)).save(folder / split / label / "0.png")
 
 
-def test_data_that_cannot_be_had(place, refused):
+def test_unavailable_data(place, refused):
     def error(source, folder, classes=2):
         return refused(
             *(f"--config={TINY}", f"--config.data.source={source}", f"--config.data.dir={folder}"),
@@ -479,7 +479,7 @@ def test_ctrl_c_while_jax_compiles_does_not_crash():
 
 
 @pytest.mark.long
-def test_a_stopped_run_goes_on_to_the_same_end(finished_run, place):
+def test_a_stopped_run_reaches_the_same_results(finished_run, place):
     """Interrupts with Ctrl-C, reruns until SIGTERM, reruns to the end, and compares with an uninterrupted run."""
     arguments = [f"--config={TINY}", f"--config.teacher.checkpoint={finished_run}", "--workdir=run"]
     saved = []

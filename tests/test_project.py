@@ -115,7 +115,7 @@ def test_everything_imports_where_tensorflow_and_torch_cannot():
     assert done.returncode == 0, done.stderr
 
 
-def test_files_are_where_people_look_for_them():
+def test_files_are_in_their_usual_places():
     paths = (
         *("Makefile", "README.md", "CHANGELOG.md", "LICENSE", "pyproject.toml", ".pre-commit-config.yaml"),
         *(".ci/run", "cudfkd_jax/main.py", "configs/digits.py", "scripts/benchmark.py", "tests"),

@@ -49,7 +49,7 @@ def _of_main(command: str) -> list[str] | None:
     return words[3:] if words[:3] == ["python", "-m", "cudfkd_jax.main"] else None
 
 
-def test_shows_the_commands_that_people_need():
+def test_shows_the_necessary_commands():
     assert {"make demo", "make test"} <= set(_COMMANDS)
     for start in ("--config=configs/digits.py", "--config=configs/cifar10.py:teacher=", "--stage=evaluate"):
         assert any(start in command for command in _COMMANDS if _of_main(command))
@@ -178,7 +178,7 @@ def test_named_settings_exist():
     assert keys <= known.keys()
 
 
-def test_table_is_what_the_committed_run_said():
+def test_table_matches_the_committed_run():
     run = json.loads((_ROOT / "results" / "digits" / "summary.json").read_text(encoding="utf-8"))
     assert summary.describe(run) + "\n" in _blocks("text")
     student, teacher = run["student"], run["teacher"]
@@ -236,7 +236,7 @@ def test_program_gives_logits_of_a_saved_student(tmp_path, monkeypatch):
 
 
 @pytest.mark.long
-def test_a_network_of_ones_own_is_trained_and_distilled_from_python(tmp_path, monkeypatch, capsys):
+def test_a_user_network_is_trained_and_distilled_from_python(tmp_path, monkeypatch, capsys):
     """Runs the two programs and the command of "Use your own teacher" on a smaller configuration."""
     module, program, _ = _blocks("python")
     (command,) = (command for command in _COMMANDS if "my_nets:Teacher" in command)

@@ -80,7 +80,7 @@ def test_no_source_runs_what_it_reads():
         *("np.load(p, allow_pickle=True)", "subprocess.run(x, shell=True)", "read_array(f, allow_pickle=True)"),
     ],
 )
-def test_what_would_is_found(text):
+def test_code_that_would_is_found(text):
     assert _faults("cudfkd_jax/new.py", text)
 
 

@@ -58,7 +58,7 @@ def test_images_of_a_batch_keep_their_own_pixels():
     assert len(set(chosen(images, np.asarray(augmented), 1, True))) > 5
 
 
-def test_same_key_same_images_another_key_others():
+def test_key_determines_the_images():
     images = jax.random.uniform(jax.random.key(0), (16, 8, 8, 3))
     first = random_crop_flip(jax.random.key(1), images, padding=2, flip=True)
     again = random_crop_flip(jax.random.key(1), images, padding=2, flip=True)
@@ -67,7 +67,7 @@ def test_same_key_same_images_another_key_others():
     assert not np.array_equal(first, other)
 
 
-def test_nothing_asked_nothing_done():
+def test_disabled_augmentation_is_the_identity():
     images = jax.random.uniform(jax.random.key(0), (4, 8, 8, 3))
     np.testing.assert_array_equal(random_crop_flip(jax.random.key(1), images, padding=0, flip=False), images)
 
@@ -103,7 +103,7 @@ def test_resized_crop_is_the_box_alone_interpolated_along_both_axes():
         np.testing.assert_allclose(result, enlarged(enlarged(box, 0, 7), 1, 9), atol=1e-5)
 
 
-def test_boxes_have_the_areas_aspect_ratios_and_places_asked_for():
+def test_boxes_have_the_configured_areas_aspect_ratios_and_places():
     """Compares with individual draws, on images large enough that rounding hardly matters."""
     size, batch = 64, 4000
     top, left, height, width = boxes(jax.random.key(0), batch, size, size).T

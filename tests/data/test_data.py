@@ -80,7 +80,7 @@ def test_digits_are_scaled_and_resized_bilinearly():
     assert np.abs(doubled - small).max() <= 1  # Pillow rounds after each direction
 
 
-def test_only_the_asked_split_comes_back():
+def test_only_the_requested_split_is_returned():
     assert set(digits(splits=("test",)).splits) == {"test"}
 
 
@@ -181,7 +181,7 @@ def test_npz_object_arrays_are_never_unpickled(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"not a zip", b"PK\x03\x04 nor this"])
-def test_npz_that_is_none(tmp_path, content):
+def test_npz_invalid_file(tmp_path, content):
     (tmp_path / "mine.npz").write_bytes(content)
     with pytest.raises(UserError, match=r"mine\.npz is not an \.npz file"):
         load_npz(tmp_path)
@@ -320,7 +320,7 @@ def test_archive(tmp_path, layout):
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
-def test_archive_written_anew_by_python_3_or_in_fortran_order(tmp_path, order):
+def test_archive_rewritten_by_python_3_or_in_fortran_order(tmp_path, order):
     def dump(content):
         content = {key.decode(): value for key, value in content.items()}
         if "data" in content:

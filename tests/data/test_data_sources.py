@@ -295,7 +295,7 @@ def flip_a_pixel(content):
 
 
 @pytest.mark.parametrize("damage", [flip_a_pixel, lambda content: content[:-10], lambda _: b""])
-def test_damaged_cache_is_built_anew(root, cache, damage):
+def test_damaged_cache_is_rebuilt(root, cache, damage):
     expected = write_tree(root, per_class=8)
     load(root, ("test",))
     [file] = cache.iterdir()
@@ -386,7 +386,7 @@ def test_tfds_test_split_alone_opens_no_training_file(tfds_dir, tmp_path):
         load_tfds(directory, ("train",))
 
 
-def test_tfds_tfrecord_is_refused_with_the_command_that_prepares_it_anew(tfds_dir, tmp_path):
+def test_tfds_tfrecord_is_refused_with_the_command_that_prepares_it_again(tfds_dir, tmp_path):
     directory = copy_with(
         tfds_dir, tmp_path / "tfds", lambda _, content: content.replace(b'"array_record"', b'"tfrecord"')
     )

@@ -115,7 +115,7 @@ def test_a_step_downhill_descends_and_one_uphill_does_not():
     assert up(state)["descended"] == 0 and up(state)["minimised"] == 0 and up(state)["majorised"] == 100
 
 
-def test_a_majoriser_that_is_none_is_found_out(monkeypatch):
+def test_an_invalid_majoriser_is_detected(monkeypatch):
     """Checks that Q with v* at the free point, as printed in Eq. 8, does not bound F from above."""
 
     def as_printed(strategy, losses, losses_ref, lam):

@@ -61,7 +61,7 @@ def _place(prepared, name, scale, **of):
 # Entries
 
 
-def test_every_table_and_figure_of_the_paper_is_there():
+def test_every_table_and_figure_of_the_paper_exists():
     numbered = [*(f"table{n}" for n in range(2, 6)), *(f"fig{n}" for n in range(2, 11))]
     assert list(catalogue.ENTRIES) == [*numbered, "eq8", "short"]  # `short` is not in the paper
     assert [*numbered, "eq8"] == _ON_DIGITS
@@ -92,7 +92,7 @@ def test_networks_and_epochs_are_those_that_the_runs_are_named_by(prepared):
         assert all(len(epochs) == 1 for epochs in by_block.values())  # the same for all methods
 
 
-def test_tables_have_the_papers_numbers_beside_them():
+def test_tables_contain_the_papers_numbers():
     for name in ("table2", "table3", "table4"):
         for scale, setting in catalogue.ENTRIES[name].scales.items():
             for run in setting.runs:
@@ -135,7 +135,7 @@ def test_figure_6_changes_the_strategy_alone(prepared):
         assert len(ramps) == 1 and len(set(*ramps)) > 1
 
 
-def test_what_entries_share_is_one_run(prepared):
+def test_entries_share_runs(prepared):
     """Checks that entries share a run even if they describe it differently."""
     base = _place(prepared, "table2", "digits", row="cudfkd", seed=0)
     for name, of in (
@@ -159,7 +159,7 @@ def test_what_entries_share_is_one_run(prepared):
     assert _place(prepared, "fig9", "cifar100", **released) == whole
 
 
-def test_documents_say_how_many_runs_there_are(prepared):
+def test_documents_state_the_number_of_runs(prepared):
     text = (_ROOT / "docs/reproducing.md").read_text(encoding="utf-8")
     for scale, heading in (("digits", "## On the digits"), ("cifar10_cpu", "## On CIFAR-10 within CPU hours")):
         section = text.partition(f"{heading}\n")[2].partition("\n## ")[0]
@@ -227,7 +227,7 @@ def _results(job, folder, lost=()):
 
 
 @pytest.mark.parametrize("name", _ON_DIGITS)
-def test_an_entry_is_written_with_everything_that_it_should_say(name, prepared, tmp_path):
+def test_an_entry_is_written_completely(name, prepared, tmp_path):
     job = prepared[name, "digits"]
     results = _results(job, tmp_path)
     text = page.write(job, "digits", results, tmp_path / name).read_text(encoding="utf-8")
@@ -246,7 +246,7 @@ def test_an_entry_is_written_with_everything_that_it_should_say(name, prepared, 
 
 
 @pytest.mark.parametrize("name", _ON_DIGITS)
-def test_an_entry_whose_runs_fail_says_so(name, prepared, tmp_path):
+def test_an_entry_names_its_failed_runs(name, prepared, tmp_path):
     job = prepared[name, "digits"]
     for lost in ([len(job.planned) - 1], range(len(job.planned))):
         text = page.write(job, "digits", _results(job, tmp_path, lost), tmp_path / name).read_text("utf-8")
@@ -260,7 +260,7 @@ def _table(text):
     return {row[0]: dict(zip(lines[0][1:], row[1:], strict=True)) for row in lines[2:end]}
 
 
-def test_ours_stand_beside_the_papers(prepared, tmp_path):
+def test_our_results_are_next_to_the_papers(prepared, tmp_path):
     job = prepared["table2", "digits"]
     text = page.write(job, "digits", _results(job, tmp_path), tmp_path).read_text(encoding="utf-8")
     table = _table(text)
@@ -290,7 +290,7 @@ def test_heat_map_of_figure_9_shows_each_value_at_its_place(prepared, tmp_path):
     assert all(f">{70.5 + place:.2f}<" in drawn for place in (0, 1, 2, 3, 5, 8)) and ">74.50<" not in drawn
 
 
-def test_figure_9_has_a_panel_a_pair_and_metric(prepared, tmp_path):
+def test_figure_9_has_a_panel_per_pair_and_metric(prepared, tmp_path):
     job = prepared["fig9", "cifar100"]
     page.write(job, "cifar100", _results(job, tmp_path), tmp_path)
     assert (tmp_path / "fig9.svg").read_text(encoding="utf-8").count("acc@1 last %") == 3
@@ -314,7 +314,7 @@ def test_estimate_adds_starts_and_epochs_and_measures_each_kind_once(prepared):
     assert len(coming) == len(seconds) == 29
 
 
-def test_estimate_goes_on_without_what_cannot_be_timed(prepared):
+def test_estimate_skips_runs_that_cannot_be_timed(prepared):
     said = []
     coming = estimate.parts(prepared["fig6", "digits"].planned)
     seconds = estimate.estimate(coming, said.append, lambda wanted, section: "out of memory")
@@ -356,7 +356,7 @@ def tiny_configs(tmp_path_factory):
 
 
 @pytest.mark.long
-def test_a_figure_for_real(tmp_path, tiny_configs, finished_run, monkeypatch, capsys):
+def test_a_real_figure(tmp_path, tiny_configs, finished_run, monkeypatch, capsys):
     """Runs the command to the picture, then reruns it when all results exist."""
     script = _script("reproduce")
     monkeypatch.setattr(script, "_CONFIGS", tiny_configs)

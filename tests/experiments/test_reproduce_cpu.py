@@ -157,7 +157,7 @@ def test_runs_with_other_settings_are_not_taken(tmp_path):
         assert jobs.count(job.planned) == (12, finished)
 
 
-def test_a_dry_run_says_how_long_it_takes_and_begins_nothing(tmp_path, monkeypatch, capsys):
+def test_a_dry_run_estimates_the_time_and_starts_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(plan, "check_surroundings", lambda planned: None)
     monkeypatch.setattr(estimate, "measure_elsewhere", lambda wanted, section: Pace(0.0, 60.0))
     monkeypatch.setattr(plan, "run", lambda *given, **options: pytest.fail("started"))

@@ -81,7 +81,7 @@ def test_every_combination_and_seed_is_a_run_with_one_teacher():
 
 
 @pytest.mark.parametrize("axis", ["teacher.epochs=2,3", "teacher.arch=wrn10_1,wrn16_1", "data.padding=0,1"])
-def test_settings_of_the_teacher_make_teachers_of_their_own(axis):
+def test_settings_of_the_teacher_need_separate_teachers(axis):
     planned = _checked(axis, seeds=(0, 1))
     assert len({p.teacher.folder for p in planned}) == 2 and len({p.cell.folder for p in planned}) == 4
 
@@ -93,7 +93,7 @@ def test_a_given_teacher_is_not_trained(finished_run):
     assert not {p.cell.folder for p in planned} & {p.cell.folder for p in trained}
 
 
-def test_a_folder_is_named_by_what_decides_the_result():
+def test_a_folder_is_named_by_the_settings_that_affect_results():
     def folder(*overrides, seed=1, stage="distill"):
         (planned,) = plan.plan([RunSpec("run", _TINY, overrides, seed, stage)], Path("nowhere"))
         return planned.cell.folder
@@ -180,7 +180,7 @@ def fake_runs(tmp_path, monkeypatch):
     return tmp_path / "sweep"
 
 
-def test_a_run_that_fails_is_told_and_the_rest_finished(fake_runs, capsys):
+def test_a_failed_run_is_reported_and_the_others_complete(fake_runs, capsys):
     arguments = [f"--config={_TINY}", f"--set={_LAMBDA}=2,3,4", "--seeds=0,3", f"--workdir={fake_runs}"]
     assert _script("sweep").main(arguments) == 1
     said = capsys.readouterr()
@@ -211,7 +211,7 @@ def test_default_workdir_tells_sweeps_apart():
 
 
 @pytest.mark.long
-def test_a_sweep_for_real(tmp_path, finished_run, capsys):
+def test_a_real_sweep(tmp_path, finished_run, capsys):
     arguments = [f"--config={_TINY}", f"--set={_LAMBDA}=2.5", f"--workdir={tmp_path}"]
     arguments += ["--config.distill.epochs=1", f"--config.teacher.checkpoint={finished_run}"]
     assert _script("sweep").main(arguments) == 0
@@ -224,7 +224,7 @@ def test_a_sweep_for_real(tmp_path, finished_run, capsys):
     assert {n: v for n, v in snapshot(tmp_path).items() if n in before} == before
 
 
-def test_what_this_machine_lacks_is_told_before_anything_is_begun(tmp_path):
+def test_missing_resources_are_reported_before_any_run(tmp_path):
     """Checks in a separate process that missing devices, then missing images, are reported."""
     for setting, text in (("devices=99", "devices=99 but only"), ("data.source=none", "has no images to train")):
         planned = _checked(f"{_LAMBDA}=2,2.5", overrides=[f"--config.{setting}"], folder=tmp_path)

@@ -237,7 +237,7 @@ def test_step_reports_the_terms_of_its_images(teacher, parts):
     assert int(state.aux.bank.filled) == 2 and int(state.aux.bank.pushes) == 3
 
 
-def test_a_round_begins_anew_but_for_head_pool_and_bank(teacher, parts):
+def test_a_round_resets_all_but_head_pool_and_bank(teacher, parts):
     state = parts.finish(parts.synthesis(_state(), teacher), teacher)
     old = jax.device_get(state.aux)
     new = parts.begin(state, teacher).aux

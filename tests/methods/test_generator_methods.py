@@ -209,7 +209,7 @@ def test_objective_and_its_gradient_are_those_written_out_with_numpy(name):
     ],
     ids=["dafl", "dfq"],
 )
-def test_a_term_of_weight_0_is_left_out_and_asks_for_nothing(module, weights, terms, needs):
+def test_a_term_of_weight_0_is_omitted_with_its_inputs(module, weights, terms, needs):
     for left_out in (None, *weights):
         chosen = module.synthesis_terms(**{k: 0.0 if k == left_out else w for k, w in weights.items()})
         rest = {term.name: float(term.weight(0)) for term in chosen}
@@ -338,7 +338,7 @@ def _copy(state):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_two_rounds_and_from_any_of_their_steps_with_the_same_bits(name):
+def test_two_rounds_and_resuming_at_any_step_give_the_same_bits(name):
     teacher, state = teacher_variables(), initial_state(name)
     loop = make_epoch_function("python", EPOCH, local_devices(1), distillation_steps(problem(name)))
     whole = loop(_copy(state), teacher, progress=lambda _: False)

@@ -204,7 +204,7 @@ def test_the_pool_gets_the_iterate_with_the_least_loss_as_it_was_evaluated(teach
     assert int(aux.pool.pushes) == 2
 
 
-def test_a_round_begins_anew_and_leaves_the_pool():
+def test_a_round_resets_all_but_the_pool():
     made = method()
     state = rounds.initial_state(made)
     aux, _ = _synthesise(made, state)

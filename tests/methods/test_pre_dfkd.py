@@ -110,7 +110,7 @@ def _torch_layers(torch, variables):
 
 @pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize("spectral", [False, True])
-def test_generator_is_pytorchs(spectral, train):
+def test_generator_matches_pytorch(spectral, train):
     torch = pytest.importorskip("torch")
     generator = replay_nets.generator(spectral_norm=spectral)
     variables = _randomised(generator, (1, 6))
@@ -147,7 +147,7 @@ def test_generator_is_pytorchs(spectral, train):
 
 
 @pytest.mark.parametrize("train", [True, False])
-def test_encoder_is_pytorchs(train):
+def test_encoder_matches_pytorch(train):
     torch = pytest.importorskip("torch")
     encoder = Encoder(6, **CIFAR, width=3)
     variables = _randomised(encoder, (1, 16, 16, 3))
@@ -391,7 +391,7 @@ def test_student_minimises_l1_on_all_of_them(run, finished):
     assert _same(after.aux, finished.aux)
 
 
-def test_sizes_that_cannot_be_are_refused_in_one_line():
+def test_impossible_sizes_are_refused_in_one_line():
     for call, words in (
         (functools.partial(replay_nets.pre_method, batch_size=9), "batch_size=9"),
         (functools.partial(replay_nets.pre_method, rows=1), "1 replayed"),
@@ -410,7 +410,7 @@ def test_sizes_that_cannot_be_are_refused_in_one_line():
             replay_nets.pre_method(**size).finish(None, None, jax.random.key(0), 0, Axis("devices", 2))
 
 
-def test_two_rounds_and_going_on_from_any_step_with_the_same_bits(run):
+def test_two_rounds_and_resuming_at_any_step_with_the_same_bits(run):
     method, _, state = run
     (whole,) = replay_nets.run_epochs(method, state, 1, piecewise=False)
     assert not bool(whole.failed) and int(whole.step) == rounds.EPOCH.steps

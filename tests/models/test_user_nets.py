@@ -248,7 +248,7 @@ def _run(folder, *arguments):
 
 
 @pytest.mark.long
-def test_a_run_with_networks_of_the_users_own(tmp_path, capsys):
+def test_a_run_with_user_networks(tmp_path, capsys):
     """Trains, distils, evaluates and exports by import path, then distils again from an Orbax checkpoint."""
     own = ("--config.teacher.module=user_nets:Plain", "--config.student.module=user_nets:UseRunningAverage")
     first = tmp_path / "first"
@@ -295,7 +295,7 @@ def test_modules_that_are_no_classifiers_are_refused(module, text, finished_run,
     assert not (tmp_path / "run").exists()
 
 
-def test_pytorch_weights_do_not_fit_a_module_of_the_users_own(tmp_path, capsys):
+def test_pytorch_weights_do_not_fit_a_user_module(tmp_path, capsys):
     (tmp_path / "net.pth").write_bytes(b"anything")
     arguments = ("--config.teacher.module=user_nets:Plain", f"--config.teacher.checkpoint={tmp_path / 'net.pth'}")
     assert _run(tmp_path / "run", *arguments) == 2

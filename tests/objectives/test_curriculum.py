@@ -175,7 +175,7 @@ def test_float32_stays_float32_under_a_float64_lambda(strategy):
         assert curriculum.majoriser(strategy, losses, losses, lam).dtype == jnp.float32
 
 
-def test_one_weight_a_batch_takes_a_scalar_loss():
+def test_one_weight_per_batch_takes_a_scalar_loss():
     v = jax.jit(functools.partial(curriculum.spl_weights, "soft"))(jnp.float32(0.5), jnp.float32(2.0))
     assert v.shape == ()
     assert v == 0.75
@@ -269,7 +269,7 @@ def test_alpha_counts_whole_epochs_of_steps():
     np.testing.assert_array_equal(jax.jit(schedule)(steps), [0, 0, 1, 1, 2, 2, 2])
 
 
-def test_linear_alpha_is_not_thrown_by_the_rounding_of_a_fraction():
+def test_linear_alpha_is_robust_to_the_rounding_of_a_fraction():
     # 0.29 · 100 is 28.999999999999996 in floating point.
     settings = {"initial": 0.0, "slope": 1.0, "k_begin": 0.07, "k_end": 0.29, "epochs": 100}
     assert alpha_by_epoch("linear", **settings)[-1] == 22
@@ -317,7 +317,7 @@ def test_an_unknown_alpha_schedule_is_refused_with_the_valid_ones():
         alpha_by_epoch("cosine", initial=0.0, slope=1.0, k_begin=0.2, k_end=0.8, epochs=10)
 
 
-def test_learning_rate_falls_along_a_cosine_once_an_epoch():
+def test_learning_rate_follows_a_cosine_once_per_epoch():
     schedule = jax.jit(cosine_learning_rate(0.1, 250, 400))
     epochs = np.arange(251)
     expected = 0.05 * (1 + np.cos(np.pi * epochs / 250))

@@ -228,7 +228,7 @@ def test_text_from_files_is_escaped(tmp_path):
 # Incomplete or damaged runs
 
 
-def test_a_run_that_is_still_going(tmp_path):
+def test_a_run_in_progress(tmp_path):
     folder = _make_run(tmp_path / "going", epochs=3)
     observations.save_teacher(folder, {"arch": "resnet34", "parameters": 123456, "acc1": 95.5})
     assert "teacher, acc@1 95.50 %" in _report(folder).text  # measured before the first epoch
@@ -244,7 +244,7 @@ def test_a_run_of_hardly_an_epoch(tmp_path, epochs):
     assert ("No losses have been recorded yet." in page.text) == (epochs == 0)
 
 
-def test_a_line_that_was_cut_off(made):
+def test_a_truncated_line(made):
     path = made / "metrics.jsonl"
     path.write_text(path.read_text()[:-40])
     (made / "summary.json").unlink()
@@ -292,7 +292,7 @@ def test_a_summary_of_another_shape(made):
     assert "acc@1 %" in _report(made).text
 
 
-def test_a_run_that_goes_nowhere_is_warned_of(made):
+def test_a_run_without_progress_causes_a_warning(made):
     assert _report(made).tags.count("ul") == 0
     path = observations.path_of(made, 6)
     observation = json.loads(path.read_text())
@@ -328,7 +328,7 @@ def test_runs_are_compared(tmp_path, made):
 # The command line
 
 
-def test_command_writes_the_page_and_says_where(made, capsys):
+def test_command_writes_the_report_and_prints_its_path(made, capsys):
     assert main.main(["--stage=report", f"--workdir={made}"]) == 0
     assert capsys.readouterr().out == f"written: {made}/report.html\n"
 
@@ -400,7 +400,7 @@ def test_observations_are_those_of_an_independent_computation():
     assert synthetic["spread"] == pytest.approx(deviations.mean())
 
 
-def test_the_picture_by_class_has_a_row_a_class(tmp_path):
+def test_the_picture_by_class_has_a_row_per_class(tmp_path):
     images = np.linspace(0, 1, 6)[:, None, None, None] * np.ones((6, 4, 4, 1))
     logits = np.eye(3)[[2, 0, 2, 0, 0, 2]]
     observations.save_classes(tmp_path / "x.png", images, logits)

@@ -72,7 +72,7 @@ def test_test_images_only_measure(digits, tmp_path):
     assert json.loads((tmp_path / "run/summary.json").read_text()) == again.summary
 
 
-def test_a_workdir_goes_on_with_the_same_networks_only(tmp_path):
+def test_a_workdir_resumes_only_with_the_same_networks(tmp_path):
     cudfkd_jax.distill(**_arguments(workdir=tmp_path))
     for changes in ({"student": user_nets.NoMode()}, {"teacher": _teacher(user_nets.Training())}):
         with pytest.raises(UserError, match="holds a run of another configuration"):

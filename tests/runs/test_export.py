@@ -72,7 +72,7 @@ def _random_student(arch: str, image_shape=(8, 8, 1)) -> Trained:
 # Files
 
 
-def test_an_export_says_where_it_is_and_leaves_the_run_alone(run_copy, format_):
+def test_an_export_prints_its_path_and_leaves_the_run_unchanged(run_copy, format_):
     before = snapshot(run_copy)
     path = run_copy / "export" / format_
     assert _export(run_copy, format_) == f"written: {path / FILES[format_]}"
@@ -153,7 +153,7 @@ def test_stablehlo_of_every_family(arch, tmp_path):
 # Refusals
 
 
-def test_the_same_again_says_that_it_is_there(run_copy, format_):
+def test_exporting_again_reports_the_existing_export(run_copy, format_):
     _export(run_copy, format_)
     before = snapshot(run_copy)
     assert _export(run_copy, format_) == f"already there: {run_copy / 'export' / format_ / FILES[format_]}"

@@ -95,7 +95,7 @@ def test_a_finished_run_says_so_and_does_nothing(run_copy, tiny_config, stage, r
     assert recorded == []
 
 
-def test_a_finished_run_whose_page_was_not_written_gets_it(run_copy, tiny_config):
+def test_a_finished_run_without_its_report_gets_one(run_copy, tiny_config):
     page = run_copy / "report.html"
     (run_copy / "summary.json").touch()  # the page is older, from before the end of the run
     _run(tiny_config, "all", run_copy)
@@ -230,7 +230,7 @@ def test_a_run_of_other_settings_is_refused(run_copy, tiny_config, refused):
     assert "teacher.epochs is 1 there and 2 here" in refused(tiny_config, "teacher", run_copy)
 
 
-def test_a_run_goes_on_with_its_own_teacher_only(run_copy, tiny_config, refused):
+def test_a_run_resumes_only_with_its_teacher(run_copy, tiny_config, refused):
     _unfinish(run_copy)
     other = run_copy.with_name("other")
     net = weights.load_net(run_copy / "teacher" / "net")

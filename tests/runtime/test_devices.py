@@ -67,7 +67,7 @@ def test_bfloat16_on_several_devices_is_that_of_one(differences, kind, count):
 
 
 @pytest.mark.long
-def test_a_run_goes_on_with_another_number_of_devices(finished_run, tmp_path):
+def test_a_run_resumes_on_another_number_of_devices(finished_run, tmp_path):
     """Saves on one device, resumes on two, and then on one again."""
     command = [
         *(sys.executable, "-m", "cudfkd_jax.main", f"--config={Path(__file__).parents[1] / 'support/tiny.py'}"),

@@ -53,7 +53,7 @@ def test_other_errors_are_not(error):
 
 @pytest.mark.parametrize("method", ["cudfkd", "adi", "cmi", "mb_dfkd"])
 @pytest.mark.parametrize("part", ["teacher", "scratch", "kd", "distill"])
-def test_what_is_to_be_lowered_are_settings_of_the_run(method, part):
+def test_settings_to_lower_belong_to_the_run(method, part):
     config = tiny.get_config(f"method={method}")
     settings = build.memory_settings(config, part)
     assert f"{part}.batch_size" in settings and list(settings)[-1] == "evaluation.batch_size"
@@ -84,7 +84,9 @@ def ends(capsys):
         (distill, "distill", "distill", "distill"),
     ],
 )
-def test_any_part_says_what_to_lower(monkeypatch, finished_run, tmp_path, ends, module, name, stage, part):
+def test_every_part_names_the_settings_to_lower(
+    monkeypatch, finished_run, tmp_path, ends, module, name, stage, part
+):
     def exhausted(*args):
         raise _JAX("RESOURCE_EXHAUSTED: Out of memory allocating 64 bytes.")
 

@@ -186,7 +186,7 @@ def test_a_signal_to_one_process_saves_the_state_and_ends_all(other):
 
 
 @pytest.mark.long
-def test_the_first_process_alone_writes_and_talks(one, other):
+def test_only_the_first_process_writes_and_prints(one, other):
     """The second process gets a separate folder, which is never created (see `_run`)."""
     folder, runs, _ = other
 
@@ -203,7 +203,7 @@ def test_the_first_process_alone_writes_and_talks(one, other):
 
 
 @pytest.mark.long
-def test_a_run_says_nothing_of_where_it_took_place(other):
+def test_a_run_does_not_record_its_place(other):
     """So the run can be resumed anywhere and evaluated by a single process."""
     held = json.loads((other[0] / "config.json").read_text())
     assert not [key for key in (*held["config"], *held["results"]) if key.startswith("distributed")]
@@ -243,7 +243,7 @@ def test_an_error_of_one_process_is_one_line_and_ends_all(tmp_path, arguments, o
 
 
 @pytest.mark.long
-def test_methods_with_memories_come_to_the_same_state(tmp_path):
+def test_methods_with_memories_reach_the_same_state(tmp_path):
     """Compares in float64; memories and pools have the same shape for every number of processes."""
     address = _address()
     commands = [
@@ -285,7 +285,7 @@ def test_how_processes_find_each_other_is_checked_before_they_look(settings, tex
         validate.check_processes(config)
 
 
-def test_a_cluster_that_is_not_there_is_one_line(tmp_path):
+def test_an_unreachable_cluster_is_one_line(tmp_path):
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "OMPI"))}
     done = subprocess.run(
         [

@@ -234,7 +234,7 @@ def test_ceilings_are_rates_of_the_device():
     assert 1e8 < ceilings.stream_rate(device, 1 << 22) < 1e14
 
 
-def test_takes_turns_and_pairs_the_repeats():
+def test_alternates_and_pairs_the_repeats():
     seen = []
 
     def work(name, *seconds):
@@ -258,7 +258,7 @@ def test_takes_turns_and_pairs_the_repeats():
         (["--config=configs/digits.py", "--peer=tosch"], r"unknown --peer 'tosch' \(did you mean 'torch'\?\)"),
     ],
 )
-def test_says_in_one_line_what_is_wrong(arguments, message, monkeypatch, capsys):
+def test_wrong_input_is_one_line(arguments, message, monkeypatch, capsys):
     monkeypatch.chdir(_SCRIPT.parents[1])
     assert benchmark.main(arguments) == 2
     printed = capsys.readouterr()

@@ -13,7 +13,7 @@ from crashing.runs import TARGETS, Run
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(tmp_path, capfd):
+def test_a_repeatedly_killed_run_ends_with_the_same_bits(tmp_path, capfd):
     """Kills at any moment, during a save, during compilation, and after the summary."""
     status = main(["--targets=cudfkd", "--kills=4", "--signals=0", f"--workdir={tmp_path}"])
     said = capfd.readouterr().out

@@ -20,7 +20,7 @@ def _session(folder, **changes):
     return Session(out=folder / "out", scratch=folder / "scratch", carried=folder / "carried", **(given | changes))
 
 
-def test_a_child_that_takes_too_long_may_save_what_it_has(tmp_path):
+def test_a_child_over_its_time_may_save(tmp_path):
     session = _session(tmp_path)
     program = (
         "import signal, sys, time\n"
@@ -36,13 +36,13 @@ def test_a_child_that_takes_too_long_may_save_what_it_has(tmp_path):
     assert "    | saved" in (session.out / "log.txt").read_text()
 
 
-def test_output_may_go_to_a_file_of_its_own(tmp_path):
+def test_output_may_go_to_a_separate_file(tmp_path):
     session, out = _session(tmp_path), tmp_path / "out.json"
     child = session.call("child", "-c", "import sys; print('{}'); print('said', file=sys.stderr)", out=out)
     assert (out.read_text(), child.said()) == ("{}\n", "said")
 
 
-def test_what_has_its_result_is_not_done_again(tmp_path, capsys):
+def test_steps_with_a_result_are_skipped(tmp_path, capsys):
     done = []
 
     def run(session):
@@ -64,7 +64,7 @@ def test_results_that_were_carried_there_count(tmp_path):
     assert _session(tmp_path).result("speed") == {"ok": True}
 
 
-def test_a_step_that_fails_says_why_and_the_next_one_begins(tmp_path, capsys):
+def test_a_failed_step_reports_its_error_and_the_next_one_starts(tmp_path, capsys):
     def fail(session):
         raise StepFailedError("no teacher")
 
@@ -73,7 +73,7 @@ def test_a_step_that_fails_says_why_and_the_next_one_begins(tmp_path, capsys):
     assert "step: failed: no teacher" in capsys.readouterr().out and session.result("step") is None
 
 
-def test_a_step_is_not_begun_without_the_time_for_it(tmp_path, capsys):
+def test_a_step_without_enough_time_is_skipped(tmp_path, capsys):
     session = _session(tmp_path, minutes=1.0, smoke=False)
     command._do(session, "step", Step(lambda s: pytest.fail("started"), str, 90))
     assert "step: skipped, " in capsys.readouterr().out

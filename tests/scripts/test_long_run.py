@@ -38,7 +38,7 @@ def _noted(**changed):
         ({"lines": lambda epoch: epoch - (epoch == 9)}, "the record of epoch 9 was not on disk"),
     ],
 )
-def test_what_is_flat(changed, fault):
+def test_exceeded_limits_are_faults(changed, fault):
     found = long_run.faults(_noted(**changed), keep=2, mib=64, percent=10)
     assert len(found) == (fault is not None)
     assert not found or re.search(fault, found[0])

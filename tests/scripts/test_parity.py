@@ -114,7 +114,7 @@ def test_running_variance_is_that_of_flax_for_a_while():
     torch.testing.assert_close(layers[0].running_mean, layers[1].running_mean)
 
 
-def test_a_folder_without_the_release_is_refused_in_a_line(tmp_path):
+def test_a_folder_without_the_release_is_refused_in_one_line(tmp_path):
     done = subprocess.run(
         [sys.executable, _SCRIPT, f"--release={tmp_path}", f"--out={tmp_path / 'out'}"],
         capture_output=True,

@@ -148,7 +148,7 @@ def test_the_tuned_round_makes_no_gradients_that_nobody_uses():
 
 
 @pytest.mark.parametrize(("key", "value"), [("strategy", "soft"), ("granularity", "batch")])
-def test_refuses_what_it_does_not_compute(key, value):
+def test_refuses_unsupported_settings(key, value):
     config = _config("kl")
     config.curriculum[key] = value
     with pytest.raises(UserError, match=rf"--peer=torch does not support curriculum\.{key}='{value}'; expected '"):

@@ -59,7 +59,7 @@ def _damage(path, how):
         manifest.unlink()
 
 
-def test_a_state_comes_back_bit_for_bit(tmp_path):
+def test_a_state_is_restored_bit_for_bit(tmp_path):
     state = _state(3.0)
     checkpoint.save(tmp_path / "checkpoints", 7, state, keep=1)
     for like in (_state(), jax.eval_shape(_state)):
@@ -97,7 +97,7 @@ DAMAGES = ["flipped byte", "truncated file", "missing file", "added file", "miss
 
 
 @pytest.mark.parametrize("how", DAMAGES)
-def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path, how):
+def test_a_damaged_checkpoint_is_skipped_and_named(tmp_path, how):
     checkpoint.save(tmp_path, 1, _state(1), keep=2)
     checkpoint.save(tmp_path, 2, _state(2), keep=2)
     _damage(tmp_path / "000000002", how)
@@ -112,7 +112,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path, how):
 
 
 @pytest.mark.parametrize("how", DAMAGES)
-def test_where_all_are_damaged_there_is_an_error(tmp_path, how):
+def test_only_damaged_checkpoints_are_an_error(tmp_path, how):
     checkpoint.save(tmp_path, 1, _state(), keep=1)
     _damage(tmp_path / "000000001", how)
     before = snapshot(tmp_path)

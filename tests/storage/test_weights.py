@@ -42,7 +42,7 @@ def _describe(folder, **changes):
     (folder / DESCRIPTION).write_text(json.dumps({k: v for k, v in description.items() if v != "absent"}))
 
 
-def test_a_network_comes_back(tmp_path):
+def test_a_network_is_restored(tmp_path):
     weights.save_net(tmp_path, NET, _variables())
     trained = weights.load_net(tmp_path)
     assert trained.net == NET
@@ -184,7 +184,7 @@ def test_a_broken_description_is_an_error(tmp_path, content):
         {"sha256": "absent"},
     ],
 )
-def test_a_description_that_makes_no_sense_is_an_error(tmp_path, changes):
+def test_an_inconsistent_description_is_an_error(tmp_path, changes):
     weights.save_net(tmp_path, NET, _variables())
     _describe(tmp_path, **changes)
     with pytest.raises(UserError, match=f"{DESCRIPTION} is damaged"):

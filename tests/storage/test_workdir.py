@@ -43,7 +43,7 @@ def test_a_live_owner_is_named_and_nothing_is_touched(tmp_path, holder):
     assert snapshot(tmp_path) == before
 
 
-def test_the_lock_of_a_killed_owner_is_taken_over(tmp_path, holder):
+def test_a_killed_owner_releases_the_lock(tmp_path, holder):
     holder.kill()
     holder.wait()
     with workdir.lock(tmp_path / "run"):
@@ -78,7 +78,7 @@ def test_folders_that_cannot_be_made_are_refused(tmp_path, monkeypatch):
         workdir.check_writable(tmp_path / "a")
 
 
-def test_the_same_settings_go_on_and_others_are_listed(tmp_path):
+def test_the_same_settings_resume_and_others_are_listed(tmp_path):
     settings = {"seed": 0, "data.image_shape": (8, 8, 1), "a": 1.5, "teacher": None}
     workdir.check_config(tmp_path, settings)  # no configuration yet
     workdir.write_config(tmp_path, settings, settings)

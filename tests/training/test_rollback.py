@@ -86,7 +86,7 @@ def _losses(history):
     return [record["loss"] for record in history]
 
 
-def test_a_run_goes_back_to_its_newest_checkpoint_with_another_key(tmp_path, capfd):
+def test_a_run_rolls_back_to_its_newest_checkpoint_with_another_key(tmp_path, capfd):
     plain = _Run(bad=-1, times=0)
     _, undisturbed = plain(tmp_path / "plain", "rollback")
     run = _Run(bad=10, times=1)  # in the third epoch
@@ -110,12 +110,12 @@ def test_epochs_that_no_checkpoint_has_are_undone(tmp_path):
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 4
 
 
-def test_the_same_run_goes_back_to_the_same_bits(tmp_path):
+def test_a_rollback_is_reproducible(tmp_path):
     one, two = (_Run(bad=10, times=2)(tmp_path / name, "rollback")[0] for name in ("one", "two"))
     assert int(one.rollbacks) == 2 and float(one.student["sum"]) == float(two.student["sum"])
 
 
-def test_a_run_goes_back_three_times_at_most(tmp_path):
+def test_a_run_rolls_back_three_times_at_most(tmp_path):
     run = _Run(bad=10, times=100)
     with pytest.raises(
         RunFailedError, match=r"not finite \(loss nan\), after 3 rollbacks; start again with a lower"
@@ -134,7 +134,7 @@ def test_a_run_that_stops_saves_the_state_before_and_can_go_on_with_another_key(
     assert run.restored == [2, 2] and len(history) == _EPOCHS and int(state.rollbacks) == 1
 
 
-def test_another_word_is_refused(tmp_path, tiny_config):
+def test_an_unknown_on_nan_is_refused(tmp_path, tiny_config):
     tiny_config.on_nan = "retry"
     with pytest.raises(UserError, match="unknown on_nan 'retry'; valid: stop, rollback"):
         stages.run(tiny_config, "all", tmp_path / "run")

@@ -269,7 +269,7 @@ def test_both_loops_agree(run, loops):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-3, atol=1e-4), a, b)
 
 
-def test_python_loop_goes_on_from_any_step_with_the_same_bits(run, loops):
+def test_python_loop_resumes_at_any_step_with_the_same_bits(run, loops):
     *_, teacher, state, _ = run
     whole = loops["python"](_copy(state), teacher, progress=lambda _: False)
     piecewise = _copy(state)

@@ -127,7 +127,7 @@ def test_the_methods_own_phases_are_kept():
         (functools.partial(replay_nets.mb_method, slots=0), "slots=0"),
     ],
 )
-def test_sizes_that_cannot_be_are_refused_in_one_line(call, words):
+def test_impossible_sizes_are_refused_in_one_line(call, words):
     with pytest.raises(UserError, match=words) as error:
         call()
     assert "\n" not in str(error.value)
@@ -238,7 +238,7 @@ def test_new_images_are_normalised_with_their_own_batch(run):
     assert shown.shape == (5, *nets.IMAGE_SHAPE) and not (shown[0] == images[0]).all()
 
 
-def test_two_epochs_fill_the_memory_and_go_on_from_any_step_with_the_same_bits(run):
+def test_two_epochs_fill_the_memory_and_resume_at_any_step_with_the_same_bits(run):
     method, _, state = run
     whole = replay_nets.run_epochs(method, state, 2, piecewise=False)
     assert [int(end.aux.ring.pushes) for end in whole] == [0, 1]  # stored at the start of the next epoch
