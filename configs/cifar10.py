@@ -3,10 +3,14 @@
     python -m cudfkd_jax.main --config=configs/cifar10.py --workdir=runs/c10
     python -m cudfkd_jax.main --config=configs/cifar10.py:teacher=wrn40_2,student=wrn16_2
 
-After the colon, separated by commas: `teacher=ARCH`, `student=ARCH`, `method=NAME`, `released` (behave as the
-authors' released code), `noisy` (the teacher's training ends at the first epoch with 94.07 % on the test images,
-the accuracy of the paper's noisy teacher, Figure 4) and `runlocal` (some minutes on a CPU, by default
-wrn16_2 → wrn16_1: short training, small batches; it shows that everything works, not what the method reaches).
+Arguments after the colon, separated by commas:
+
+teacher=ARCH, student=ARCH, method=NAME
+released  behaves like the authors' released code
+noisy     stops the teacher's training at the first epoch with 94.07 % on the test images, the accuracy of the
+          paper's noisy teacher (Figure 4)
+runlocal  minutes on a CPU, by default wrn16_2 → wrn16_1: short training and small batches, as a functional test;
+          accuracies are not representative
 
 Pair                     settings of         paper's acc@1 / agree@1
 resnet34 → resnet18      its own script      95.28 / 98.20   (the default)
@@ -15,13 +19,13 @@ wrn40_2  → wrn40_1       wrn40_2 → wrn16_1   93.18 / 95.27
 wrn40_2  → wrn16_2       wrn40_2 → wrn16_1   92.94 / 95.15
 vgg11    → resnet18      resnet34 → resnet18 91.61 / 96.00
 
-The paper's run of the default took 5.48 h on one RTX 3090 at batch 256. `runlocal` takes 6 to
-10 minutes on 2 CPU cores: a WRN-16-2 of some 62 % after its one epoch, and a WRN-16-1 near 20 % after 240 steps.
+The paper's run of the default took 5.48 h on one RTX 3090 at batch 256. `runlocal` takes 6 to 10 minutes on 2 CPU
+cores: the WRN-16-2 reaches about 62 % after its one epoch, and the WRN-16-1 about 20 % after 240 steps.
 """
 
 from cudfkd_jax import defaults
 
-# Of the released scripts: for ResNet (and, with no script of their own, VGG) teachers, and for WRN teachers.
+# The settings of the released scripts for ResNet and WRN teachers; VGG teachers have no script and use ResNet's.
 _RESNET = {
     "distill": {"batch_size": 512, "epochs": 250, "temperature": 20.0, "loss": "l1"},
     "curriculum": {"alpha": 0.5, "adv": 0.0, "k_begin": 0.25, "k_end": 0.75},

@@ -3,9 +3,11 @@
     python -m cudfkd_jax.main --config=configs/cifar100.py --workdir=runs/c100
     python -m cudfkd_jax.main --config=configs/cifar100.py:teacher=wrn40_2,student=wrn40_1
 
-After the colon, separated by commas: `teacher=ARCH`, `student=ARCH`, `method=NAME`, `released` (behave as the
-authors' released code) and `runlocal` (some minutes on a CPU, by default wrn16_2 → wrn16_1; it shows that
-everything works, not what the method reaches).
+Arguments after the colon, separated by commas:
+
+teacher=ARCH, student=ARCH, method=NAME
+released  behaves like the authors' released code
+runlocal  minutes on a CPU, by default wrn16_2 → wrn16_1, as a functional test; accuracies are not representative
 
 Pair                     settings of          paper's acc@1 / agree@1
 resnet34 → resnet18      its own script       75.71 / 86.52   (the default)
@@ -18,7 +20,7 @@ The paper's run of the default took 7.50 h on one RTX 3090 at batch 256.
 
 from cudfkd_jax import defaults
 
-# Of the released scripts: for ResNet (and, with no script of their own, VGG) teachers, and for WRN teachers.
+# The settings of the released scripts for ResNet and WRN teachers; VGG teachers have no script and use ResNet's.
 _RESNET = {
     "distill": {"batch_size": 768, "epochs": 400, "temperature": 5.0, "loss": "l1"},
     "curriculum": {"alpha": 0.35, "adv": 0.0, "k_begin": 0.2, "k_end": 0.8},
@@ -39,7 +41,7 @@ def get_config(arguments: str = ""):
     if config.method == "cudfkd":
         config.update(_WRN if config.teacher.arch.startswith("wrn") else _RESNET)
     if config.method == "dfq" and (config.teacher.arch, config.student.arch) == ("resnet34", "resnet18"):
-        config.distill.learning_rate = 0.05  # its script in the release and in the benchmark
+        config.distill.learning_rate = 0.05  # as in its script in the release and in the benchmark
     config.curriculum.update(lambda_0=1.0, lambda_slope=2e-5)
     if "runlocal" in chosen:
         defaults.run_locally(config, student_steps=80, batch_size=64)

@@ -1,29 +1,34 @@
-"""CIFAR-10 on a CPU, WRN-16-2 → WRN-16-1: a teacher in an hour, and each method with 6,000 student steps.
+"""CIFAR-10 on a CPU, WRN-16-2 → WRN-16-1: a teacher in about an hour, and 6,000 student steps per method.
 
     python -m cudfkd_jax.main --config=configs/cifar10_cpu.py --config.data.dir=data/cifar10_jpeg
     python scripts/reproduce.py table2 --scale=cifar10_cpu --config.data.dir=data/cifar10_jpeg
 
-Settings are those of `configs/cifar10.py` for WRN teachers, a run being 60 epochs of 100 student steps at batch
-64 in the place of 250 of 400 at 1,024. Schedules are compressed with the run and pass through the same values:
-λ(t) and α_adv(t) get steeper slopes, which follow `distill.epochs`; cosines and the ramp's ends follow anyway.
-Steps are computed in bfloat16: 2 cores with AMX take 15 to 18 minutes for most methods, elsewhere
+The settings are those of `configs/cifar10.py` for WRN teachers, except for the length: a run has 60 epochs of 100
+student steps at batch 64, and not 250 of 400 at 1,024. Schedules are compressed with the run and reach the same
+values: λ(t) and α_adv(t) get steeper slopes, which scale with `distill.epochs`, like the cosines and the ramp's
+ends. Steps run in bfloat16: 2 cores with AMX take 15 to 18 minutes for most methods; without AMX,
 `--config.compute_dtype=float32` is faster. Images are read from folders (train/<class>/*, test/<class>/*).
 
-The teacher: 30 epochs at batch 64, Nesterov SGD, a warm-up of one epoch to 0.05 and a cosine to 0, crops and
-flips; 65 to 80 minutes. `noisy` is another one, of at most 15 epochs, whose training ends at the first one with
-88 % on the test images. After the colon may also stand `teacher=`, `student=`, `method=`, `released` and
-`runlocal` (one epoch of teacher, three of distillation).
+The teacher trains for 65 to 80 minutes: 30 epochs at batch 64, Nesterov SGD, one warm-up epoch to 0.05 and a
+cosine to 0, crops and flips.
+
+Arguments after the colon, separated by commas:
+
+teacher=ARCH, student=ARCH, method=NAME
+released  behaves like the authors' released code
+noisy     trains the teacher for at most 15 epochs and stops at the first one with 88 % on the test images
+runlocal  one epoch for the teacher, three for the distillation
 """
 
 from cudfkd_jax import defaults
 
 _EPOCHS, _STUDENT_STEPS, _BATCH = 60, 100, 64
 _NOISY_ACCURACY, _NOISY_EPOCHS = 88.0, 15
-# At the end of the release's 100,000 student steps, and where α_adv would be were its ramp all of the 250 epochs.
+# The rise of λ over the release's 100,000 student steps, and of α_adv if its ramp spanned all 250 epochs.
 _LAMBDA_RISE, _ALPHA_RISE = 10.0, 12.5
-# ADI and CMI synthesise one batch per epoch, in as many steps as keep a run below two hours.
+# ADI and CMI synthesise one batch per epoch; these steps keep a run below two hours.
 _SYNTHESIS_STEPS, _SYNTHESIS_BATCH = {"adi": 400, "cmi": 160}, 128
-# Adam's rate falls with the root of the batch, 1,024 in the releases.
+# Adam's learning rate, scaled with the square root of the batch size from 1,024 in the releases.
 _GENERATOR_RATES = {"mb_dfkd": 0.005, "pre_dfkd": 0.005}
 
 
@@ -41,14 +46,14 @@ def get_config(arguments: str = ""):
     d.epochs = _EPOCHS
     if config.method == "cudfkd":
         d.update(loss="kl", temperature=20.0)
-        # References: the slopes follow runs of another length.
+        # References, so that the slopes follow changes of the length.
         steps = d.get_ref("epochs") * d.get_ref("rounds_per_epoch") * d.get_ref("student_steps")
         config.curriculum.update(lambda_0=2.0, lambda_slope=_LAMBDA_RISE / steps.to_float(), adv=0.5)
         config.curriculum.alpha = _ALPHA_RISE / d.get_ref("epochs").to_float()
     if synthesis_steps:
         config.synthesis.batch_size = _SYNTHESIS_BATCH
     config.generator.learning_rate = _GENERATOR_RATES.get(config.method, config.generator.learning_rate)
-    # As large a part of the pool as the release's: of 7,680 images in the place of 51,200.
+    # The same share of the pool as in the release: of 7,680 images here, of 51,200 there.
     config.cmi.update(bank_rows=6144, bank_draws=614)
     config.memory.every_epochs = 1
     config.evaluation.update(every_epochs=2, stability_from=(d.get_ref("epochs") * 0.32).to_int() + 1)

@@ -2,13 +2,16 @@
 
     python -m cudfkd_jax.main --config=configs/tiny_imagenet.py --config.data.dir=tiny-imagenet-200
 
-After the colon, separated by commas: `teacher=ARCH`, `student=ARCH`, `method=NAME`, `released` (behave as the
-authors' released code) and `runlocal` (by default wrn16_1 → wrn10_1: a CPU needs most of an hour for one
-epoch of the teacher; it shows that everything works, not what the method reaches).
+Arguments after the colon, separated by commas:
 
-resnet34 → resnet18 has the settings of its released script, and every other pair has the same. Paper: acc@1
-43.42, agree@1 50.07 with a teacher of 61.47. Not comparable: the release gave the student a 7×7 stride-2 stem
-with max pooling, and here both networks have the 3×3 stem.
+teacher=ARCH, student=ARCH, method=NAME
+released  behaves like the authors' released code
+runlocal  by default wrn16_1 → wrn10_1, as a functional test; a CPU needs most of an hour for the teacher's one
+          epoch, and accuracies are not representative
+
+All pairs use the settings of the released script for resnet34 → resnet18. The paper reports acc@1 43.42 and
+agree@1 50.07 with a teacher of 61.47. These are not comparable: the release's student has a 7×7 stride-2 stem with
+max pooling; here both networks have the 3×3 stem.
 """
 
 from cudfkd_jax import defaults

@@ -1,24 +1,26 @@
-"""Times the steps of data-free distillation on this machine's devices, beside what the devices can do.
+"""Times the steps of data-free distillation on this machine and compares them with the hardware's limits.
 
     python scripts/benchmark.py --config=configs/digits.py [--config.KEY=VALUE] [--rounds=N] [--devices=N,N]
                                 [--peer=torch] [--json]
 
-The networks have random weights, which cost what trained ones cost, and no data are read. `--rounds=` says how
-many to take the medians of, after one to warm up (10). `--devices=1,2,4` measures with each of these numbers of
-devices, which share the batch; on the CPU so many are made of its cores. `--peer=torch` times CuDFKD's round in
-PyTorch too, as one would first write it and tuned (in bfloat16 where ours is), in turn with ours. `--json` prints
-JSON, a list with an object for each number of devices, and the table to stderr; `--debug` tracebacks.
+The networks have random weights, which take as long as trained ones, and no data are read.
 
-Each step is waited for, and a round as a whole only at its end. "of product" and "of a + b" are the operations and
-bytes of XLA's cost analysis, over what a matrix product and a sum of vectors reach on the same device. "floor" is
-the time that the operations take at that rate, or the bytes that convolutions and products must at least move,
-whichever is more. Compilation
-is that of a first start; JAX_COMPILATION_CACHE_DIR names a cache to shorten the next.
+--rounds=N      rounds to measure after one warm-up round; times are medians (10)
+--devices=N,N   measures with each number of devices, which share the batch; on the CPU, devices share the cores
+--peer=torch    alternates with CuDFKD's round in PyTorch, a plain and a tuned version (bfloat16 where ours is)
+--json          prints a JSON list with one object per number of devices; the table goes to stderr
+--debug         shows tracebacks
+
+Each step blocks until its result is ready; a whole round blocks only at its end. "of product" and "of a + b" are
+the operations and bytes of XLA's cost analysis, relative to the rates of a matrix product and a vector sum on the
+same device. "floor" is the larger of two times at these rates: that of the operations, and that of the bytes that
+convolutions and products must move at least. Compilation times are those of a first start; later starts are faster
+where JAX_COMPILATION_CACHE_DIR names a cache.
 """
 
 import time
 
-_START = time.perf_counter()  # before the imports, whose time is reported
+_START = time.perf_counter()  # before the imports, which are timed too
 
 import argparse
 import os
@@ -27,7 +29,7 @@ from collections.abc import Sequence
 
 
 def _prepare(arguments: Sequence[str]) -> None:
-    """Sets what JAX reads when it is imported."""
+    """Sets the environment variables that JAX reads on import."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--devices", nargs="?")
     parser.add_argument("--peer", nargs="?")
@@ -37,9 +39,9 @@ def _prepare(arguments: Sequence[str]) -> None:
     if most > 1 and flag not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}={most}".strip()
     if os.environ.get("JAX_PLATFORMS") and "cpu" not in os.environ["JAX_PLATFORMS"].split(","):
-        os.environ["JAX_PLATFORMS"] += ",cpu"  # what `costs.operations` asks
+        os.environ["JAX_PLATFORMS"] += ",cpu"  # for `costs.operations`
     if options.peer:
-        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leaves the peer some of the GPU
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leaves GPU memory to the peer
 
 
 if __name__ == "__main__":
@@ -58,7 +60,7 @@ _IMPORTS_S = time.perf_counter() - _START
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Does what the arguments say and returns the exit status."""
+    """Runs the command and returns its exit status."""
     return cli.guard(_run, arguments, __doc__ or "")
 
 
@@ -91,7 +93,7 @@ def _run(arguments: Sequence[str]) -> None:
 
 def _count(option: str, text: str) -> int:
     if not text.isdecimal() or not int(text):
-        raise UserError(f"{option}: {text!r} must be a whole number above 0")
+        raise UserError(f"{option} is {text!r}; expected a positive integer")
     return int(text)
 
 

@@ -1,18 +1,22 @@
-"""Runs the released code beside ours, with the same weights and draws, and writes how far each quantity differs.
+"""Runs the released code and ours with the same weights and random draws, and writes all differences.
 
     python scripts/check_parity.py --release=DataFree --pre-dfkd=PRE-DFKD --zero-shot=ZeroShotKnowledgeTransfer
 
-`make parity RELEASE=DataFree` makes an environment for it and calls it. Checkouts are the user's: DataFree of
-ljrprocc (CuDFKD's release, with DAFL, ZSKT, DFAD, DFQ, ADI and CMI), and if given PRE-DFKD of kuluhan and
-ZeroShotKnowledgeTransfer of polo5 (ZSKT's original). MB-DFKD has no release. Their own functions run, on the CPU;
-`parity/` says how. Everything is in float64, where equal means a relative difference below 1e-6.
+`make parity RELEASE=DataFree` creates an environment and runs this command in it. The releases' own functions run
+on the CPU; `parity/` describes how. All values are float64 and count as equal if the relative difference is below
+1e-6. MB-DFKD has no release.
 
-Exit status 1 where something differs that no page names, or where a difference that one names does not show.
+--release=FOLDER    checkout of ljrprocc/DataFree: CuDFKD's release with DAFL, ZSKT, DFAD, DFQ, ADI and CMI
+--pre-dfkd=FOLDER   checkout of kuluhan/PRE-DFKD; optional
+--zero-shot=FOLDER  checkout of polo5/ZeroShotKnowledgeTransfer, ZSKT's original; optional
+--methods=NAMES     all, or separated by commas: networks, losses, cudfkd, dafl, zskt, dfad, dfq, adi, cmi,
+                    pre_dfkd and once; "once" is not part of "all" and compares 64×64 images with three
+                    up-samplings, and two devices
+--precision=float32 compares only one round of CuDFKD at real sizes; losses may differ by 1e-3, gradients and
+                    parameters by 1e-2 of their norm
+--out=FOLDER        receives table.md (results/parity)
 
-`--methods=` all, or names separated by commas: networks, losses, cudfkd, dafl, zskt, dfad, dfq, adi, cmi,
-pre_dfkd and, not among "all", once: 64×64 images with three up-samplings, and two devices. `--precision=float32`
-compares one round of CuDFKD at real sizes instead, where losses may differ by 1e-3 and gradients and parameters by
-1e-2 of their norm. `--out=` receives table.md (results/parity).
+Exit status: 1 if a difference is undocumented, or a documented difference does not occur.
 """
 
 import argparse
@@ -56,7 +60,7 @@ def main(arguments: Sequence[str]) -> int:
     torch.set_default_dtype(torch.float32 if float32 else torch.float64)
     report = rows.Report(rows.FLOAT32 if float32 else rows.FLOAT64)
     checkouts = Checkouts(options.release, options.pre_dfkd, options.zero_shot)
-    commits = _commits(checkouts)  # of what is loaded now
+    commits = _commits(checkouts)  # before a checkout can change
     try:
         missing = cases.run(names, checkouts, report)
     except UserError as error:
@@ -81,7 +85,7 @@ def _commits(checkouts: Checkouts) -> dict[str, str]:
 
 
 def _head(arguments: Sequence[str], commits: dict[str, str], report: rows.Report, missing: list[str]) -> str:
-    """What was compared, with which versions, and what came of it."""
+    """Returns the head of the table: commits, versions and verdicts."""
     versions = ", ".join(
         f"{name} {importlib.metadata.version(name)}" for name in ("jax", "flax", "torch", "torchvision", "kornia")
     )
@@ -111,7 +115,7 @@ def _head(arguments: Sequence[str], commits: dict[str, str], report: rows.Report
 
 
 def _shortened(argument: str) -> str:
-    """A folder by its last part: where it lies is of no interest to others."""
+    """Shortens a folder to its last part, which does not depend on the machine."""
     key, _, value = argument.partition("=")
     return f"{key}={Path(value).name}" if "/" in value else argument
 

@@ -2,10 +2,14 @@
 
     python scripts/compare.py --config=configs/digits.py --methods=all --seeds=0,1,2 --workdir=runs/compare
 
-`--methods=` all or names separated by commas, `--seeds=` of the students, `--jobs=` runs at a time (1), and
-`--config.KEY=VALUE` for every run. All methods get as many epochs as the configuration has for CuDFKD; their other
-settings are their own. Rerun the same command to resume: finished runs are kept. The table is in
-WORKDIR/table.md and, unrounded, table.csv; the output of each run beside its folder.
+--methods=NAMES     all, or names separated by commas
+--seeds=N,N         the students' seeds
+--jobs=N            parallel runs (1)
+--config.KEY=VALUE  a setting of all runs
+
+All methods train for the number of epochs that the configuration sets for CuDFKD; other settings are specific to
+the method. Rerun the same command to resume; completed runs are kept. The results are WORKDIR/table.md and,
+without rounding, table.csv; the output of each run is next to its folder.
 """
 
 from collections.abc import Sequence
@@ -16,7 +20,7 @@ from cudfkd_jax.runtime import cli
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Does what the arguments say and returns the exit status."""
+    """Runs the command and returns its exit status."""
     return cli.guard(_run, arguments, __doc__ or "")
 
 

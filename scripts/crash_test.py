@@ -1,18 +1,24 @@
-"""Kills runs at random moments and starts them again, until done: do they end with the bits of one never stopped?
+"""Kills and resumes runs at random moments, and compares their results with those of an uninterrupted run.
 
     python scripts/crash_test.py --kills=50 --workdir=runs/crash_test
 
-Each target runs once undisturbed. Then it is started and killed (SIGKILL) again and again, in turns at any moment,
-while a checkpoint is written, while its programs are compiled, and after its last summary, when the report is
-written. The same command is started after each kill; a run that comes to its end is compared with the undisturbed
-one, and a new one begun. Weights, `metrics.jsonl` and `summary.json` must be equal, times aside. Targets are stage
-`all` of three methods, `teacher`, `compare` and `sweep`; of the last two sometimes the script alone is killed.
+Each target runs once without interruption. Then it is killed (SIGKILL) and rerun repeatedly. The kills alternate
+between four moments: any, while a checkpoint is written, during compilation, and after the last summary, while the
+report is written. A completed run is compared with the uninterrupted one, and a new run starts. Weights,
+`metrics.jsonl` and `summary.json` must be equal, except times. The targets are stage `all` of three methods,
+`teacher`, `compare` and `sweep`; in the last two, some kills hit only the script and not its runs.
 
-Then come signals: SIGTERM, SIGINT and two SIGINT at once, in turns, while steps are taken. The run is to be gone
-within 10 s with status 143 or 130, and to come to the same end.
+Signals follow, sent during training: SIGTERM, SIGINT and two SIGINTs at once, alternately. The run must exit
+within 10 s with status 143 or 130, and reach the same results when resumed.
 
-`--kills=` in all (50), `--signals=` (6), `--targets=` all or names separated by commas, `--seed=` of the moments
-(0), `--config=` (tests/support/tiny.py). Exit status 1 where something differs or a command fails.
+--kills=N       total over all targets (50)
+--signals=N     number of signals (6)
+--targets=NAMES all, or names separated by commas
+--seed=N        seed of the random moments (0)
+--config=FILE   tests/support/tiny.py by default
+--workdir=FOLDER
+
+Exit status: 1 if results differ or a command fails.
 """
 
 import argparse
@@ -42,8 +48,8 @@ def main(arguments: Sequence[str]) -> int:
         parser.error(f"unknown target {unknown[0]!r}; valid: all, {', '.join(TARGETS)}")
     folder = Path(options.workdir).expanduser()
     if folder.exists() and any(folder.iterdir()):
-        parser.error(f"--workdir={folder} is not empty; name a new one")
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored, and inherited so, in a shell's background
+        parser.error(f"--workdir={folder} is not empty; expected a new folder")
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore SIGINT
     campaign = Campaign(options.config, folder, options.seed)
     for index, name in enumerate(names):
         campaign.kills(name, options.kills // len(names) + (index < options.kills % len(names)))

@@ -1,15 +1,19 @@
-"""Feeds damaged and hostile files to everything that reads files, and counts what comes of it.
+"""Feeds damaged and hostile files to every reader of files, and counts the outcomes.
 
     python scripts/fuzz.py --cases=2400
 
-Real files are made for each reader and mutated: bytes flipped, cut off, doubled, torn out, replaced by large
-numbers or by parts of other files, values of JSON by other values. A case is good where the file is read, or
-refused with a `UserError` of one line; anything else is a failure: another exception, a crash of the process,
-memory beyond `--memory` MiB, a file written outside the folder, or code of the file that was run. Each reader has
-a process of its own, so that a crash is counted and not suffered. Exit status 1 where a case fails.
+Valid files are written for each reader and mutated: bytes are flipped, truncated, duplicated, removed, or replaced
+by large numbers or parts of other files, and JSON values are replaced by other values. A case passes if the reader
+accepts the file or raises a one-line `UserError`. It fails on any other exception, a crash of the process, memory
+beyond `--memory` MiB, a file written outside the folder, or execution of code from the file. Each reader runs in a
+separate process, so that a crash counts as an outcome and the campaign continues.
 
-`--cases=` in all (2400), `--seed=` (0), `--readers=` all or names separated by commas, `--memory=` in MiB that a
-reader may ask for beyond what it starts with (1024).
+--cases=N       total over all readers (2400)
+--seed=N        seed of the mutations (0)
+--readers=NAMES all, or names separated by commas
+--memory=MIB    memory that a reader may allocate beyond its initial memory (1024)
+
+Exit status: 1 if a case fails.
 """
 
 import argparse

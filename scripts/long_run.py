@@ -1,13 +1,20 @@
-"""A long run in many short epochs: is memory flat, are epochs as fast as at first, are records there in time?
+"""Checks that memory, speed and records stay constant over a long run of many short epochs.
 
     python scripts/long_run.py           2,000 rounds of the digits, six minutes on 2 cores
 
-`--rounds=` in all (2000), in so many `--epochs=` (200), `--workdir=` (one that is removed), `--config=`
-(configs/digits.py), any `--config.KEY=VALUE`. At the end of every epoch it looks at the resident memory of the
-process, the bytes of all arrays of JAX, the checkpoints and the lines of `metrics.jsonl` on the disk, and compares
-medians of the second tenth of the epochs, for the first is warm-up, and of the last. Exit status 1 where the
-process has grown by more than `--mib=` (64) or arrays by anything, where seconds differ by more than `--percent=`
-(10), where there are more checkpoints than are kept, or where a line came late.
+--rounds=N          total number of rounds (2000)
+--epochs=N          number of epochs (200)
+--workdir=FOLDER    by default a temporary folder
+--config=FILE       configs/digits.py by default; --config.KEY=VALUE changes a setting
+--mib=N             limit of the process's growth (64)
+--percent=N         limit of the change in seconds per epoch (10)
+
+After every epoch, the script records the resident memory of the process, the bytes of all JAX arrays, and the
+checkpoints and the lines of `metrics.jsonl` on disk. It compares the medians of the second tenth of the epochs
+with those of the last; the first tenth is warm-up.
+
+Exit status: 1 if a limit is exceeded, JAX arrays grow at all, more checkpoints exist than should be kept, or a
+line is late.
 """
 
 import contextlib
@@ -30,7 +37,7 @@ _TENTHS = 10
 
 
 class Noted(NamedTuple):
-    """What is found at the end of an epoch, counted from 1."""
+    """The measurements at the end of an epoch, counted from 1."""
 
     epoch: int
     seconds: float
@@ -41,7 +48,7 @@ class Noted(NamedTuple):
 
 
 def note(path: Path, record: records.Record) -> Noted:
-    """Looks at this process and at the run whose records are in `path`; `record` is the newest."""
+    """Measures this process and the run whose records are in `path`; `record` is the newest."""
     status = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     resident = next(line for line in status if line.startswith("VmRSS:"))
     return Noted(
@@ -55,7 +62,7 @@ def note(path: Path, record: records.Record) -> Noted:
 
 
 def tenths(noted: Sequence[Noted]) -> list[Noted]:
-    """The median of everything in each tenth of the epochs, but the epoch, which is the tenth's last."""
+    """Computes the median of each measurement per tenth of the epochs; `epoch` is the tenth's last."""
     parts = [noted[len(noted) * n // _TENTHS : len(noted) * (n + 1) // _TENTHS] for n in range(_TENTHS)]
     return [
         Noted(*map(statistics.median_high, zip(*part, strict=True)))._replace(epoch=part[-1].epoch)
@@ -64,20 +71,20 @@ def tenths(noted: Sequence[Noted]) -> list[Noted]:
 
 
 def faults(noted: Sequence[Noted], *, keep: int, mib: float, percent: float) -> list[str]:
-    """What a run has done that it should not, each a line; `keep` checkpoints are kept, for the rest see above."""
+    """Returns one line per exceeded limit; `keep` is the maximum number of checkpoints."""
     _, first, *_, last = tenths(noted)
     grown, slower = last.resident_mib - first.resident_mib, 100 * (last.seconds / first.seconds - 1)
     found = []
     if grown > mib:
-        found.append(f"the process has grown by {grown:.0f} MiB, more than {mib:g}")
+        found.append(f"the process grew by {grown:.0f} MiB; expected {mib:g} MiB at most")
     if last.arrays_mib > first.arrays_mib:
-        found.append(f"arrays of JAX take {last.arrays_mib:.3f} MiB after {first.arrays_mib:.3f}")
+        found.append(f"JAX arrays grew from {first.arrays_mib:.3f} to {last.arrays_mib:.3f} MiB")
     if abs(slower) > percent:
-        found.append(f"epochs take {last.seconds:.3g} s after {first.seconds:.3g}, {slower:+.0f} %")
+        found.append(f"seconds per epoch changed from {first.seconds:.3g} to {last.seconds:.3g}, {slower:+.0f} %")
     if max(each.checkpoints for each in noted) > keep:
-        found.append(f"there were {max(each.checkpoints for each in noted)} checkpoints, and {keep} are kept")
+        found.append(f"{max(each.checkpoints for each in noted)} checkpoints existed; expected {keep} at most")
     if late := [each.epoch for each in noted if each.lines != each.epoch]:
-        found.append(f"the record of epoch {late[0]} was not on the disk at its end")
+        found.append(f"the record of epoch {late[0]} was not on disk at its end")
     return found
 
 
@@ -91,7 +98,7 @@ def _run(arguments: Sequence[str]) -> None:
     parser.add_argument("--config", default=str(Path(__file__).parents[1] / "configs/digits.py"))
     options, overrides = parser.parse_known_args(arguments)
     if options.epochs < 2 * _TENTHS or options.rounds < options.epochs:
-        raise UserError(f"--epochs={options.epochs}: give at least {2 * _TENTHS}, and as many --rounds or more")
+        raise UserError(f"--epochs is {options.epochs}; expected at least {2 * _TENTHS} and at most --rounds")
     config = loading.load(options.config)
     presets.train_for(config, epochs=2)
     config.distill.update(epochs=options.epochs, rounds_per_epoch=options.rounds // options.epochs)
@@ -102,19 +109,19 @@ def _run(arguments: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory(prefix="cudfkd_long_") as temporary, _observed(noted):
         stages.run(config, "all", Path(options.workdir or temporary), say=cli.say)
     if not noted:
-        raise UserError(f"--workdir={options.workdir} holds a finished run; name another")
+        raise UserError(f"--workdir={options.workdir} contains a completed run; expected a new folder")
     print("epochs up to  seconds  process MiB  arrays MiB  checkpoints  lines")
     for n in tenths(noted):
         row = f"{n.epoch:12} {n.seconds:8.3f} {n.resident_mib:12.1f} {n.arrays_mib:11.3f}"
         print(f"{row} {n.checkpoints:12} {n.lines:6}")
     if found := faults(noted, keep=config.checkpoint.keep, mib=options.mib, percent=options.percent):
         raise RunFailedError("; ".join(found))
-    print(f"{options.epochs} epochs: memory flat, epochs as fast as at first, every record there in time")
+    print(f"{options.epochs} epochs: memory and speed constant, every record on disk in time")
 
 
 @contextlib.contextmanager
 def _observed(noted: list[Noted]) -> Iterator[None]:
-    """Takes a note after each record of the student."""
+    """Appends a measurement after each record of the student."""
     append = records.append
 
     def observed(path: Path, record: records.Record) -> None:
@@ -130,7 +137,7 @@ def _observed(noted: list[Noted]) -> Iterator[None]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Does what the arguments say and returns the exit status."""
+    """Runs the command and returns its exit status."""
     return cli.guard(_run, arguments, __doc__ or "")
 
 

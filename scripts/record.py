@@ -1,11 +1,11 @@
-"""Copies what finished runs of a workdir came to, without checkpoints and paths of this machine.
+"""Copies the results of a workdir's completed runs, without checkpoints and machine-specific paths.
 
     python scripts/record.py runs/reproduce-cifar10_cpu results/cifar10_compare
 
-The first folder is a workdir of scripts/reproduce.py, the second one receives of each finished run its summary,
-metrics, settings and last observation, of each teacher its network too, and of each table and figure its pages
-and pictures; table2 as table.md. Runs that are there already stay as they are. From results/cifar10_compare the
-runs of `--scale=cifar10_cpu` are taken as finished.
+The first folder is a workdir of scripts/reproduce.py. The second receives the summary, metrics, settings and last
+observation of each completed run, the network of each teacher, and the pages and pictures of each table and
+figure; table2 becomes table.md. Runs already in the second folder are unchanged. scripts/reproduce.py
+--scale=cifar10_cpu counts the runs in results/cifar10_compare as completed.
 """
 
 import json
@@ -28,19 +28,19 @@ _AT_THE_TOP = {"table2": "table"}
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Does what the arguments say and returns the exit status."""
+    """Runs the command and returns its exit status."""
     return cli.guard(_run, arguments, __doc__ or "")
 
 
 def record(source: Path, target: Path) -> list[Path]:
-    """Copies the outcomes that `target` lacks, and all pages; returns the new runs, relative to it.
+    """Copies the runs that `target` lacks, and all pages; returns the new runs, relative to `target`.
 
     Raises:
-        UserError: `source` holds no runs.
+        UserError: `source` contains no completed runs.
     """
     stages = sorted(_finished(source))
     if not stages:
-        raise UserError(f"{source} holds no finished run; name a workdir of scripts/reproduce.py")
+        raise UserError(f"{source} contains no completed run; expected a workdir of scripts/reproduce.py")
     new = [stage for stage in stages if not (target / stage / SUMMARY).exists()]
     for stage in new:
         _copy_run(source / stage, target / stage)
@@ -69,7 +69,7 @@ def _copy_run(source: Path, target: Path) -> None:
         write_bytes(target / observations.FOLDER / path.name, path.read_bytes())
     if source.parent.parent.name == "teachers":
         shutil.copytree(source / NET, target / NET, dirs_exist_ok=True)
-    write_bytes(target / SUMMARY, (source / SUMMARY).read_bytes())  # last: it makes the run count as finished
+    write_bytes(target / SUMMARY, (source / SUMMARY).read_bytes())  # last, because it marks the run as completed
 
 
 def _run(arguments: Sequence[str]) -> None:

@@ -1,16 +1,23 @@
-"""Makes the tables and figures of the paper again, each with the paper's numbers beside ours.
+"""Reproduces the tables and figures of the paper, with the paper's numbers next to ours.
 
     python scripts/reproduce.py --list
     python scripts/reproduce.py fig6 --scale=digits --workdir=runs/reproduce
     python scripts/reproduce.py all --scale=digits
 
-Names of tables and figures, or `all`; `--scale=` digits (CPU minutes; the default), cifar10_cpu (CPU hours),
-cifar10, cifar100 or tiny_imagenet (the paper's own settings), `--workdir=` (runs/reproduce-<scale>), `--jobs=`
-runs at a time (1), `--method=` the name or import path of a method that each table gets as another row, and
-`--config.KEY=VALUE` for every run, such as --config.data.dir. The runs are shown first,
-with an estimate of the time from a measured round; with `--dry-run` that is all. What two entries need is run
-once; rerun the same command to resume. Runs of cifar10_cpu that results/ holds count as finished. Each
-entry is written to WORKDIR/<entry>/. docs/reproducing.md says what they hold and how long they take.
+The arguments are names of tables and figures, or `all`.
+
+--list              lists the names
+--scale=SCALE       digits (CPU minutes; the default), cifar10_cpu (CPU hours), or the paper's settings: cifar10,
+                    cifar100, tiny_imagenet
+--workdir=FOLDER    runs/reproduce-<scale> by default
+--jobs=N            parallel runs (1)
+--method=METHOD     a method, by name or import path, that each table gets as another row
+--dry-run           only shows the runs, with a time estimated from a measured round
+--config.KEY=VALUE  a setting of all runs, such as --config.data.dir
+
+Runs that several entries share are executed once. Rerun the same command to resume. Runs of cifar10_cpu recorded
+in results/ count as completed. Each entry is written to WORKDIR/<entry>/. docs/reproducing.md describes the
+entries and their durations.
 """
 
 from collections.abc import Sequence
@@ -22,11 +29,11 @@ from cudfkd_jax.runtime.errors import RunFailedError, UserError
 
 _ROOT = Path(__file__).resolve().parents[1]
 _CONFIGS = _ROOT / "configs"
-_RECORDED = {"cifar10_cpu": _ROOT / "results/cifar10_compare"}  # outcomes of earlier runs
+_RECORDED = {"cifar10_cpu": _ROOT / "results/cifar10_compare"}  # results of earlier runs
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Does what the arguments say and returns the exit status."""
+    """Runs the command and returns its exit status."""
     return cli.guard(_run, arguments, __doc__ or "")
 
 
@@ -44,7 +51,7 @@ def _run(arguments: Sequence[str]) -> None:
         print(catalogue.listing())
         return
     if options.workdir == "":
-        raise UserError("--workdir= names no folder; leave it out or name one")
+        raise UserError("--workdir is empty; expected a folder. Set --workdir=…, or leave it out")
     folder = Path(options.workdir or f"runs/reproduce-{options.scale}").expanduser()
     jobs = cli.parse_jobs(options.jobs)
     results = reproduce(
@@ -57,7 +64,7 @@ def _run(arguments: Sequence[str]) -> None:
     )
     failed = {result.outcome.cell.folder for result in results if result.outcome.summary is None}
     if failed:
-        raise RunFailedError(f"{len(failed)} runs failed; the same command tries them again")
+        raise RunFailedError(f"{len(failed)} runs failed; rerun the same command to retry them")
 
 
 if __name__ == "__main__":

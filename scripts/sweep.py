@@ -1,12 +1,16 @@
-"""Distils with every combination of some settings' values and seeds: a table, a CSV file and a picture.
+"""Distils with every combination of setting values and seeds, and writes a table, a CSV file and a picture.
 
     python scripts/sweep.py --config=configs/digits.py --set curriculum.lambda_0=2,2.2,2.5,2.8 --seeds=0,1,2
 
-`--set KEY=VALUE,VALUE` for each setting, `--seeds=` of the students (0), `--workdir=` (runs/sweep-…), `--jobs=`
-runs at a time (1), and `--config.KEY=VALUE` for every run. All runs have one teacher, unless settings of its
-training or of the data are among them. Rerun the same command to resume: finished runs are kept. In
-WORKDIR are sweep.md, a mean ± deviation over seeds, sweep.csv, a line a run and nothing rounded, and of one or two
-settings, sweep.png and sweep.svg.
+--set KEY=VALUE,VALUE  the values of a setting; repeat for further settings
+--seeds=N,N            the students' seeds (0)
+--workdir=FOLDER       runs/sweep-… by default
+--jobs=N               parallel runs (1)
+--config.KEY=VALUE     a setting of all runs
+
+All runs share one teacher, unless the sweep varies settings of its training or of the data. Rerun the same command
+to resume; completed runs are kept. The results are WORKDIR/sweep.md with mean ± deviation over seeds, sweep.csv
+with one unrounded line per run, and for one or two settings sweep.png and sweep.svg.
 """
 
 from collections.abc import Sequence
@@ -18,7 +22,7 @@ from cudfkd_jax.runtime.errors import UserError
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Does what the arguments say and returns the exit status."""
+    """Runs the command and returns its exit status."""
     return cli.guard(_run, arguments, __doc__ or "")
 
 
@@ -33,7 +37,7 @@ def _run(arguments: Sequence[str]) -> None:
     axes = [sweep.parse_axis(text) for text in options.set]
     seeds, jobs = cli.parse_seeds(options.seeds), cli.parse_jobs(options.jobs)
     if options.workdir == "":
-        raise UserError("--workdir= names no folder; leave it out or name one")
+        raise UserError("--workdir is empty; expected a folder. Set --workdir=…, or leave it out")
     folder = Path(options.workdir or sweep.default_workdir(options.config, axes, overrides)).expanduser()
     outcomes = sweep.sweep(options.config, axes, seeds, folder, overrides, jobs=jobs, say=cli.say)
     print((folder / f"{sweep.NAME}.md").read_text(encoding="utf-8") + f"written: {folder}/{sweep.NAME}.md, .csv")

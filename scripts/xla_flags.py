@@ -1,13 +1,16 @@
-"""Measures what compiler flags do to a round, each alone against none, in turn.
+"""Measures the effect of individual compiler flags on a round, alternating with no flag.
 
     python scripts/xla_flags.py --config=configs/cifar10.py --platform=gpu [--config.KEY=VALUE]
     python scripts/xla_flags.py --config=configs/digits.py --platform=cpu
     python scripts/xla_flags.py --config=configs/digits.py --flags="--xla_a=1;--xla_b=2 --xla_c=3"
 
-Each measurement is `scripts/benchmark.py` in a process of its own. `--platform=cpu` or `gpu` names a list of
-flags, `--flags=` another one, separated by semicolons; XLA_FLAGS of the environment stand in all. `--repeats=`
-says how often each is measured (3), `--rounds=` with how many rounds (5). A flag that this XLA does not know is
-reported.
+Each measurement runs `scripts/benchmark.py` in a separate process. XLA_FLAGS of the environment apply to all
+measurements. Flags unknown to this XLA version are reported.
+
+--platform=PLATFORM  measures the flags listed for cpu or gpu (gpu)
+--flags=FLAGS        measures these instead, separated by semicolons
+--repeats=N          measurements per flag (3)
+--rounds=N           rounds per measurement (5)
 """
 
 import json
@@ -43,7 +46,7 @@ _NONE = ""
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Does what the arguments say and returns the exit status."""
+    """Runs the command and returns its exit status."""
     return cli.guard(_run, arguments, __doc__ or "")
 
 
@@ -54,7 +57,7 @@ def _run(arguments: Sequence[str]) -> None:
     options, benchmark = parser.parse_known_args(arguments)
     choose("--platform", options.platform, tuple(_FLAGS))
     if not options.repeats.isdecimal() or not int(options.repeats):
-        raise UserError(f"--repeats: {options.repeats!r} must be a whole number above 0")
+        raise UserError(f"--repeats is {options.repeats!r}; expected a positive integer")
     flags = options.flags.split(";") if options.flags else _FLAGS[options.platform]
     found: dict[str, list[dict[str, Any]]] = {flag: [] for flag in (_NONE, *flags)}
     refused: dict[str, str] = {}
@@ -71,7 +74,7 @@ def _run(arguments: Sequence[str]) -> None:
 
 
 def _measure(flag: str, arguments: Sequence[str]) -> dict[str, Any] | str:
-    """What the benchmark finds with a flag, or the last line that it says where it fails."""
+    """Returns the benchmark's measurement with a flag, or the last line of its error."""
     environment = os.environ | {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()}
     command = [sys.executable, str(Path(__file__).with_name("benchmark.py")), *arguments, "--json"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

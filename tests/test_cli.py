@@ -1,4 +1,4 @@
-"""The command line as a user meets it: one line for every mistake, and nothing touched."""
+"""Tests of the command line from a user's view: every mistake is one line and changes no files."""
 
 import os
 import re
@@ -26,7 +26,7 @@ DIGITS = str(Path(__file__).parents[1] / "configs" / "digits.py")
 
 @pytest.fixture(autouse=True)
 def place(tmp_path, tmp_path_factory, monkeypatch):
-    """A working directory of its own; caches are somewhere else."""
+    """Provides a separate working directory; caches are elsewhere."""
     folder = tmp_path / "place"
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -36,7 +36,7 @@ def place(tmp_path, tmp_path_factory, monkeypatch):
 
 @pytest.fixture
 def refused(place, monkeypatch, capsys):
-    """Gives arguments that are wrong to the command line; returns what it says."""
+    """Runs the command line with invalid arguments; returns its message."""
 
     def compile_(*args, **kwargs):
         raise AssertionError("compiled")
@@ -63,7 +63,7 @@ def _subprocess(*arguments: str, **environment: str) -> subprocess.CompletedProc
     )
 
 
-# Without a configuration, or with one that cannot be loaded
+# Missing and invalid configurations
 
 
 def test_without_configuration_as_a_process(place):
@@ -227,7 +227,7 @@ def test_settings_that_are_wrong(refused, setting, text):
 def test_a_value_of_any_length_is_told_in_a_line_that_can_be_read(refused):
     line = refused(f"--config={TINY}", f"--config.curriculum.strategy={'x' * 10_000}")
     assert line.startswith("cudfkd: error: unknown curriculum.strategy 'xxx") and len(line) < 1100
-    assert line.endswith("x'; valid: none, hard, soft, log\n")  # the remedy is not cut off
+    assert line.endswith("x'; valid: none, hard, soft, log\n")  # the remedy is not truncated
 
 
 @pytest.mark.parametrize("arch", ["nonsense", "wrn11_1"])
@@ -260,7 +260,7 @@ def test_a_batch_that_the_devices_cannot_share(place):
     assert list(place.iterdir()) == []
 
 
-# The workdir, the teacher and the data; more of them in test_stages.py, test_workdir.py and test_data*.py
+# The workdir, the teacher and the data; see also test_stages.py, test_workdir.py and test_data*.py
 
 
 def test_a_workdir_that_cannot_be_written(place, refused, monkeypatch):
@@ -315,7 +315,7 @@ def _images(folder, *classes):
             Image.fromarray(np.zeros((8, 8), np.uint8)).save(folder / split / label / "0.png")
 
 
-def test_data_that_cannot_be_had(place, refused):
+def test_unavailable_data(place, refused):
     def error(source, folder, classes=2):
         return refused(
             *(f"--config={TINY}", f"--config.data.source={source}", f"--config.data.dir={folder}"),
@@ -346,7 +346,7 @@ def test_data_that_cannot_be_had(place, refused):
     assert "--config.data.source=archive" in tfds  # how to supply it locally
 
 
-# What is right
+# Valid input
 
 
 def test_help_is_short_and_names_every_stage(capsys):
@@ -472,15 +472,15 @@ def test_ctrl_c_while_jax_compiles_does_not_crash():
         text=True,
     ) as process:
         assert process.stdout.readline() == "compiling\n"
-        time.sleep(0.2)  # into the compiler, which takes seconds
+        time.sleep(0.2)  # long enough to be inside the compiler, which takes seconds
         process.send_signal(signal.SIGINT)
         _, error = process.communicate(timeout=60)
     assert (process.returncode, error) == (130, "cudfkd: interrupted\n")
 
 
 @pytest.mark.long
-def test_a_stopped_run_goes_on_to_the_same_end(finished_run, place):
-    """Ctrl-C, the same command and SIGTERM, the same command to the end; against a run without any of it."""
+def test_a_stopped_run_reaches_the_same_results(finished_run, place):
+    """Interrupts with Ctrl-C, reruns until SIGTERM, reruns to the end, and compares with an uninterrupted run."""
     arguments = [f"--config={TINY}", f"--config.teacher.checkpoint={finished_run}", "--workdir=run"]
     saved = []
     for number, status in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
@@ -491,7 +491,7 @@ def test_a_stopped_run_goes_on_to_the_same_end(finished_run, place):
             text=True,
         ) as process:
             said = ""
-            while said.count("distill  epoch") < 3:  # it is on its way
+            while said.count("distill  epoch") < 3:  # the run is in progress
                 line = process.stdout.readline()
                 assert line, process.stderr.read()
                 said += line

@@ -1,4 +1,4 @@
-"""What the documents name is there."""
+"""Checks that everything named in the documents exists."""
 
 import importlib
 import re
@@ -15,7 +15,7 @@ _SETTINGS = access.flatten(defaults.get_config())
 
 
 def _exists(name: str) -> bool:
-    """Whether a dotted name is a module of the package, or something in one."""
+    """Returns whether a dotted name is a module of the package or a member of one."""
     module, _, attribute = f"cudfkd_jax.{name}".rpartition(".")
     try:
         return hasattr(importlib.import_module(module), attribute)

@@ -1,4 +1,4 @@
-"""The shape of the project: what a module may know beside the layers of `make lint`, and what is where."""
+"""Tests of the project's structure: imports, in addition to the layers of `make lint`, and files."""
 
 import ast
 import subprocess
@@ -10,7 +10,7 @@ _ROOT = Path(__file__).parents[1]
 _PACKAGE = _ROOT / "cudfkd_jax"
 _NAME = _PACKAGE.name
 
-# Who may know what, and nobody else.
+# The only modules that may import or name each of these.
 _KNOWS_DEVICES = {"runtime.devices"}
 _UNPICKLES = {"data.pickles"}
 _KNOWS_TORCH = {"storage.torch_files"}
@@ -32,7 +32,7 @@ def _tree(name: str) -> ast.Module:
 
 @cache
 def _imports(name: str) -> frozenset[str]:
-    """Dotted names that a module imports, wherever in it; `from a import b` counts as a and a.b."""
+    """Returns the dotted names that a module imports anywhere; `from a import b` counts as a and a.b."""
     found = set()
     for node in ast.walk(_tree(name)):
         if isinstance(node, ast.Import):
@@ -45,7 +45,7 @@ def _imports(name: str) -> frozenset[str]:
 
 @cache
 def _imported_modules(name: str) -> frozenset[str]:
-    """The package's own modules that a module imports; a folder only where something is taken from it."""
+    """Returns the package's modules that a module imports; a folder only if a member of it is imported."""
     own = {found.removeprefix(f"{_NAME}.") for found in _imports(name)} & _FILES.keys()
     return frozenset(module for module in own if not any(other.startswith(f"{module}.") for other in own))
 
@@ -115,7 +115,7 @@ def test_everything_imports_where_tensorflow_and_torch_cannot():
     assert done.returncode == 0, done.stderr
 
 
-def test_files_are_where_people_look_for_them():
+def test_files_are_in_their_usual_places():
     paths = (
         *("Makefile", "README.md", "CHANGELOG.md", "LICENSE", "pyproject.toml", ".pre-commit-config.yaml"),
         *(".ci/run", "cudfkd_jax/main.py", "configs/digits.py", "scripts/benchmark.py", "tests"),
@@ -130,7 +130,7 @@ def test_licence_is_the_one_that_is_declared():
 
 
 def test_configurations_are_read_by_the_package_alone():
-    """A configuration file changes defaults; it has no code that a run would need."""
+    """Checks that configuration files only change defaults and contain no code that a run needs."""
     for path in (_ROOT / "configs").glob("*.py"):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         assert ast.get_docstring(tree), path
@@ -139,7 +139,7 @@ def test_configurations_are_read_by_the_package_alone():
 
 
 def _names(name: str) -> set[str]:
-    """Identifiers that a module's code uses, its texts aside."""
+    """Returns the identifiers in a module's code, without its strings."""
     nodes = list(ast.walk(_tree(name)))
     return {node.id for node in nodes if isinstance(node, ast.Name)} | {
         node.attr for node in nodes if isinstance(node, ast.Attribute)

@@ -1,4 +1,4 @@
-"""What the README tells people to type works, and what it names is there.
+"""Checks that the README's commands work and that everything it names exists.
 
 Commands are parsed and their configurations checked; whole runs belong to the end-to-end tests.
 """
@@ -49,7 +49,7 @@ def _of_main(command: str) -> list[str] | None:
     return words[3:] if words[:3] == ["python", "-m", "cudfkd_jax.main"] else None
 
 
-def test_shows_the_commands_that_people_need():
+def test_shows_the_necessary_commands():
     assert {"make demo", "make test"} <= set(_COMMANDS)
     for start in ("--config=configs/digits.py", "--config=configs/cifar10.py:teacher=", "--stage=evaluate"):
         assert any(start in command for command in _COMMANDS if _of_main(command))
@@ -78,7 +78,7 @@ def test_command_is_understood(command, monkeypatch, tmp_path):
     elif words[:2] == ["python", "scripts/reproduce.py"]:
         _check_reproduce(words[2:])
     else:
-        assert words[:2] == ["python", "scripts/benchmark.py"], "a command that this test does not know"
+        assert words[:2] == ["python", "scripts/benchmark.py"], "this test does not know the command"
         assert words[2].startswith("--config=configs/")
         assert all(
             re.match(r"--(rounds=\d+|devices=[\d,]+|peer=torch|json|config\..+)$", word) for word in words[3:]
@@ -87,7 +87,7 @@ def test_command_is_understood(command, monkeypatch, tmp_path):
 
 
 def _check_sweep(words):
-    """Plans the runs of a sweep and begins none."""
+    """Plans the runs of a sweep without starting any."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--config", required=True)
     parser.add_argument("--set", action="append", required=True)
@@ -99,7 +99,7 @@ def _check_sweep(words):
 
 
 def _check_reproduce(words):
-    """Plans the runs of some entries and begins none."""
+    """Plans the runs of some entries without starting any."""
     names = [word for word in words if not word.startswith("--")]
     options = dict(
         word.removeprefix("--").partition("=")[::2] for word in words if not word.startswith("--config.")
@@ -114,7 +114,7 @@ def _check_reproduce(words):
 
 
 def _check_main(arguments, monkeypatch):
-    """Has the command line read the arguments and stop where the run would begin."""
+    """Makes the command line parse the arguments and stop before the run."""
     begun = []
     monkeypatch.setattr(loading, "read_config", lambda folder: defaults.get_config())
     monkeypatch.setattr(evaluate, "evaluate_run", lambda config, folder: begun.append(config))
@@ -178,7 +178,7 @@ def test_named_settings_exist():
     assert keys <= known.keys()
 
 
-def test_table_is_what_the_committed_run_said():
+def test_table_matches_the_committed_run():
     run = json.loads((_ROOT / "results" / "digits" / "summary.json").read_text(encoding="utf-8"))
     assert summary.describe(run) + "\n" in _blocks("text")
     student, teacher = run["student"], run["teacher"]
@@ -236,8 +236,8 @@ def test_program_gives_logits_of_a_saved_student(tmp_path, monkeypatch):
 
 
 @pytest.mark.long
-def test_a_network_of_ones_own_is_trained_and_distilled_from_python(tmp_path, monkeypatch, capsys):
-    """The two programs and the command of "Use your own teacher", on a smaller configuration."""
+def test_a_user_network_is_trained_and_distilled_from_python(tmp_path, monkeypatch, capsys):
+    """Runs the two programs and the command of "Use your own teacher" on a smaller configuration."""
     module, program, _ = _blocks("python")
     (command,) = (command for command in _COMMANDS if "my_nets:Teacher" in command)
     (tmp_path / "configs").mkdir()
@@ -255,7 +255,7 @@ def test_a_network_of_ones_own_is_trained_and_distilled_from_python(tmp_path, mo
 def test_installed_command_shows_the_same_help():
     command = Path(sys.executable).with_name("cudfkd")
     if not command.exists():
-        pytest.skip("the package is not installed beside this Python")
+        pytest.skip("the package is not installed for this Python")
     done = subprocess.run([command, "--help"], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("usage: python -m cudfkd_jax.main")
     assert len(done.stdout.splitlines()) <= 40

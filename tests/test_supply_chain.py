@@ -1,4 +1,4 @@
-"""Nothing that is read can run code, and nothing is installed that is not used."""
+"""Checks that reading files cannot run code, and that every dependency is used."""
 
 import ast
 import importlib.metadata
@@ -19,11 +19,11 @@ _ROOT = Path(__file__).parents[1]
 _SOURCES = [
     path for folder in ("cudfkd_jax", "scripts", "configs") for path in sorted((_ROOT / folder).rglob("*.py"))
 ]
-# Modules that turn bytes into objects of any kind, and who may import them.
+# Modules that turn bytes into arbitrary objects, and the modules that may import them.
 _UNPICKLERS = {"pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "yaml"}
 _MAY_UNPICKLE = {"cudfkd_jax/data/pickles.py"}  # with a restricted reader: test_project.py
-_MAY_PICKLE = {"scripts/fuzzing/readers.py"}  # writes what is to be refused
-_MAY_RUN_FILES = {"cudfkd_jax/config/loading.py"}  # a configuration is a program of the user's own
+_MAY_PICKLE = {"scripts/fuzzing/readers.py"}  # writes files that must be refused
+_MAY_RUN_FILES = {"cudfkd_jax/config/loading.py"}  # a configuration is the user's own program
 
 
 def _name(path):
@@ -31,7 +31,7 @@ def _name(path):
 
 
 def _imported(tree):
-    """Top-level names of what is imported, and the imports."""
+    """Returns the top-level names of all imports, and the imports."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name.split(".")[0] for alias in node.names)
@@ -40,7 +40,7 @@ def _imported(tree):
 
 
 def _faults(name, text):
-    """What a source file does that could run what it reads."""
+    """Returns the calls in a source file that could execute its input."""
     tree, found = ast.parse(text), []
     if (imported := set(_imported(tree)) & _UNPICKLERS) and name not in _MAY_UNPICKLE | _MAY_PICKLE:
         found.append(f"imports {imported}")
@@ -80,12 +80,12 @@ def test_no_source_runs_what_it_reads():
         *("np.load(p, allow_pickle=True)", "subprocess.run(x, shell=True)", "read_array(f, allow_pickle=True)"),
     ],
 )
-def test_what_would_is_found(text):
+def test_code_that_would_is_found(text):
     assert _faults("cudfkd_jax/new.py", text)
 
 
 class _Payload:
-    """Makes a folder when it is unpickled."""
+    """Creates a folder when unpickled."""
 
     def __init__(self, mark):
         self._mark = mark
@@ -118,14 +118,14 @@ def test_a_pickle_in_a_runs_folder_is_refused_and_not_loaded(run_copy, tmp_path,
     mark = tmp_path / "the code ran"
     content = pickle.dumps(_Payload(mark))
     pickle.loads(content)
-    mark.rmdir()  # it does run where it is let
+    mark.rmdir()  # it runs if permitted
     if arguments == _RESUME and files != "summary.json":
         (run_copy / "summary.json").unlink()
     replaced = [path for path in run_copy.glob(files) if path.is_file()]
     assert replaced
     for path in replaced:
         path.write_bytes(content)
-    if files.startswith("checkpoints/*/"):  # the manifests agree, as those of somebody hostile would
+    if files.startswith("checkpoints/*/"):  # the manifests match, like an attacker's
         for held in checkpoint.checkpoints(run_copy / "checkpoints"):
             manifest = held.with_name(held.name + ".sha256.json")
             manifest.write_text(json.dumps(checkpoint.digests(held)))
@@ -138,7 +138,7 @@ def test_a_pickle_in_a_runs_folder_is_refused_and_not_loaded(run_copy, tmp_path,
 # Dependencies
 
 _PROJECT = tomllib.loads((_ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-_NOT_IMPORTED_HERE = {"importlib-resources"}  # by TFDS, which does not declare it
+_NOT_IMPORTED_HERE = {"importlib-resources"}  # imported by TFDS, which does not declare it
 
 
 def _distributions(requirements):
@@ -146,7 +146,7 @@ def _distributions(requirements):
 
 
 def _used(folder):
-    """Distributions that the sources of a folder import."""
+    """Returns the distributions that the sources of a folder import."""
     paths = (path for path in _SOURCES if _name(path).startswith(f"{folder}/"))
     names = {name for path in paths for name in _imported(ast.parse(path.read_text(encoding="utf-8")))}
     names -= {*sys.stdlib_module_names, "cudfkd_jax"}

@@ -1,5 +1,5 @@
-"""What `scripts/benchmark.py` measures.
+"""The measurements of `scripts/benchmark.py`.
 
-`ours` and `peers` are what is timed, in the turns of `timing`; `costs` and `ceilings` say how far it could go.
-`measure` puts them together and `table` shows them.
+`timing` alternates between the programs of `ours` and `peers`; `costs` and `ceilings` give the hardware's limits.
+`measure` combines them and `table` formats the result.
 """

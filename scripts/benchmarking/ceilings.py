@@ -1,4 +1,4 @@
-"""What this machine reaches on the two simplest programs: a matrix product, and an addition of long vectors."""
+"""Rates that this machine reaches on the two simplest programs: a matrix product and a sum of long vectors."""
 
 import functools
 import statistics
@@ -9,18 +9,18 @@ import jax.numpy as jnp
 
 from cudfkd_jax.experiments.timing import timed
 
-_SIZES = {"cpu": (2048, 1 << 26)}  # of the square matrices, and of the vectors: a quarter of a gigabyte
+_SIZES = {"cpu": (2048, 1 << 26)}  # matrix rows; vector length, a quarter of a gigabyte
 _SIZES_ELSEWHERE = (8192, 1 << 28)
 _REPEATS = 5
 
 
 class Ceilings(NamedTuple):
-    """Of one device.
+    """The peak rates of one device.
 
     Attributes:
-        flops: operations a second by dtype, in products at JAX's default precision (TF32 on NVIDIA GPUs for
+        flops: operations per second by dtype, in products at JAX's default precision (on NVIDIA GPUs, TF32 for
             float32, as in convolutions).
-        stream: bytes a second of a + b, of which two thirds are read.
+        stream: bytes per second of a + b, two thirds of them reads.
     """
 
     flops: dict[str, float]
@@ -29,7 +29,7 @@ class Ceilings(NamedTuple):
 
 @functools.cache
 def measured(device: jax.Device, dtypes: tuple[str, ...]) -> Ceilings:
-    """Medians of some seconds' work; on GPUs bfloat16 is among the dtypes."""
+    """Measures the medians of a few repeats, which take seconds; on GPUs also for bfloat16."""
     size, length = _SIZES.get(device.platform, _SIZES_ELSEWHERE)
     dtypes = dtypes if device.platform == "cpu" else (*dtypes, "bfloat16")
     return Ceilings(
@@ -38,14 +38,14 @@ def measured(device: jax.Device, dtypes: tuple[str, ...]) -> Ceilings:
 
 
 def product_rate(device: jax.Device, dtype: str, size: int) -> float:
-    """Operations a second in products of square matrices of this size."""
+    """Measures the operations per second in products of square matrices of this size."""
     matrix = jax.device_put(jnp.full((size, size), 0.5, dtype), device)
     product = jax.jit(jnp.dot)
     return 2 * size**3 / _median_seconds(lambda: product(matrix, matrix))
 
 
 def stream_rate(device: jax.Device, length: int) -> float:
-    """Bytes a second of a + b on float32 vectors of this length; the sum takes the place of a."""
+    """Measures the bytes per second of a + b on float32 vectors of this length; the sum overwrites a."""
     a, b = (jax.device_put(jnp.full(length, value), device) for value in (0.5, 1.0))
     add = jax.jit(jnp.add, donate_argnums=0)
 

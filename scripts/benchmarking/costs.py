@@ -1,13 +1,12 @@
 """Operations and bytes of a step, as XLA's cost analysis counts them.
 
-Operations are counted in the program before XLA compiles it, bytes in what it compiles: the compiler fuses what
-would otherwise go through memory, and on GPUs it turns convolutions and products into calls of cuDNN and cuBLAS,
-of which its analysis knows nothing. A multiply-add is two operations, and taps on the padding of a convolution do
-not count. Of what a library's call moves only its arguments and results are known, so that is what counts. Of a
-loop the analysis counts one turn.
+Operations are counted before compilation and bytes after it. The compiler fuses operations that would otherwise go
+through memory, and on GPUs it replaces convolutions and products by calls of cuDNN and cuBLAS, which its analysis
+cannot see. A multiply-add counts as two operations; taps on the padding of a convolution do not count. A library
+call counts as the bytes of its arguments and results. The analysis counts one iteration of a loop.
 
-The least bytes are those without which no program does the same: each convolution and matrix product reads its
-operands and writes its result once, and what lies between them is done on the way.
+The least bytes are a lower bound for every program with the same result: each convolution and matrix product reads
+its operands and writes its result once, and everything between them is fused.
 """
 
 import re
@@ -18,14 +17,14 @@ import jax
 
 from cudfkd_jax.training.batching import equations
 
-# `%name = f32[8,16]{1,0} custom-call(`, also of a tuple `(f32[8,16]{1,0}, u8[64]{0})`.
+# `%name = f32[8,16]{1,0} custom-call(`, or with a tuple `(f32[8,16]{1,0}, u8[64]{0})`.
 _INSTRUCTION = re.compile(r"^\s*(?:ROOT )?%([\w.-]+) = (.+?) ([\w-]+)\((.*)$", re.MULTILINE)
 _ARRAY = re.compile(r"\b(pred|[a-z]+(\d+)\w*)\[([\d,]*)\]")
 _SCRATCH = "u8"
 
 
 class Cost(NamedTuple):
-    """Of a call, on all devices together."""
+    """The cost of one call, over all devices."""
 
     flops: float
     bytes: float
@@ -35,18 +34,18 @@ class Cost(NamedTuple):
         return Cost(*(a + b for a, b in zip(self, other, strict=True)))
 
     def times(self, count: int) -> "Cost":
-        """Of so many calls."""
+        """Returns the cost of `count` calls."""
         return Cost(*(count * value for value in self))
 
 
 def operations(step: Callable[..., Any], *arguments: Any) -> float:
-    """What a function computes, on any device.
+    """Counts the operations of a function, independently of the device.
 
     Args:
-        step: of arrays.
+        step: a function of arrays.
         arguments: arrays, or their shapes as `jax.ShapeDtypeStruct`.
     """
-    # Only for the CPU does XLA analyse what it has not compiled.
+    # Only the CPU backend analyses programs that are not compiled.
     with jax.default_device(jax.devices("cpu")[0]):
         shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arguments)
         analysis: Any = jax.jit(step).lower(*shapes).cost_analysis()
@@ -54,7 +53,7 @@ def operations(step: Callable[..., Any], *arguments: Any) -> float:
 
 
 def least_bytes(step: Callable[..., Any], *arguments: Any) -> float:
-    """What a function must at least move, on any device; arguments as for `operations`."""
+    """Computes a lower bound of the bytes that a function moves on any device; takes the same as `operations`."""
     return sum(
         float(variable.aval.size * variable.aval.dtype.itemsize)
         for equation in equations(jax.make_jaxpr(step)(*arguments).jaxpr)
@@ -64,12 +63,12 @@ def least_bytes(step: Callable[..., Any], *arguments: Any) -> float:
 
 
 def traffic(compiled: Any) -> float:
-    """Bytes that the programs of a `jax.stages.Compiled` read and write on one device."""
+    """Counts the bytes that a `jax.stages.Compiled` reads and writes on one device."""
     return compiled.cost_analysis()["bytes accessed"] + library_bytes(compiled.as_text())
 
 
 def library_bytes(text: str) -> float:
-    """Bytes of the arguments and results of all library calls in a compiled program, without their scratch space.
+    """Counts the bytes of the arguments and results of a program's library calls, without their scratch space.
 
     Args:
         text: the program as `jax.stages.Compiled.as_text` prints it.

@@ -1,4 +1,4 @@
-"""One measurement: our programs, what they cost, and another framework's rounds in turn with ours."""
+"""One measurement: our programs, their costs, and another framework's rounds in alternation with ours."""
 
 import os
 import platform
@@ -22,28 +22,28 @@ _PACKAGES = ("cudfkd_jax", "jax", "jaxlib", "flax")
 def measure_all(
     configs: Sequence[ConfigDict], repeats: int, *, peer: str = "", imports_s: float = 0.0
 ) -> list[dict[str, Any]]:
-    """Measures configurations that differ in their numbers of devices, and what the devices could do.
+    """Measures configurations that differ in their number of devices, and the devices' ceilings.
 
     Args:
-        configs: each whole, as a run would get it, with a number of devices.
-        repeats: to take the medians of, after one to warm up.
-        peer: one of `peers.PEERS`, whose rounds take turns with ours; "": none.
-        imports_s: what the imports of this process took.
+        configs: complete configurations of runs.
+        repeats: number of repeats after one warm-up; times are medians.
+        peer: one of `peers.PEERS`, whose rounds alternate with ours; "": none.
+        imports_s: seconds that the imports of this process took.
 
     Returns:
-        JSON-ready, in the order of the configurations; times in seconds, costs of all devices together, memory in
-        MiB. A time multiplied by `of_product` or `of_stream` is the least that its operations or bytes take here;
-        bytes that caches serve count too, and can make that more than the time. `floor_s` is what operations or
-        the least bytes take at the ceilings, whichever is more. `finite` is False where a step
-        failed, from which on the state stays as it was and times may not be those of a run. `load_before` is the
-        number of other threads that wanted to run in the minute before.
+        JSON-ready, in the order of the configurations; times in seconds, costs over all devices, memory in MiB. A
+        time multiplied by `of_product` or `of_stream` is the least time of its operations or bytes at the
+        ceilings; bytes served by caches count too, so the share can exceed 1. `floor_s` is the larger of the
+        times that the operations and the least bytes take at the ceilings. `finite` is False where a step was not
+        finite; all later steps then leave the state unchanged, and times may differ from those of a run.
+        `load_before` is the load average of the minute before.
 
     Raises:
-        UserError: a setting is out of range, or not one that the peer knows.
+        UserError: a setting is out of range, or the peer does not support it.
     """
     load = os.getloadavg()[0]
-    # A device's peak of memory is never reset. It is lower where more devices share the batch, so these come
-    # first, and the ceilings, which take memory too, come last.
+    # A device's peak memory is never reset, and it is lower where more devices share the batch. Hence the largest
+    # number of devices is measured first, and the ceilings, which need memory too, last.
     measured = {
         config.devices: _measure(config, repeats, peer=peer, imports_s=imports_s)
         for config in sorted(configs, key=lambda config: config.devices, reverse=True)
@@ -63,7 +63,7 @@ def _measure(config: ConfigDict, repeats: int, *, peer: str, imports_s: float) -
     if setup.loop == "scan":
         passes["epoch"] = ours.epoch
     warm = alternate(passes, 1)
-    memory = summary.peak_memory(setup.devices)  # before a peer's comes on top
+    memory = summary.peak_memory(setup.devices)  # before the peer allocates
     theirs = peers.torch_peers(config, setup.frozen[0], ours.state) if peer else None
     if theirs:
         their_passes = {name: peer_round.run for name, peer_round in theirs.rounds.items()}
@@ -118,7 +118,7 @@ def _measure(config: ConfigDict, repeats: int, *, peer: str, imports_s: float) -
 
 
 def _images(config: ConfigDict, kinds: list[str]) -> dict[str, int]:
-    """That a step makes or sees, and that the student sees in a round and in an epoch."""
+    """Returns the images per step, and those that the student sees per round and per epoch."""
     d = config.distill
     a_round = d.batch_size * d.student_steps
     more = {"round": a_round, "epoch": a_round * d.rounds_per_epoch}
@@ -126,9 +126,9 @@ def _images(config: ConfigDict, kinds: list[str]) -> dict[str, int]:
 
 
 def _beside(measured: dict[str, Any], reached: Ceilings) -> dict[str, Any]:
-    """A measurement, and what part of the ceilings of its devices each program reaches."""
+    """Adds to a measurement the share of its devices' ceilings that each program reaches."""
     devices = measured["devices"]
-    count = 1 if devices["platform"] == "cpu" else devices["count"]  # those on the CPU share its cores
+    count = 1 if devices["platform"] == "cpu" else devices["count"]  # CPU devices share the cores
     product, stream = count * reached.flops[measured["compute_dtype"]], count * reached.stream
     timings = {}
     for kind, t in measured["timings"].items():
@@ -142,5 +142,5 @@ def _beside(measured: dict[str, Any], reached: Ceilings) -> dict[str, Any]:
 
 
 def _cores() -> int:
-    """Processors that this process may use, on each of which XLA's CPU backend has a thread."""
+    """Returns the number of processors available to this process; XLA's CPU backend has a thread on each."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

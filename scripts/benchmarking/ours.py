@@ -17,23 +17,23 @@ SYNTHESIS, STUDENT = "synthesis step", "student step"
 
 
 class Program(NamedTuple):
-    """A step `(state, *frozen) -> state` and how long it took to compile."""
+    """A compiled step `(state, *frozen) -> state` and its compilation time."""
 
     call: Any  # a `jax.stages.Compiled`
     compile_s: float
 
 
 class Ours:
-    """A distillation that goes on as far as it is asked to.
+    """A distillation that advances on demand.
 
     Attributes:
-        setup: what it was made of; its state is used up.
-        state: the newest.
-        programs: what was compiled so far, by kind of step.
+        setup: the steps and their arguments; its state is donated.
+        state: the current state.
+        programs: the programs compiled so far, by kind of step.
     """
 
     def __init__(self, setup: Setup):
-        """Compiles nothing yet."""
+        """Takes over the setup; programs are compiled on first use."""
         self.setup, self.state = setup, setup.state
         self.programs: dict[str, Program] = {}
         parts = setup.parts
@@ -42,16 +42,16 @@ class Ours:
 
     @property
     def kinds(self) -> list[str]:
-        """The kinds of steps of a round, in their order."""
+        """The kinds of steps of a round, in order."""
         return [kind for kind, _ in self._turns()]
 
     def first(self, kind: str) -> float:
-        """Compiles a step and takes it; the seconds of both."""
+        """Compiles a step, runs it, and returns the seconds of both."""
         self.state, seconds = timed(lambda: self._program(kind).call(self.state, *self.setup.frozen))
         return seconds
 
     def each_step(self) -> Seconds:
-        """A round, every step of it waited for."""
+        """Runs a round and blocks after every step."""
         seconds: Seconds = {}
         for kind, count in self._turns():
             for _ in range(count):
@@ -60,18 +60,18 @@ class Ours:
         return seconds
 
     def round(self) -> Seconds:
-        """A round as the run's loop drives it, waited for at its end only."""
+        """Runs a round as the training loop does and blocks only at its end."""
         if self.setup.loop == "scan":
             return {"round": [self._in_one_call(self._one_round)]}
         self.state, seconds = timed(self._round_by_steps)
         return {"round": [seconds]}
 
     def epoch(self) -> Seconds:
-        """An epoch in one call."""
+        """Runs an epoch in one call."""
         return {"epoch": [self._in_one_call(self._one_epoch)]}
 
     def costs(self) -> dict[str, Cost]:
-        """By kind, of a step that was compiled, a round and an epoch."""
+        """Returns the costs of each compiled step, of a round and of an epoch, by kind."""
         devices = self.setup.devices
         arguments = jax.eval_shape(devices.unreplicate, (self.state, *self.setup.frozen))
         costs = {}
@@ -83,7 +83,7 @@ class Ours:
         return costs | {"round": a_round, "epoch": a_round.times(self.setup.epoch.rounds)}
 
     def _turns(self) -> list[tuple[str, int]]:
-        """The kinds of steps of a round in their order, with their number; none that the method does not have."""
+        """Returns the kinds of steps that a round of this method has, in order, each with its count."""
         epoch = self.setup.epoch
         turns = [("begin", 1), (SYNTHESIS, epoch.synthesis_steps), ("finish", 1), (STUDENT, epoch.student_steps)]
         return [(kind, count) for kind, count in turns if kind in self._steps]
@@ -104,7 +104,7 @@ class Ours:
         return state
 
     def _in_one_call(self, drive: EpochFunction) -> float:
-        """Goes from the first step of an epoch, where alone the scan begins, to its end; the seconds."""
+        """Runs from the first step of an epoch, the only one at which the scan starts; returns the seconds."""
         counters = {name: jnp.zeros_like(getattr(self.state, name)) for name in ("step", "synthesis_step")}
         start = jax.block_until_ready(self.state.replace(**counters))
         self.state, seconds = timed(lambda: drive(start, *self.setup.frozen, progress=lambda _: False))

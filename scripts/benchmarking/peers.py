@@ -18,7 +18,7 @@ from cudfkd_jax.training.state import RunState
 
 PEERS = ("torch",)
 
-# What the peer computes of what can be chosen.
+# The values of each setting that the peer supports.
 _FIXED = {
     "method": ("cudfkd",),
     "teacher.module": ("",),
@@ -40,9 +40,9 @@ class Peers:
     """Another framework's rounds.
 
     Attributes:
-        rounds: by name, each with a `run` and a `description`.
-        fault: why there is no compiled one, "" where there is.
-        device, threads, version: of the framework.
+        rounds: by name; each has `run` and `description`.
+        fault: why no round is compiled, or "".
+        device, threads, version: the framework's.
     """
 
     rounds: dict[str, Any]
@@ -54,12 +54,12 @@ class Peers:
     def beside(
         self, ours: Sequence[float], taken: Mapping[str, Seconds], images: Mapping[str, int]
     ) -> dict[str, Any]:
-        """JSON-ready: what was measured of each round, and its time over ours.
+        """Returns each round's measurements and its time relative to ours, JSON-ready.
 
         Args:
             ours: seconds of our round in each repeat.
-            taken: theirs, by name and kind.
-            images: by kind, in each.
+            taken: seconds of the peer's rounds, by name and kind.
+            images: images per call, by kind.
         """
         return {
             "version": self.version,
@@ -79,13 +79,14 @@ class Peers:
 
 
 def check(config: ConfigDict, devices: Devices) -> None:
-    """Refuses what PyTorch's round cannot be compared with, before anything is compiled.
+    """Checks, before anything is compiled, that PyTorch's round is comparable.
 
     Args:
-        devices: ours.
+        config: the configuration to measure.
+        devices: the devices of our run.
 
     Raises:
-        UserError: PyTorch is missing or has no such device, or a setting is one that its round does not know.
+        UserError: PyTorch is missing or has no such device, or its round does not support a setting.
     """
     try:
         import torch
@@ -93,29 +94,29 @@ def check(config: ConfigDict, devices: Devices) -> None:
         raise UserError("--peer=torch needs PyTorch; pip install 'cudfkd_jax[torch]'") from error
     if len(devices.devices) > 1:
         raise UserError(
-            f"--peer=torch compares one device with one, and there are {len(devices.devices)}; give --devices=1"
+            f"--peer=torch compares single devices and there are {len(devices.devices)}; set --devices=1"
         )
     if devices.devices[0].platform != "cpu" and not torch.cuda.is_available():
         raise UserError(
-            f"--peer=torch: PyTorch {torch.__version__} finds no GPU and JAX runs on one; install a build of "
-            "PyTorch for it, or compare on the CPU with JAX_PLATFORMS=cpu"
+            f"--peer=torch: JAX runs on a GPU and PyTorch {torch.__version__} finds none; install a PyTorch build "
+            "for this GPU, or compare on the CPU with JAX_PLATFORMS=cpu"
         )
     for key, known in _FIXED.items():
         value = access.get(config, key)
         if value not in known:
             raise UserError(
-                f"--peer=torch knows {key} only as {' or '.join(map(repr, known))}, not {value!r}; set "
-                f"--config.{key}, or leave out --peer"
+                f"--peer=torch does not support {key}={value!r}; expected {' or '.join(map(repr, known))}. Set "
+                f"--config.{key}=…, or leave out --peer"
             )
 
 
 def torch_peers(config: ConfigDict, teacher_variables: Any, state: RunState) -> Peers:
-    """PyTorch's rounds, each with networks of its own that start from these weights.
+    """Builds PyTorch's rounds, each with a separate copy of these weights.
 
     Args:
-        config: one that `check` passed.
+        config: a configuration that `check` accepts.
         teacher_variables: `{'params', 'batch_stats'}`, on one device.
-        state: its student and generator; on the same device.
+        state: contains the student and the generator; on the same device.
     """
     import torch
 
@@ -127,7 +128,7 @@ def torch_peers(config: ConfigDict, teacher_variables: Any, state: RunState) -> 
     device = torch.device("cpu" if ours.platform == "cpu" else "cuda")
 
     def tuned(*, compiled: bool) -> TunedRound:
-        # On CUDA always, as anybody would; on a CPU where ours does, for most CPUs only emulate it.
+        # Always on CUDA; on a CPU only where ours does, because most CPUs emulate bfloat16.
         bfloat16 = device.type == "cuda" or config.compute_dtype == "bfloat16"
         networks = torch_networks(config, teacher_variables, state)
         return TunedRound(networks, settings, device, compiled=compiled, bfloat16=bfloat16)
@@ -144,7 +145,7 @@ def torch_peers(config: ConfigDict, teacher_variables: Any, state: RunState) -> 
 
 
 def torch_settings(config: ConfigDict) -> Any:
-    """The `torch_peer.rounds.Settings` of a configuration, what depends on the epoch as in the first one."""
+    """Returns the `torch_peer.rounds.Settings` of a configuration, with schedules at their first epoch."""
     from torch_peer.rounds import Settings
 
     d, g, s, c = config.distill, config.generator, config.synthesis, config.curriculum
@@ -175,7 +176,7 @@ def torch_settings(config: ConfigDict) -> Any:
 
 
 def torch_networks(config: ConfigDict, teacher_variables: Any, state: RunState) -> Any:
-    """The `torch_peer.rounds.Networks` with the weights of ours, in their dtype."""
+    """Returns the `torch_peer.rounds.Networks` with our weights, in their dtype."""
     from torch_peer import models
     from torch_peer.generator import Generator
     from torch_peer.rounds import Networks
@@ -185,7 +186,7 @@ def torch_networks(config: ConfigDict, teacher_variables: Any, state: RunState) 
     generator = Generator(shape, ours.latent_dim, ours.widths)
     weights = torch_names.to_state_dict(state.aux.variables)
     channels, height, width = generator.first_shape
-    for name in ("linear.weight", "linear.bias"):  # ours makes [h, w, channels], PyTorch's [channels, h, w]
+    for name in ("linear.weight", "linear.bias"):  # ours outputs [h, w, channels], PyTorch's [channels, h, w]
         maps = weights[name].reshape(height, width, channels, -1).transpose(2, 0, 1, 3)
         weights[name] = maps.reshape(weights[name].shape)
     return Networks(

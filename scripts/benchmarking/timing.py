@@ -1,4 +1,4 @@
-"""Taking turns, and medians."""
+"""Alternating measurements and their medians."""
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -7,14 +7,14 @@ Seconds = dict[str, list[float]]  # by kind of work
 
 
 def alternate(passes: Mapping[str, Callable[[], Seconds]], repeats: int) -> dict[str, Seconds]:
-    """Calls all of them in turn, so many times, so that what else the machine does falls on each alike.
+    """Calls the passes alternately, so that other load on the machine affects all of them alike.
 
     Args:
-        passes: by name; each returns the seconds of every kind of work that it did.
-        repeats: how often.
+        passes: by name; each returns its seconds by kind of work.
+        repeats: number of calls of each.
 
     Returns:
-        By name and kind, the seconds of all repeats in their order.
+        The seconds of all repeats in order, by name and kind.
     """
     taken: dict[str, Seconds] = {name: {} for name in passes}
     for _ in range(repeats):
@@ -25,12 +25,12 @@ def alternate(passes: Mapping[str, Callable[[], Seconds]], repeats: int) -> dict
 
 
 def timing(seconds: Sequence[float], images: int) -> dict[str, float]:
-    """The median of some times, and how many images a second that is."""
+    """Returns the median time and the images per second at it."""
     median = statistics.median(seconds)
     return {"seconds": median, "images_per_s": images / median}
 
 
 def median_ratio(theirs: Sequence[float], ours: Sequence[float]) -> dict[str, float]:
-    """Their time over ours, repeat by repeat: the median, the least and the most."""
+    """Computes the ratio of their time to ours per repeat: its median, minimum and maximum."""
     ratios = [a / b for a, b in zip(theirs, ours, strict=True)]
     return {"median": statistics.median(ratios), "least": min(ratios), "most": max(ratios)}

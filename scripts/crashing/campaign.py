@@ -1,4 +1,4 @@
-"""Kills and signals at random moments, and what differs afterwards."""
+"""Kills and signals at random moments, and the comparison of the results."""
 
 import functools
 import itertools
@@ -14,12 +14,12 @@ from typing import Any
 
 from crashing.runs import TARGETS, Run
 
-_DEADLINE_S = 900  # of one command
-_SIGNAL_S = 10  # from a signal to the end
+_DEADLINE_S = 900  # per command
+_SIGNAL_S = 10  # from a signal to the exit
 
 
 class Campaign:
-    """Counts what is tried and what fails."""
+    """A series of kills and signals that counts its failures."""
 
     def __init__(self, config: str, folder: Path, seed: int):
         self._config, self._folder, self._draw = config, folder, random.Random(seed)
@@ -28,7 +28,7 @@ class Campaign:
         self.failures = 0
 
     def kills(self, name: str, count: int) -> None:
-        """Kills a target so many times and compares each run that comes to its end."""
+        """Kills a target `count` times and compares each completed run."""
         self._run_undisturbed(name)
         moments = {"any": 0, "saving": 0, "compiling": 0, "ending": 0}
         compared, run = 0, self._new_run(name, 0)
@@ -38,7 +38,7 @@ class Campaign:
             start = time.monotonic()
             if self._kill(run, moment, self._seconds[name]):
                 moments[moment] += 1
-            else:  # it came to its end first
+            else:  # the run completed before the kill
                 self._seconds[name] = (self._seconds[name] + time.monotonic() - start) / 2  # kill earlier
                 self._compare(name, run)
                 compared, run = compared + 1, self._new_run(name, compared + 1)
@@ -49,7 +49,7 @@ class Campaign:
         say(f"{name}: {count} kills ({text}), {compared} runs compared")
 
     def signals(self, name: str, count: int) -> None:
-        """SIGTERM, SIGINT and two SIGINT in turns, while steps are taken."""
+        """Sends SIGTERM, SIGINT and two SIGINTs alternately, during training."""
         self._run_undisturbed(name)
         run = self._new_run(name, "signalled")
         for index in range(count):
@@ -63,9 +63,9 @@ class Campaign:
                 time.sleep(0.05)
             status, seconds = process.wait(_DEADLINE_S), time.monotonic() - start
             names = " and ".join(number.name for number in numbers)
-            say(f"{names}: status {status} after {seconds:.1f} s, {run.epochs()} epochs are recorded")
-            self._check(seconds < _SIGNAL_S, f"{names}: gone after {seconds:.1f} s")
-            self._check(status in (128 + numbers[0], 0), f"{names}: status {status}")  # 0: it was at its end
+            say(f"{names}: status {status} after {seconds:.1f} s, {run.epochs()} epochs recorded")
+            self._check(seconds < _SIGNAL_S, f"{names}: exit after {seconds:.1f} s")
+            self._check(status in (128 + numbers[0], 0), f"{names}: status {status}")  # 0: already complete
             if status == 0:
                 shutil.rmtree(run.folder)
         self._finish(name, run)
@@ -77,13 +77,13 @@ class Campaign:
         if name in self._expected:
             return
         run, start = self._new_run(name, "undisturbed"), time.monotonic()
-        self._check(run.start().wait(_DEADLINE_S) == 0, f"{run.folder} fails, undisturbed")
+        self._check(run.start().wait(_DEADLINE_S) == 0, f"{run.folder} fails without interruption")
         self._seconds[name] = time.monotonic() - start
         self._expected[name] = run.outcome()
-        say(f"{name}: {self._seconds[name]:.0f} s undisturbed")
+        say(f"{name}: {self._seconds[name]:.0f} s without interruption")
 
     def _kill(self, run: Run, moment: str, seconds: float) -> bool:
-        """Starts a run and kills it; False where it came to its end first."""
+        """Starts a run and kills it; returns False if it completes first."""
         process = run.start(cold=moment == "compiling")
         events: dict[str, Callable[[], bool]] = {"saving": run.is_saving, "ending": run.is_ending}
         if moment in events:
@@ -92,7 +92,7 @@ class Campaign:
         else:
             _wait_for(process, lambda: False, self._draw.uniform(0, seconds))
         if process.poll() is not None:
-            self._check(process.returncode == 0, f"{run.folder} ends with status {process.returncode}")
+            self._check(process.returncode == 0, f"{run.folder} fails with status {process.returncode}")
             return False
         if run.target.runs and self._draw.random() < 0.5:
             process.kill()
@@ -108,7 +108,7 @@ class Campaign:
     def _compare(self, name: str, run: Run) -> None:
         found = run.outcome()
         for part, value in self._expected[name].items():
-            self._check(found.get(part) == value, f"{run.folder}: {part} differs from that of the undisturbed run")
+            self._check(found.get(part) == value, f"{run.folder}: {part} differs from the uninterrupted run's")
 
     def _check(self, holds: bool, text: str) -> None:
         if not holds:
@@ -117,7 +117,7 @@ class Campaign:
 
 
 def _wait_for(process: subprocess.Popen[bytes], event: Callable[[], bool], seconds: float = _DEADLINE_S) -> bool:
-    """Waits for an event, at most so long; whether it came before the process ended."""
+    """Waits for an event, `seconds` at most, and returns whether it preceded the end of the process."""
     end = time.monotonic() + seconds
     while process.poll() is None and time.monotonic() < end:
         if event():
@@ -127,5 +127,5 @@ def _wait_for(process: subprocess.Popen[bytes], event: Callable[[], bool], secon
 
 
 def say(text: str) -> None:
-    """Tells something now, also where the output goes to a file."""
+    """Prints a message and flushes it, so that it appears at once in files too."""
     print(text, flush=True)

@@ -1,4 +1,4 @@
-"""What is killed, and what it came to."""
+"""The targets of the kills, and their results."""
 
 import json
 import os
@@ -13,12 +13,12 @@ _NETWORKS = ("student", "student_best", "net", "teacher/net")
 
 
 class Target(NamedTuple):
-    """What is killed.
+    """A command to kill.
 
     Attributes:
-        command: its arguments but the configuration and the workdir.
-        method: named in the configuration, where there is one.
-        runs: the folders in the workdir that hold runs, a pattern; "": the workdir is one.
+        command: its arguments, except the configuration and the workdir.
+        method: suffix of the configuration that names the method; may be empty.
+        runs: pattern of the run folders in the workdir; "": the workdir itself.
     """
 
     command: tuple[str, ...]
@@ -44,7 +44,7 @@ TARGETS = {
 
 
 class Run:
-    """A target in a folder of its own, started as often as it takes."""
+    """A target in a separate folder, which can be started repeatedly."""
 
     def __init__(self, target: Target, config: str, folder: Path):
         self.target, self.folder = target, folder
@@ -54,7 +54,7 @@ class Run:
         ]
 
     def start(self, *, cold: bool = False) -> subprocess.Popen[bytes]:
-        """Starts it, or goes on with it; `cold`: with all programs to be compiled anew."""
+        """Starts or resumes the target; `cold` disables the compilation cache."""
         self.folder.parent.mkdir(parents=True, exist_ok=True)
         environment = {"JAX_COMPILATION_CACHE_DIR": str(self.folder.parent / "xla")} | os.environ
         environment |= {"JAX_PLATFORMS": "cpu"} | ({"JAX_ENABLE_COMPILATION_CACHE": "0"} if cold else {})
@@ -64,28 +64,28 @@ class Run:
             )
 
     def is_saving(self) -> bool:
-        """Whether a checkpoint is there that has no manifest yet."""
+        """Returns whether a checkpoint exists without its manifest."""
         written = [path for path in self.folder.glob("**/checkpoints/*") if path.name[:9].isdigit()]
         return any(not path.with_name(f"{path.name[:9]}.sha256.json").exists() for path in written)
 
     def is_ending(self) -> bool:
-        """Whether a summary is there: of the run, or of the first one of several."""
+        """Returns whether any run has a summary."""
         return any((run / "summary.json").exists() for run in self.runs())
 
     def has_epochs(self, count: int) -> bool:
-        """Whether so many epochs are recorded."""
+        """Returns whether at least `count` epochs are recorded."""
         return self.epochs() >= count
 
     def epochs(self) -> int:
-        """How many epochs are recorded."""
+        """Returns the number of recorded epochs."""
         return sum(len(_read(run / "metrics.jsonl").splitlines()) for run in self.runs())
 
     def runs(self) -> list[Path]:
-        """The folders that hold runs."""
+        """Returns the folders of the runs."""
         return sorted(self.folder.glob(self.target.runs)) if self.target.runs else [self.folder]
 
     def outcome(self) -> dict[str, Any]:
-        """What it came to: bytes of its networks, records and summaries without times, whether there is a page."""
+        """Returns the networks' bytes, records and summaries without times, and whether a report exists."""
         found: dict[str, Any] = {}
         for run in self.runs():
             name = run.relative_to(self.folder)

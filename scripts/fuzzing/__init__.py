@@ -1,1 +1,1 @@
-"""Damaged and hostile files for everything that reads files; see `scripts/fuzz.py`."""
+"""Damaged and hostile files for every reader of files; see `scripts/fuzz.py`."""

@@ -1,4 +1,4 @@
-"""Readers on mutated files, each in a process of its own, and what comes of it."""
+"""The campaign: runs each reader on mutated files in a separate process and counts the outcomes."""
 
 import collections
 import multiprocessing
@@ -20,7 +20,7 @@ READ, REFUSED = "read", "refused"
 
 
 def run_reader(name: str, cases: int, seed: int, memory_mib: int, sender: Any) -> None:
-    """Sends `(case, outcome, detail)` for each case of a reader; in a process of its own."""
+    """Sends `(case, outcome, detail)` for each case of a reader; runs in a separate process."""
     os.environ["JAX_PLATFORMS"] = "cpu"
     reader, draw = READERS[name], random.Random(f"{name} {seed}")
     with tempfile.TemporaryDirectory(prefix="cudfkd_fuzz_") as temporary:
@@ -30,7 +30,7 @@ def run_reader(name: str, cases: int, seed: int, memory_mib: int, sender: Any) -
         made.mkdir()
         original = reader.make(made)
         others = [path.read_bytes() for path in _files(original)]
-        outcome, detail = _attempt(reader, _copy(original, home))  # also: what a first time imports
+        outcome, detail = _attempt(reader, _copy(original, home))  # also imports the reader's modules
         if outcome != (REFUSED if reader.hostile else READ):
             sender.send((-1, f"as written: {outcome}", detail))
         _limit_memory(memory_mib)
@@ -92,7 +92,7 @@ def _limit_memory(mib: int) -> None:
 
 
 def campaign(names: Sequence[str], cases: int, seed: int, memory_mib: int) -> dict[str, collections.Counter[str]]:
-    """Outcomes by reader; failures are printed with what is needed to see them again."""
+    """Returns the outcomes by reader; prints each failure with its case, for reproduction."""
     context = multiprocessing.get_context("spawn")
     found = {}
     for index, name in enumerate(names):
@@ -113,7 +113,7 @@ def _collect(name: str, receiver: Any) -> collections.Counter[str]:
     while True:
         try:
             message = receiver.recv()
-        except EOFError:  # the process is gone
+        except EOFError:  # the process crashed
             outcomes["crash"] += 1
             print(f"{name}: the process died in case {begun}", file=sys.stderr)
             return outcomes
@@ -129,5 +129,5 @@ def _collect(name: str, receiver: Any) -> collections.Counter[str]:
 
 
 def described(outcomes: collections.Counter[str]) -> str:
-    """Counts, the largest first."""
+    """Formats the counts, largest first."""
     return ", ".join(f"{count} {outcome}" for outcome, count in sorted(outcomes.items(), key=lambda o: -o[1]))

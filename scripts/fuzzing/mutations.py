@@ -1,4 +1,4 @@
-"""What is done to a file: bytes and values that it did not have."""
+"""Mutations of files: of their bytes, and of the values in JSON and zip files."""
 
 import io
 import json
@@ -14,7 +14,7 @@ _VALUES: tuple[Any, ...] = (
 
 
 def mutate(content: bytes, draw: random.Random, other: bytes) -> bytes:
-    """The content with one to three things done to it."""
+    """Applies one to three random mutations."""
     for _ in range(draw.randint(1, 3)):
         content = draw.choice(_MUTATIONS)(content, draw, other)
     return content
@@ -53,7 +53,7 @@ def _splice(content: bytes, draw: random.Random, other: bytes) -> bytes:
 
 
 def _revalue(content: bytes, draw: random.Random, other: bytes) -> bytes:
-    """Another value somewhere in JSON, or in the JSON at the head of a safetensors file."""
+    """Replaces a value in JSON, or in the JSON header of a safetensors file."""
     head = content[:8] if content[8:9] == b"{" else b""
     try:
         end = 8 + int.from_bytes(head, "little") if head else len(content)
@@ -68,7 +68,7 @@ def _revalue(content: bytes, draw: random.Random, other: bytes) -> bytes:
 
 
 def _redeclare(content: bytes, draw: random.Random, other: bytes) -> bytes:
-    """Arrays in a zip file that declare another shape or type than they have."""
+    """Changes the declared shapes or dtypes of arrays in a zip file."""
     if not content.startswith(b"PK"):
         return content
     result = io.BytesIO()
@@ -83,7 +83,7 @@ def _redeclare(content: bytes, draw: random.Random, other: bytes) -> bytes:
                     part = part.replace(b"(6, 8, 8, 3)", b"(%d, 8, 8, 3)" % draw.choice((10**9, 7, 0, 2**62)))
                     part = part.replace(b"|u1", draw.choice((b"|O8", b"<f8", b"|u1", b"|S9")))
                 new.writestr(name, part)
-    except Exception:  # it was mutated before, and is no zip file any more
+    except Exception:  # an earlier mutation has broken the zip file
         return content
     return result.getvalue()
 

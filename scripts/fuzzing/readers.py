@@ -1,4 +1,4 @@
-"""The readers and their real files. Imports are inside: a process needs what its reader needs, and no more."""
+"""The readers and their valid files. Imports are local, so that a process loads only the modules of its reader."""
 
 import functools
 import json
@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 
 
 class Reader(NamedTuple):
-    """What is fed.
+    """A reader of files and its valid input.
 
     Attributes:
-        make: writes a real file or folder and returns it.
-        read: reads it, or raises.
-        hostile: what was written is to be refused as it is.
+        make: writes a file or folder and returns its path.
+        read: reads that path, or raises.
+        hostile: whether the reader must refuse the unmutated file.
     """
 
     make: Callable[[Path], Path]
@@ -57,7 +57,7 @@ def _make_torch(folder: Path) -> Path:
 
 
 def _make_hostile_torch(folder: Path) -> Path:
-    """A file as `torch.save` writes it whose pickle calls `open`."""
+    """Writes a file in the format of `torch.save` whose pickle calls `open`."""
     with zipfile.ZipFile(folder / "hostile.pth", "w") as archive:
         archive.writestr("hostile/data.pkl", pickle.dumps({"weight": _Payload(folder / "escaped")}, protocol=2))
         archive.writestr("hostile/version", "3\n")
@@ -114,7 +114,7 @@ def _read_net(path: Path) -> object:
 
 
 def _read_trusted_net(path: Path) -> object:
-    """As somebody hostile would write it: with the digest of what he wrote."""
+    """Reads after updating the digest to match the mutated weights, as an attacker would."""
     import hashlib
 
     from cudfkd_jax.storage import weights
@@ -144,7 +144,7 @@ def _read_checkpoints(path: Path) -> object:
 
 
 def _read_trusted_checkpoints(path: Path) -> object:
-    """With manifests that agree with whatever is there now."""
+    """Restores after updating the manifests to match the mutated files."""
     from cudfkd_jax.storage import checkpoint
 
     for held in checkpoint.checkpoints(path):

@@ -1,6 +1,5 @@
-"""What a quarter of an hour on a GPU is spent on.
+"""Checks, measurements and runs for a quarter of an hour on a GPU.
 
-`command` lists the steps, which are in `sanity`, `speed`, `runs` and `flags`; `session` shares the time among
-them and keeps their results. `checks`, `ahead`, `kernels`, `untrained` and `fitted` are programs that the steps
-start.
+`command` lists the steps of `sanity`, `speed`, `runs` and `flags`; `session` divides the time among them and keeps
+their results. The steps start the programs `checks`, `ahead`, `kernels`, `untrained` and `fitted`.
 """

@@ -1,9 +1,9 @@
-"""Compiles what is about to be run, so that several programs are compiled at a time.
+"""Compiles the programs of a later run, so that several programs compile in parallel.
 
     python -m gpu.ahead (ours|peer) --config=FILE [--config.KEY=VALUE]
 
-Compiled programs go to the caches that the environment names: those of the steps, a round and an epoch of a
-distillation ("ours"), or of the same round in PyTorch ("peer").
+"ours" compiles the steps, a round and an epoch of a distillation; "peer" compiles the same round in PyTorch. The
+programs go to the caches named in the environment.
 """
 
 import sys
@@ -21,7 +21,7 @@ from cudfkd_jax.runtime import cli
 
 
 def ours(setup: Setup) -> None:
-    """Compiles each step, a round and an epoch, as the benchmark and a run call them."""
+    """Compiles each step, a round and an epoch, with the benchmark's and a run's calls."""
     steps: Any = setup.parts.compile(setup.devices)
     for step in steps[:4]:
         if step:
@@ -33,7 +33,7 @@ def ours(setup: Setup) -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Compiles."""
+    """Runs the command."""
     what, file, *changes = arguments
     config = loading.load(file.removeprefix("--config="))
     loading.override(config, changes)

@@ -1,12 +1,15 @@
-"""Whether a device computes what the CPU computes; each check is a process of its own.
+"""Checks a device's results against the CPU's; each check runs in a separate process.
 
     python -m gpu.checks NAME --reference=FILE --out=FILE
     python -m gpu.checks reference --out=FILE
 
-NAME is a method, whose first steps are compared with the reference; `bfloat16`, CuDFKD's in that dtype; `pmap`,
-steps under pmap over one device beside the same under jit; or `loops`, an epoch in one compiled call beside one
-driven from Python. Everything but `bfloat16` is computed in float32 at the highest precision, without TF32. The
-output is JSON.
+NAME      the check compares
+METHOD    the first steps of a method with the reference
+bfloat16  CuDFKD's first steps in bfloat16 with the reference
+pmap      steps under pmap over one device with the same steps under jit
+loops     an epoch in one compiled call with an epoch driven from Python
+
+All checks except `bfloat16` compute in float32 at the highest precision, without TF32. The output is JSON.
 """
 
 import argparse
@@ -34,16 +37,16 @@ LOSSES_TO, GRADIENTS_TO, BFLOAT16_TO, LOOPS_TO = 1e-3, 1e-2, 1e-2, 1e-3
 BFLOAT16, PMAP, LOOPS, REFERENCE = "bfloat16", "pmap", "loops", "reference"
 CHECKS = (*METHODS, BFLOAT16, PMAP, LOOPS)
 
-# What an optimiser remembers of the first step is its gradient: Adam's first moment, SGD's momentum.
+# After the first step, Adam's first moment and SGD's momentum are multiples of the gradient.
 _GRADIENTS = (".mu", ".trace")
-# Gradients so much smaller than the largest of the network are rounding: of a bias in front of a BatchNorm, say.
+# Relative to the network's largest gradient; smaller ones are rounding, for instance of a bias before a BatchNorm.
 _NEGLIGIBLE = 1e-5
 _ROUNDINGS = 10
 _OF_BFLOAT16 = ("synthesis_loss", "bn_loss", "student_loss")
 
 
 def small_config(method: str) -> ConfigDict:
-    """A small distillation of a method, with everything in it that the method has."""
+    """Returns the configuration of a small distillation with every part of the method."""
     config = loading.load(f"configs/digits.py:method={method},teacher=wrn16_1,student=wrn10_1")
     config.generator.update(latent_dim=32, width=8)
     config.distill.update(epochs=2, batch_size=64)
@@ -55,11 +58,14 @@ def small_config(method: str) -> ConfigDict:
 
 
 def first_steps(config: ConfigDict, *, perturbations: int = 0) -> list[dict[str, np.ndarray]]:
-    """Losses and gradients of the first step of each kind, by name, of networks with random weights.
+    """Computes the losses and gradients of the first step of each kind, by name, for networks with random weights.
 
     Args:
-        config: of the distillation.
-        perturbations: how often to do it again, each time with numbers that differ by rounding before each step.
+        config: the distillation.
+        perturbations: number of repetitions whose arguments are perturbed by rounding before each step.
+
+    Returns:
+        One dictionary for the unperturbed steps and one per repetition.
     """
     setup = timing.set_up(config)
     parts = setup.parts.compile(setup.devices)
@@ -80,15 +86,15 @@ def first_steps(config: ConfigDict, *, perturbations: int = 0) -> list[dict[str,
 
 
 def compare(found: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """The worst loss, by relative difference, and the worst gradient, by the norm of its difference over its norm.
+    """Finds the largest relative difference of the losses and the largest ‖difference‖ / ‖gradient‖.
 
-    A gradient that is a sum of terms that cancel, of a BatchNorm's bias in front of everything else say, is not
-    defined to a hundredth of its norm in float32; it may differ by ten times what rounding the weights changes in
-    it.
+    Float32 does not define a gradient whose terms cancel, such as that of a BatchNorm's bias in front of all other
+    layers, to a hundredth of its norm. Such a gradient may differ by ten times the change that rounding of the
+    weights causes.
 
     Args:
-        found: of `first_steps`.
-        reference: the same, computed elsewhere, and under "rounding " of each gradient the norm of that change.
+        found: from `first_steps`.
+        reference: the same from another device, and under "rounding " + name the norm of that change per gradient.
     """
     losses = {
         name: float(abs(found[name] - value) / max(abs(value), 1e-3))
@@ -118,7 +124,7 @@ def compare(found: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarray]
 
 
 def write_reference(path: Path) -> None:
-    """Computes what every check compares with, on this process's device, and writes it."""
+    """Computes the reference of all checks on this process's device and writes it."""
     jax.config.update("jax_default_matmul_precision", "highest")
     arrays: Any = {}
     for method in METHODS:
@@ -132,7 +138,7 @@ def write_reference(path: Path) -> None:
 
 
 def _rounded(arguments: Any, random: np.random.Generator | None) -> Any:
-    """A step's arguments, with all numbers off by about the rounding of float32 unless `random` is None."""
+    """Perturbs a step's arguments by about the rounding of float32, unless `random` is None."""
 
     def change(x: jax.Array) -> jax.Array:
         if random is None or not jnp.issubdtype(x.dtype, jnp.floating):
@@ -173,7 +179,7 @@ def _bfloat16(reference: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 
 def _pmap(setup: Setup) -> dict[str, Any]:
-    """A synthesis step and a student step under pmap over one device, which runs here never take."""
+    """Compares steps under pmap over one device with the same under jit; runs on one device never use pmap."""
     begin, worst = jax.tree.map(jnp.copy, setup.state), 0.0
     for step in (setup.parts.synthesis, setup.parts.student):
         assert step
@@ -187,7 +193,7 @@ def _pmap(setup: Setup) -> dict[str, Any]:
 
 
 def _loops(setup: Setup) -> dict[str, Any]:
-    """An epoch of a few rounds, by either loop."""
+    """Compares an epoch of a few rounds between the two loops."""
     states = []
     for kind in ("scan", "python"):
         drive = make_epoch_function(kind, setup.epoch, setup.devices, setup.parts)
@@ -199,7 +205,7 @@ def _loops(setup: Setup) -> dict[str, Any]:
 
 
 def _difference(found: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]) -> float:
-    """The largest difference of a network's parameters, by the norm of all of them."""
+    """Computes the norm of the difference of a network's parameters, relative to their norm."""
     difference = sum(float(np.sum((found[name] - expected[name]) ** 2)) for name in expected)
     return (difference / sum(float(np.sum(value**2)) for value in expected.values())) ** 0.5
 
@@ -213,7 +219,7 @@ def _leaves(tree: Any) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Does one check, or computes what they compare with."""
+    """Runs one check, or computes the reference."""
     parser = argparse.ArgumentParser()
     parser.add_argument("name", choices=(*CHECKS, REFERENCE))
     parser.add_argument("--reference", type=Path)

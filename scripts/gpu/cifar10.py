@@ -1,4 +1,4 @@
-"""CIFAR-10 from a file of JPEGs, decoded on all cores."""
+"""CIFAR-10 from an archive of JPEGs, decoded on all cores."""
 
 import concurrent.futures
 import io
@@ -14,19 +14,20 @@ JPEG = "cifar10_jpeg.npz"
 
 
 def unpack(jpegs: Path, target: Path, *, most: int | None = None) -> None:
-    """Writes an `.npz` that `data.source=npz` reads.
+    """Writes an `.npz` for `data.source=npz`.
 
     Args:
-        jpegs: for "train" and "test" with `<split>_bytes` (uint8, all files one after the other),
-            `<split>_lengths` and `<split>_labels`. target: where to; it is there only when it is whole. most:
-            images per split; None: all.
+        jpegs: contains, for "train" and "test", `<split>_bytes` (uint8, the concatenated files),
+            `<split>_lengths` and `<split>_labels`.
+        target: the file to write, atomically.
+        most: images per split; None: all.
     """
     arrays: dict[str, Any] = {}
     with np.load(jpegs, allow_pickle=False) as archive, concurrent.futures.ProcessPoolExecutor() as pool:
         for split in ("train", "test"):
             lengths, data = archive[f"{split}_lengths"], archive[f"{split}_bytes"].tobytes()
             ends = np.cumsum(lengths)
-            chosen = slice(None, None, max(len(lengths) // most, 1) if most else 1)  # of all classes
+            chosen = slice(None, None, max(len(lengths) // most, 1) if most else 1)  # spread over all classes
             files = [data[end - length : end] for end, length in zip(ends[chosen], lengths[chosen], strict=True)]
             parts = [files[i :: os.cpu_count() or 1] for i in range(os.cpu_count() or 1)]
             images = np.empty((len(files), 32, 32, 3), np.uint8)

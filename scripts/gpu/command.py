@@ -1,4 +1,4 @@
-"""The command line: what there is to do, in its order, within the time."""
+"""The command line: runs the steps in order within the time limit."""
 
 import argparse
 import json
@@ -30,12 +30,12 @@ _FOLD_BN = "--config.fold_bn=true"
 
 
 class Step(NamedTuple):
-    """A step of the program.
+    """A step of the session.
 
     Attributes:
         run: returns a JSON-ready result with "ok".
-        show: a result as text.
-        least_s: seconds under which it is not begun.
+        show: formats a result as text.
+        least_s: seconds that must be left to start the step.
     """
 
     run: Callable[[Session], dict[str, Any]]
@@ -75,7 +75,7 @@ STEPS = {
 
 
 def main(arguments: Sequence[str], usage: str) -> int:
-    """Does what the arguments say; 0 where each step that was asked for has its result."""
+    """Runs the command; returns 0 if every requested step has a result."""
     return cli.guard(_run, arguments, usage)
 
 
@@ -104,10 +104,10 @@ def _run(arguments: Sequence[str]) -> None:
     finally:
         session.end_children()
         _keep_compiled(session)
-    lines = [f"{name:10}{'has its result' if _is_done(session, name) else 'is left to do'}" for name in chosen]
+    lines = [f"{name:10}{'complete' if _is_done(session, name) else 'incomplete'}" for name in chosen]
     session.say("\n".join([f"after {session.elapsed:.0f} s:", *lines]))
     if left := [name for name in chosen if not _is_done(session, name)]:
-        raise RunFailedError(f"left to do: {', '.join(left)}; the same command continues")
+        raise RunFailedError(f"incomplete: {', '.join(left)}; rerun the same command to resume")
 
 
 def _prepare(carried: Path) -> None:
@@ -121,7 +121,7 @@ def _prepare(carried: Path) -> None:
         check=False,
     )
     if done.returncode:
-        raise RunFailedError(f"the reference could not be computed (exit status {done.returncode})")
+        raise RunFailedError(f"computing the reference failed with exit status {done.returncode}")
     new.replace(path)
     (carried / "commit").write_text(_commit() + "\n")
 
@@ -160,7 +160,7 @@ def _begin(options: argparse.Namespace) -> Session:
 
 
 def _commit() -> str:
-    """The last commit that changed the package; what changed elsewhere takes no result away."""
+    """Returns the last commit that changed the package; other commits do not invalidate results."""
     command = ["git", "log", "-1", "--format=%h", "--", "cudfkd_jax"]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
 
@@ -170,28 +170,28 @@ def _is_done(session: Session, name: str) -> bool:
 
 
 def _do(session: Session, name: str, step: Step) -> None:
-    """Takes a step unless its result is there; what it fails at does not keep the next from beginning."""
+    """Runs a step unless it has a result; its failure does not stop the steps after it."""
     if _is_done(session, name):
-        session.say(f"{name}: there already")
+        session.say(f"{name}: already complete")
         return
     if session.left < (15 if session.smoke else step.least_s):
-        session.say(f"{name}: not begun, {session.left:.0f} s are left")
+        session.say(f"{name}: skipped, {session.left:.0f} s left")
         return
-    session.say(f"{name}: begun after {session.elapsed:.0f} s")
+    session.say(f"{name}: started after {session.elapsed:.0f} s")
     try:
         result = step.run(session)
         session.keep(name, result)
         session.say(step.show(result))
     except StepFailedError as error:
         session.say(f"{name}: failed: {error}")
-    except Exception as error:  # a fault of this program must not cost the steps after it
+    except Exception as error:  # a bug in one step must not stop the others
         session.say(f"{name}: failed: {type(error).__name__}: {error}")
     finally:
         session.end_children()
 
 
 def _keep_compiled(session: Session) -> None:
-    """Packs compiled programs, the newest first, as far as they fit into files that may come back."""
+    """Packs compiled programs, newest first, into archives within the size limit."""
     folder = session.scratch / "xla"
     files = sorted((f for f in folder.rglob("*") if f.is_file()), key=lambda f: f.stat().st_mtime, reverse=True)
     for part in range(2):

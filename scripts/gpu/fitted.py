@@ -1,8 +1,8 @@
-"""Distils for as long as there is time, in one process: measures the pace, shortens the run to fit, runs it.
+"""Distils within a time limit: measures the pace, shortens the run to fit, and runs it, in one process.
 
     python -m gpu.fitted --seconds=N [--epoch_s=S] --config=FILE --workdir=FOLDER [--config.KEY=VALUE]
 
-`--epoch_s=` is what an epoch takes where that is known; else a few steps of each kind are measured.
+`--epoch_s=` is the duration of an epoch if known; otherwise a few steps of each kind are timed.
 """
 
 import argparse
@@ -17,8 +17,8 @@ from cudfkd_jax.experiments.timing import Pace
 from cudfkd_jax.runs import stages
 from cudfkd_jax.runtime import cli
 
-_START_S = 25.0  # until the first step of a run whose programs were compiled before
-# Of the time: for evaluation, checkpoints and pictures, and for what was measured too fast.
+_START_S = 25.0  # until the first step of a run with compiled programs
+# The share of the time for steps; the rest is for evaluation, checkpoints, pictures and too short a measurement.
 _FOR_STEPS = 0.88
 
 

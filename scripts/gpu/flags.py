@@ -1,4 +1,4 @@
-"""What the compiler's flags do to a round."""
+"""The effect of compiler flags on a round."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ _BEST = (
 
 
 def run(session: Session, pair: Pair) -> dict[str, Any]:
-    """Measures a round with each flag and without, by `scripts/xla_flags.py`."""
+    """Measures a round with each flag and without any, with `scripts/xla_flags.py`."""
     flags = ";".join(_BEST if session.platform == "gpu" else ("--xla_cpu_enable_fast_math=true",))
     child = session.call(
         "flags",
@@ -24,5 +24,5 @@ def run(session: Session, pair: Pair) -> dict[str, Any]:
 
 
 def show(result: dict[str, Any]) -> str:
-    """The table of the script."""
+    """Returns the script's table."""
     return str(result["table"]).rstrip()

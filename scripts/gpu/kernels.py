@@ -1,9 +1,9 @@
-"""Where the time of a round goes, kernel by kernel.
+"""Profiles a round by kernel.
 
     python -m gpu.kernels --out=FILE --config=FILE [--config.KEY=VALUE]
 
-Traces two rounds as the run's loop drives them and writes JSON: the milliseconds per round of each kind of kernel
-and of the longest kernels, and the share of the time in which none ran.
+Traces two rounds of the training loop and writes JSON: the milliseconds per round of each kind of kernel and of
+the longest kernels, and the share of idle time.
 """
 
 import json
@@ -34,18 +34,18 @@ _KINDS = {
 
 
 def measure(file: str, changes: Sequence[str]) -> dict[str, Any]:
-    """Traces rounds of a configuration after one that warms up."""
+    """Traces rounds of a configuration after one warm-up round."""
     config = loading.load(file)
     loading.override(config, changes)
     setup = timing.set_up(config)
     drive = setup.scan(1) if setup.loop == "scan" else None
-    assert drive, "only a compiled loop is traced"
+    assert drive, "only compiled loops can be traced"
     state = setup.state
     with TemporaryDirectory() as folder:
         for i in range(1 + _ROUNDS):
             if i == 1:
                 jax.profiler.start_trace(folder)
-            # Where alone the scan begins; arrays of their own each time, for a call gives up those of its state.
+            # The scan only starts at step 0. The counters are new arrays because each call donates its state.
             begin = state.replace(step=jnp.int32(0), synthesis_step=jnp.int32(0))
             state = jax.block_until_ready(drive(begin, *setup.frozen, progress=lambda steps: False))
         jax.profiler.stop_trace()
@@ -54,7 +54,7 @@ def measure(file: str, changes: Sequence[str]) -> dict[str, Any]:
 
 
 def summarise(kernels: Sequence[tuple[str, float, float]]) -> dict[str, Any]:
-    """The time of kernels `(name, begin, end)` in ns, per round."""
+    """Computes the time per round of kernels `(name, begin, end)` in ns."""
     if not kernels:
         return {"kinds_ms": {}, "longest_ms": {}, "kernels": 0, "span_ms": 0.0, "idle": 0.0}
     by_name, by_kind = Counter[str](), Counter[str]()
@@ -87,7 +87,7 @@ def _kernels(profile: ProfileData) -> Iterator[tuple[str, float, float]]:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Measures."""
+    """Runs the command."""
     out, file, *changes = arguments
     cli.use_compilation_cache()
     result = measure(file.removeprefix("--config="), changes)

@@ -1,4 +1,4 @@
-"""Real runs on CIFAR-10, their schedules fitted to the time that is left."""
+"""Real runs on CIFAR-10, with schedules fitted to the remaining time."""
 
 import json
 import shutil
@@ -12,20 +12,20 @@ from gpu import speed
 from gpu.session import MOST_BYTES, Child, Session, StepFailedError
 from gpu.sizes import Pair
 
-_REPORT_S = 20.0  # at the end of a run: its page, its files, and this program's
-_MOST_S = 600.0  # of a method, where the program has longer
+_REPORT_S = 20.0  # at the end of a run: the report, and writing and packing files
+_MOST_S = 600.0  # per method
 _REHEARSED = "epoch 2/"
 _CHEAPEST_FIRST = ("zskt", "dfad", "dafl", "dfq", "cudfkd", "mb_dfkd", "pre_dfkd", "cmi", "adi")
 
 
 def run(session: Session, name: str, pair: Pair, measured: dict[str, Any] | None) -> dict[str, Any]:
-    """Trains a teacher, or takes the one that was carried here, and distils until the time is over.
+    """Trains a teacher, or uses the carried one, and distils for the remaining time.
 
     Args:
-        session: of the step.
-        name: of the step.
-        pair: what is run.
-        measured: the speed of the pair, where it is known; then the run is rehearsed while the teacher trains.
+        session: the current session.
+        name: the name of the step.
+        pair: the networks and their settings.
+        measured: the pair's speed if known; the run is then rehearsed while the teacher trains.
     """
     begin = time.monotonic()
     epoch_s = _epoch_s(pair, measured)
@@ -36,7 +36,7 @@ def run(session: Session, name: str, pair: Pair, measured: dict[str, Any] | None
             rehearsal = _rehearse(session, name, pair, planned_s, epoch_s)
         teacher = _train(session, name, pair, rehearsal)
     trained_s = time.monotonic() - begin
-    # Of the rehearsed length where there is time for it: a run of another length is another program.
+    # The rehearsed length if it fits, because a run of another length compiles other programs.
     seconds = session.left - _REPORT_S
     seconds = planned_s if 0 < planned_s <= seconds else seconds
     workdir = session.scratch / name
@@ -45,23 +45,22 @@ def run(session: Session, name: str, pair: Pair, measured: dict[str, Any] | None
 
 
 def methods(session: Session, pair: Pair, names: Sequence[str] = _CHEAPEST_FIRST) -> dict[str, Any]:
-    """Distils with each method, each for an equal share of the time that is left, ten minutes at most, cheapest
-    first.
+    """Distils with each method, cheapest first, for an equal share of the remaining time, ten minutes at most.
 
     Raises:
-        StepFailedError: there is no teacher.
+        StepFailedError: there is no teacher, or too little time.
     """
     trained = session.scratch / "flagship_teacher"
     teacher = _carried_teacher(session, "flagship") or (trained if (trained / "teacher/net").is_dir() else None)
     if teacher is None:
-        raise StepFailedError("no teacher: the flagship has not trained one, and none was carried here")
+        raise StepFailedError("no teacher: the flagship step has not trained one, and --carried contains none")
     found: dict[str, Any] = {}
     for i, name in enumerate(names):
         step = f"methods/{name}"
         if session.result(step) is None:
             seconds = min(session.left / (len(names) - i), _MOST_S)
             if seconds < (1 if session.smoke else 60):
-                raise StepFailedError(f"{seconds:.0f} s per method are too few; {', '.join(names[i:])} are left")
+                raise StepFailedError(f"{seconds:.0f} s per method is too little; left: {', '.join(names[i:])}")
             workdir = session.scratch / f"methods_{name}"
             child = session.start(
                 f"methods_{name}",
@@ -74,7 +73,7 @@ def methods(session: Session, pair: Pair, names: Sequence[str] = _CHEAPEST_FIRST
 
 
 def show(result: dict[str, Any]) -> str:
-    """The accuracy by minute, and what came of it."""
+    """Formats the accuracy by minute and the final results."""
     lines = [f"  {'minute':>7}{'step':>9}{'acc@1 %':>9}{'agree@1 %':>11}"]
     shown = -1.0
     for row in result["by_time"]:
@@ -92,7 +91,7 @@ def show(result: dict[str, Any]) -> str:
 
 
 def show_methods(result: dict[str, Any]) -> str:
-    """A line per method."""
+    """Formats one line per method."""
     return "\n".join(_row(name, found) for name, found in result["methods"].items())
 
 
@@ -114,7 +113,7 @@ def _epoch_s(pair: Pair, measured: dict[str, Any] | None) -> float | None:
 
 
 def _carried_teacher(session: Session, name: str) -> Path | None:
-    """The file or folder of a teacher that was trained before, as `teacher.checkpoint` takes it."""
+    """Returns the file or folder of a carried teacher, for `teacher.checkpoint`."""
     weights = session.carried / f"{name}_teacher.safetensors"
     if weights.exists():
         return weights
@@ -138,7 +137,7 @@ def _train(session: Session, name: str, pair: Pair, rehearsal: Child | None) -> 
         time.sleep(0.5)
         if any(
             _REHEARSED in line for line in rehearsal.lines()
-        ):  # from now on it would only slow the teacher down
+        ):  # its programs are compiled; it would only slow the teacher down
             rehearsal.kill()
             session.say(f"  rehearsed in {time.monotonic() - begin:.0f} s")
             rehearsal = None
@@ -152,7 +151,7 @@ def _train(session: Session, name: str, pair: Pair, rehearsal: Child | None) -> 
 
 
 def _rehearse(session: Session, name: str, pair: Pair, seconds: float, epoch_s: float) -> Child:
-    """Begins the same run on a teacher with random weights, which leaves its programs compiled."""
+    """Starts the same run with a teacher of random weights, which compiles its programs."""
     untrained = session.scratch / f"{name}_untrained"
     session.call(f"{name}_untrained", "-m", "gpu.untrained", f"--config={pair.config}", f"--out={untrained}")
     workdir = session.scratch / f"{name}_rehearsal"
@@ -171,7 +170,7 @@ def _distill(
 
 
 def _finish(session: Session, name: str, child: Child, workdir: Path) -> dict[str, Any]:
-    """Waits for a run, and keeps what it left, also where it was stopped."""
+    """Waits for a run and keeps its results, also if it was stopped."""
     result: dict[str, Any] = {"ok": True}
     try:
         session.expect(child, name)
@@ -194,7 +193,7 @@ def _said_about_fit(child: Child) -> str:
 
 
 def _by_time(path: Path) -> list[dict[str, Any]]:
-    """Accuracy and agreement beside the minutes that training and evaluation have taken."""
+    """Returns accuracy and agreement by minutes of training and evaluation."""
     rows, seconds = [], 0.0
     for line in path.read_text().splitlines() if path.exists() else ():
         record = json.loads(line)
@@ -205,7 +204,7 @@ def _by_time(path: Path) -> list[dict[str, Any]]:
 
 
 def _pack(archive: Path, files: Sequence[Path], root: Path) -> None:
-    """Writes an archive that is small enough to come back, leaving out the largest files where it is not."""
+    """Writes an archive within the size limit, without the largest files if necessary."""
     there = sorted((file for file in files if file.exists()), key=lambda file: file.stat().st_size)
     while there:
         new = archive.with_suffix(".new")

@@ -1,4 +1,4 @@
-"""Step 1: the device computes what the CPU computes, and the same again."""
+"""Step 1: checks that the device's results match the CPU's and are reproducible."""
 
 import concurrent.futures
 import json
@@ -16,17 +16,17 @@ _REFERENCE = "reference.npz"
 
 
 def reference(carried: Path) -> Path:
-    """Where the CPU's losses and gradients are."""
+    """Returns the path of the CPU's losses and gradients."""
     return carried / _REFERENCE
 
 
 def reference_program(path: Path) -> tuple[str, ...]:
-    """Python's arguments to compute them and write them there."""
+    """Returns the Python arguments that compute the reference and write it to `path`."""
     return "-m", "gpu.checks", checks.REFERENCE, f"--out={path}"
 
 
 def run(session: Session) -> dict[str, Any]:
-    """Does all checks at a time, each in a process of its own."""
+    """Runs all checks in parallel, each in a separate process."""
     path = reference(session.carried)
     if not path.exists():
         path = session.scratch / _REFERENCE
@@ -34,7 +34,7 @@ def run(session: Session) -> dict[str, Any]:
             session.call("reference", *reference_program(path), JAX_PLATFORMS="cpu")
     begin = time.monotonic()
     with concurrent.futures.ThreadPoolExecutor(max(os.cpu_count() or 1, 2)) as pool:
-        # Two runs that compile for themselves, so that nothing but the flag makes them equal.
+        # Two runs with separate compilation caches, so that only the flag can make them equal.
         twins = [pool.submit(_digits, session, name) for name in ("bits_0", "bits_1")]
         waiting = {name: pool.submit(_check, session, name, path) for name in checks.CHECKS}
         found = {name: result.result() for name, result in waiting.items()}
@@ -43,7 +43,7 @@ def run(session: Session) -> dict[str, Any]:
 
 
 def show(result: dict[str, Any]) -> str:
-    """The outcome as a table."""
+    """Formats the results as a table."""
     lines = []
     for name, found in result["checks"].items():
         numbers = [f"{key} {found[key]:.1e}" for key in ("loss", "gradient", "difference") if key in found]
@@ -66,7 +66,7 @@ def _check(session: Session, name: str, path: Path) -> dict[str, Any]:
 
 
 def _digits(session: Session, name: str) -> bytes | StepFailedError:
-    """The student of a short run from a new start, or why there is none."""
+    """Returns the student's bytes from a new short run, or the error."""
     folder = session.scratch / name
     shutil.rmtree(folder, ignore_errors=True)
     try:

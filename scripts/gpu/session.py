@@ -1,4 +1,4 @@
-"""The time that there is, the processes that spend it, and what they leave."""
+"""The session: its time limit, child processes and results."""
 
 import json
 import os
@@ -13,30 +13,30 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 
-MOST_BYTES = 15 << 20  # of a file that comes back
+MOST_BYTES = 15 << 20  # per file in the folder of results
 
 _RESULTS, _LOG = "results.json", "log.txt"
-_TOLD_OF_A_FAILURE = 30  # lines, in the log
+_TOLD_OF_A_FAILURE = 30  # lines of output in the log
 _TO_SAVE_S = 8.0  # between SIGTERM, at which runs save their state, and SIGKILL
 
 
 def python_path() -> str:
-    """Where a process finds the package, the scripts and what this one finds."""
+    """Returns the PYTHONPATH of a child: the package, the scripts and this process's PYTHONPATH."""
     return os.pathsep.join([str(ROOT), str(ROOT / "scripts"), os.environ.get("PYTHONPATH", "")])
 
 
 class StepFailedError(Exception):
-    """A step has no result; the message says why."""
+    """A step failed; the message is the reason."""
 
 
 class Child:
-    """A process of a step, with its output in a file."""
+    """A child process whose output goes to a file."""
 
     def __init__(self, process: subprocess.Popen[bytes], log: Path):
         self.log, self.begin, self._process = log, time.monotonic(), process
 
     def wait(self, until: float) -> int:
-        """Its exit status; stopped at `until` on the monotonic clock, with time to save what it has."""
+        """Returns the exit status; stops the process at `until` on the monotonic clock, with time to save."""
         for end, number in ((until, signal.SIGTERM), (until + _TO_SAVE_S, signal.SIGKILL)):
             try:
                 return self._process.wait(max(end - time.monotonic(), 0.1))
@@ -45,34 +45,34 @@ class Child:
         return self._process.wait()
 
     def is_running(self) -> bool:
-        """Whether it has not ended."""
+        """Returns whether the process is still running."""
         return self._process.poll() is None
 
     def kill(self) -> None:
-        """Ends it now, with the processes that it began."""
+        """Kills the process and its children."""
         if self.is_running():
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
 
     def said(self) -> str:
-        """The last line of its output that says something."""
+        """Returns the last non-empty line of the output."""
         return next((line.strip() for line in reversed(self.lines()) if line.strip()), "nothing")
 
     def lines(self) -> list[str]:
-        """Its output."""
+        """Returns the lines of the output."""
         return self.log.read_text(encoding="utf-8", errors="replace").splitlines()
 
 
 class Session:
-    """What the steps share.
+    """State shared by the steps.
 
     Attributes:
-        out: the folder of results, of few files.
-        scratch: a folder for everything that may be lost: data, runs, compiled programs.
-        carried: the folder of what was prepared elsewhere.
+        out: the folder of results, with few files.
+        scratch: the folder of temporary files: data, runs, compiled programs.
+        carried: the folder of files prepared elsewhere.
         data: the arguments that name CIFAR-10.
         smoke: whether sizes are tiny.
-        platform: what JAX computes on, "cpu" or "gpu".
+        platform: JAX's platform, "cpu" or "gpu".
     """
 
     def __init__(
@@ -101,31 +101,31 @@ class Session:
             "PYTHONUNBUFFERED": "1",
             "JAX_COMPILATION_CACHE_DIR": str(scratch / "xla"),
             "TORCHINDUCTOR_CACHE_DIR": str(scratch / "inductor"),
-            # Several processes share the device while programs are compiled.
+            # Several processes share the device during compilation.
             "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
         }
 
     @property
     def left(self) -> float:
-        """Seconds."""
+        """The remaining seconds."""
         return self.until - time.monotonic()
 
     @property
     def until(self) -> float:
-        """The end on the monotonic clock, before which everything must be written."""
+        """The deadline for all results, on the monotonic clock."""
         return self._begin + 60 * self._minutes if self._minutes else float("inf")
 
     @property
     def elapsed(self) -> float:
-        """Seconds."""
+        """The seconds since the session started."""
         return time.monotonic() - self._begin
 
     def result(self, step: str) -> dict[str, Any] | None:
-        """What a step came to, now or in an earlier session of the same key."""
+        """Returns a step's result, from this or an earlier session with the same key."""
         return self._results.get(self._key, {}).get(step)
 
     def keep(self, step: str, result: Mapping[str, Any]) -> None:
-        """Writes the result of a step, or of a part of one."""
+        """Writes the result of a step or of a part of it."""
         self._results.setdefault(self._key, {})[step] = dict(result)
         path = self.out / _RESULTS
         new = path.with_suffix(".new")
@@ -133,19 +133,19 @@ class Session:
         new.replace(path)
 
     def say(self, text: str) -> None:
-        """Tells the user, and the log."""
+        """Prints a message and appends it to the log."""
         print(text, flush=True)
         with (self.out / _LOG).open("a", encoding="utf-8") as log:
             log.write(text + "\n")
 
     def start(self, name: str, *arguments: str, out: Path | None = None, **environment: str) -> Child:
-        """Begins `python …` in a process group of its own.
+        """Starts `python …` in a new process group.
 
         Args:
-            name: of the file in the scratch that its output goes to.
-            arguments: of Python.
-            out: where standard output goes instead.
-            environment: beside that of the session.
+            name: names the output file in the scratch folder.
+            arguments: for Python.
+            out: receives standard output instead.
+            environment: added to the session's.
         """
         log = self.scratch / f"{name.replace('/', '_')}.log"
         log.write_bytes(b"")
@@ -170,20 +170,20 @@ class Session:
         out: Path | None = None,
         **environment: str,
     ) -> Child:
-        """Runs `python …` to its end, for so many seconds at most; see `start`.
+        """Runs `python …` to its end, for at most `seconds`; see `start`.
 
         Raises:
-            StepFailedError: it failed, or was stopped.
+            StepFailedError: the process failed or was stopped.
         """
         child = self.start(name, *arguments, out=out, **environment)
         self.expect(child, name, seconds=seconds)
         return child
 
     def expect(self, child: Child, name: str, *, seconds: float = float("inf")) -> None:
-        """Waits for a child that must succeed, for so many seconds at most.
+        """Waits for a child that must succeed, for at most `seconds`.
 
         Raises:
-            StepFailedError: it failed, or was stopped.
+            StepFailedError: the child failed or was stopped.
         """
         status = child.wait(min(self.until - _TO_SAVE_S, time.monotonic() + seconds))
         if status:
@@ -192,6 +192,6 @@ class Session:
             raise StepFailedError(f"{name}: exit status {status}: {child.said()}")
 
     def end_children(self) -> None:
-        """Ends every process that is still there."""
+        """Kills all running children."""
         for child in self._children:
             child.kill()

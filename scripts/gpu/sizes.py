@@ -1,16 +1,16 @@
-"""What is run, in full and, to try the program itself, in small."""
+"""The networks and settings of the steps, in full size and small for smoke tests."""
 
 from typing import NamedTuple
 
 
 class Pair(NamedTuple):
-    """Two networks and how they are trained.
+    """A teacher, a student and their settings.
 
     Attributes:
         config: the value of `--config`.
         changes: `--config.…` arguments.
-        teacher: those of the teacher's training.
-        teacher_s: seconds that its training is expected to take; twice as many are allowed.
+        teacher: `--config.…` arguments of the teacher's training.
+        teacher_s: expected seconds of the teacher's training; the limit is twice that.
     """
 
     config: str
@@ -19,7 +19,7 @@ class Pair(NamedTuple):
     teacher_s: float
 
     def of_method(self, method: str) -> "Pair":
-        """The same networks with another method."""
+        """Returns the same networks with another method."""
         return self._replace(config=f"{self.config},method={method}")
 
 
@@ -56,5 +56,5 @@ _SMALL = Pair(
 
 
 def pair(full: Pair, *, smoke: bool) -> Pair:
-    """The pair itself, or the small one in its place."""
+    """Returns the pair, or the small one for a smoke test."""
     return _SMALL if smoke else full

@@ -1,4 +1,4 @@
-"""How fast a pair's round is, beside PyTorch's, and where its time goes."""
+"""Speed of a pair's round compared with PyTorch's, and its profile."""
 
 import json
 import time
@@ -11,16 +11,16 @@ _TURNS = 7
 
 
 def run(session: Session, name: str, pair: Pair, *, peer: bool = True) -> dict[str, Any]:
-    """Compiles ours and PyTorch's at a time, then measures them in turn with nothing else running.
+    """Compiles our and PyTorch's programs in parallel, then measures them alternately with nothing else running.
 
     Args:
-        session: of the step.
-        name: of the step.
-        pair: whose round is measured.
-        peer: whether PyTorch's is measured too.
+        session: the current session.
+        name: the name of the step.
+        pair: the networks and their settings.
+        peer: whether to measure PyTorch too.
     """
     begin = time.monotonic()
-    # A short epoch: it is measured as one call too, and a long one takes its time.
+    # A short epoch, because it is also measured in one call.
     shape = (f"--config={pair.config}", *pair.changes, "--config.distill.rounds_per_epoch=4")
     ahead = {
         what: session.start(f"{name}_{what}", "-m", "gpu.ahead", what, *shape)
@@ -43,14 +43,14 @@ def run(session: Session, name: str, pair: Pair, *, peer: bool = True) -> dict[s
 
 
 def round_s(result: dict[str, Any]) -> float:
-    """Seconds of a round as the run's loop drives it."""
+    """Returns the seconds per round of the training loop."""
     return float(result["timings"].get("epoch", result["timings"]["round"])["seconds"]) / (
         result["rounds_per_epoch"] if "epoch" in result["timings"] else 1
     )
 
 
 def show(result: dict[str, Any]) -> str:
-    """The outcome as a table."""
+    """Formats the results as a table."""
     lines = [
         f"  {result['teacher']} -> {result['student']}, batch {result['batch_size']}, {result['compute_dtype']}, "
         f"{result['devices']['kind']}"

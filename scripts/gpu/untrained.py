@@ -1,4 +1,4 @@
-"""Writes a teacher with random weights, for a rehearsal that compiles what a run will need.
+"""Writes a teacher with random weights, for a rehearsal that compiles a run's programs.
 
 python -m gpu.untrained --config=FILE --out=FOLDER
 """
@@ -16,7 +16,7 @@ from cudfkd_jax.training import trainer
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Writes it."""
+    """Runs the command."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--config", required=True)
     parser.add_argument("--out", type=Path, required=True)

@@ -1,7 +1,7 @@
-"""The comparison with the released code: its own functions beside ours, with the same weights and the same draws.
+"""The comparison with the released code: its functions and ours on the same weights and the same random draws.
 
-`released` imports the releases from where the user has them; `replay` feeds them our draws and reads their local
-variables; `networks` makes networks of theirs and carries weights over; `ours` builds our side from `configs/`.
-A module for each method holds its cases, `cases` lists them, and `rows` says what is equal. Nothing of the
-releases is part of this project.
+`released` imports the releases from the user's checkouts; `replay` feeds them our draws and reads their local
+variables; `networks` builds their networks and converts the weights; `ours` builds our side from `configs/`. Each
+method has a module with its cases; `cases` lists all of them, and `rows` decides what is equal. This project
+contains no code of the releases.
 """

@@ -1,4 +1,4 @@
-"""ADI beside `DeepInvSyntheiszer.synthesize` and `train`."""
+"""ADI compared with `DeepInvSyntheiszer.synthesize` and `train`."""
 
 import tempfile
 from types import SimpleNamespace
@@ -23,13 +23,13 @@ _ROUNDING = "the release cuts off, here it is rounded: docstring of methods/adi.
 
 
 def one_round(release: DataFree, report: Report, *, arguments: str = "released", count: int = 4) -> None:
-    """Compares a round's synthesis steps, what is kept of it, and two student steps.
+    """Compares a round's synthesis steps, the batch that it keeps, and two student steps.
 
     Args:
         release: the release's modules.
         report: receives the rows.
         arguments: "released", or "" for the exact JS.
-        count: synthesis steps.
+        count: number of synthesis steps.
     """
     case = report.case(METHOD, arguments or "default")
     named = "" if arguments else _EXACT_JS
@@ -110,7 +110,7 @@ def one_round(release: DataFree, report: Report, *, arguments: str = "released",
 
 
 def _move(state: RunState, ahead: int, limit: int) -> tuple[int, int, bool]:
-    """How our synthesis step `ahead` steps from now rolls and mirrors its batch."""
+    """Returns how our synthesis step `ahead` steps after the state rolls and mirrors its batch."""
     key = purpose_key(state.key, SYNTHESIS, state.synthesis_step + ahead)
     down, across, flip = jax.random.split(key, 3)
     rows, columns = (int(jax.random.randint(k, (), -limit, limit + 1)) for k in (down, across))

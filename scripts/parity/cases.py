@@ -1,4 +1,4 @@
-"""Every comparison, by the name of its method."""
+"""All comparisons, by the name of their method."""
 
 import functools
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from parity.rows import FLOAT32, Report
 
 
 class Checkouts(NamedTuple):
-    """Where the user has the releases; None where one is not there.
+    """The user's checkouts of the releases; None: not available.
 
     Attributes:
         release: ljrprocc/DataFree.
@@ -24,11 +24,11 @@ class Checkouts(NamedTuple):
     zero_shot: Path | None
 
 
-# Short steps of every method, in float64: the eight that have a release, and what they are made of.
+# A few steps in float64 of the eight methods with a release, and of their networks and losses.
 NAMES = ("networks", "losses", "cudfkd", "dafl", "zskt", "dfad", "dfq", "adi", "cmi", "pre_dfkd", "once")
 DEFAULT = NAMES[:-1]
 
-# A round in float32 with networks and images of the paper's CIFAR-10 scripts; the batch is a quarter of theirs.
+# A round in float32 with the networks and images of the paper's CIFAR-10 scripts, at a quarter of their batch.
 _REAL = Sizes(batch=256, image=32, latent=512, width=64, teacher="wrn_40_2", student="wrn_16_1")
 _LARGE = Sizes(batch=12, image=64, latent=32, width=8, teacher="wrn_16_1", student="wrn_16_1", stages=3)
 
@@ -37,15 +37,15 @@ def run(names: tuple[str, ...], checkouts: Checkouts, report: Report) -> list[st
     """Runs comparisons.
 
     Args:
-        names: some of `NAMES`.
+        names: from `NAMES`.
         checkouts: the releases.
-        report: receives the rows. In float32 "once" is a round at real sizes, and nothing else is compared.
+        report: receives the rows. In float32, only "once" is compared: a round at real sizes.
 
     Returns:
-        What was asked for and could not be compared, for want of a checkout, a line each.
+        One line per requested comparison without a checkout.
 
     Raises:
-        UserError: a folder holds something else.
+        UserError: a folder is not a checkout of the expected repository.
     """
     release = released.data_free(checkouts.release)
     rounds = functools.partial(cudfkd.whole_rounds, release, report)
@@ -61,7 +61,7 @@ def run(names: tuple[str, ...], checkouts: Checkouts, report: Report) -> list[st
     def of_cudfkd() -> None:
         rounds(strategy="log", loss="kl", rounds=9)
         for strategy, loss in (("soft", "l1"), ("hard", "kl"), ("none", "kl")):
-            rounds(strategy=strategy, loss=loss, rounds=2, lambda_0=8.0)  # above the losses: v* is not 0
+            rounds(strategy=strategy, loss=loss, rounds=2, lambda_0=8.0)  # above the losses, so that v* is not 0
         rounds(strategy="log", loss="kl", rounds=1, adversarial_loss="js")
         rounds(strategy="log", loss="kl", rounds=1, arguments="")
         rounds(strategy="none", loss="l1", rounds=2, arguments="")

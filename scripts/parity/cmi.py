@@ -1,4 +1,4 @@
-"""CMI beside `CMISynthesizer.synthesize` and `train`: rounds with an empty and with a filled bank."""
+"""CMI compared with `CMISynthesizer.synthesize` and `train`: rounds with an empty and with a filled bank."""
 
 import tempfile
 from types import SimpleNamespace
@@ -26,20 +26,20 @@ from parity.rows import Case, Report
 
 METHOD = "CMI"
 _BATCH, _BANK, _DRAWN = 16, 64, 24
-_PADDING, _SHIFT = 4, (2, 5)  # of the global view
-_HALF = _BATCH // 2  # mirrored
+_PADDING, _SHIFT = 4, (2, 5)  # for the global view
+_HALF = _BATCH // 2  # images to mirror
 
 
 def rounds(release: DataFree, report: Report, *, count: int = 3, step_count: int = 3) -> None:
-    """Compares rounds: synthesis steps, what is kept, the bank, and two student steps each.
+    """Compares rounds: synthesis steps, the kept batch, the bank, and two student steps each.
 
-    Both sides take the same two views, which are linear in the images; how views are drawn is not compared.
+    Both sides use the same two fixed views, which are linear in the images; the drawing of views is not compared.
 
     Args:
         release: the release's modules.
         report: receives the rows.
-        count: rounds; the bank is empty in the first, has fewer rows than are drawn in the second, then enough.
-        step_count: synthesis steps of a round.
+        count: number of rounds; the bank is empty in the first and has fewer rows than draws in the second.
+        step_count: synthesis steps per round.
     """
     case = report.case(METHOD, f"{count} rounds of {step_count} synthesis steps, on given views")
     sizes = Sizes(batch=12)
@@ -169,7 +169,7 @@ def _compare_gradients(
     *,
     first_round: bool,
 ) -> None:
-    """The first optimiser to step is the generator's and the latents', the second the head's."""
+    """Compares the first step's gradients; the optimiser of the generator and latents steps before the head's."""
     of_generator, of_head = gradients[:2]
     for parameter, value in zip(generator.parameters(), of_generator[:-1], strict=True):
         parameter.grad = value
@@ -178,7 +178,7 @@ def _compare_gradients(
         "generator's gradient", mine["generator"], networks.generator_params(generator, networks.gradient)
     )
     case.compare("gradient of the latents", mine["latents"], of_generator[-1])
-    if first_round:  # the head's optimiser goes on
+    if first_round:  # the head's optimiser keeps its moments between rounds
         names = ("hidden", "kernel"), ("hidden", "bias"), ("out", "kernel"), ("out", "bias")
         found = ours.adam_gradient(state.aux.head.opt_state, 0.9)
         theirs: dict[str, dict[str, np.ndarray]] = {"hidden": {}, "out": {}}
@@ -188,7 +188,7 @@ def _compare_gradients(
 
 
 def _with_generator(state: RunState, config: Any, release: DataFree, sizes: Sizes, *, seed: int) -> RunState:
-    """Gives a round that begins the release's weights; latents and targets stay ours."""
+    """Returns the state of a new round with the release's generator weights, and our latents and targets."""
     made = networks.generator(release, "small", sizes, seed=seed)
     params = {"generator": networks.generator_params(made), "latents": state.aux.synthesis.params["latents"]}
     trained = {"params": params, "batch_stats": networks.generator_statistics(made)}
@@ -197,7 +197,7 @@ def _with_generator(state: RunState, config: Any, release: DataFree, sizes: Size
 
 
 def _rows_drawn(state: RunState, ahead: int, number: int) -> list[int]:
-    """The rows of the bank that our synthesis step `ahead` steps from now draws."""
+    """Returns the bank rows drawn by our synthesis step `ahead` steps after the state."""
     key = purpose_key(state.key, SYNTHESIS, state.synthesis_step + ahead)
     bank_key, _ = jax.random.split(key)
     filled = jnp.arange(_BANK) < min(number, _BANK // _BATCH) * _BATCH
@@ -207,7 +207,7 @@ def _rows_drawn(state: RunState, ahead: int, number: int) -> list[int]:
 
 
 def _head(synthesiser: Any) -> dict[str, dict[str, jax.Array]]:
-    """The release's projection head as ours has it."""
+    """Returns the release's projection head in our layout."""
     hidden, _, out = synthesiser.head.head
     return {
         name: {
@@ -219,7 +219,7 @@ def _head(synthesiser: Any) -> dict[str, dict[str, jax.Array]]:
 
 
 def _blurs(size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Matrices `[size, size]` that mix rows and columns, in place of a resized crop."""
+    """Returns matrices `[size, size]` that mix rows and columns; they replace the resized crop."""
     rng = np.random.default_rng(0)
     made = []
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""CuDFKD beside its release: whole rounds of `ProbSynthesizer.synthesize` and `train`."""
+"""CuDFKD compared with its release: whole rounds of `ProbSynthesizer.synthesize` and `train`."""
 
 import contextlib
 import copy
@@ -19,7 +19,7 @@ METHOD = "CuDFKD"
 _PER_SAMPLE = "v* per sample: docs/paper_to_code.md, Eq. 1"
 _VARIANCE = "biased running variance: docs/paper_to_code.md, Networks"
 _EPSILON = "1e-8 in our logarithm: docs/paper_to_code.md, Eq. 5"
-_EPOCHS, _ROUNDS, _BEGIN, _END, _SLOPE = 8, 2, 0.25, 0.75, 0.05  # of the shortened run
+_EPOCHS, _ROUNDS, _BEGIN, _END, _SLOPE = 8, 2, 0.25, 0.75, 0.05  # for the shortened run
 
 
 def whole_rounds(
@@ -41,15 +41,15 @@ def whole_rounds(
     Args:
         release: the release's modules.
         report: receives the rows.
-        strategy: of the curriculum.
-        loss: of the student, "kl" or "l1".
-        rounds: how many; the ramp of α_adv begins in the third epoch of eight.
-        arguments: of the configuration: "released", or "" for the default, whose weights are per sample.
+        strategy: the curriculum's strategy.
+        loss: the student's loss, "kl" or "l1".
+        rounds: number of rounds; the ramp of α_adv begins in the third epoch of eight.
+        arguments: arguments of the configuration: "released", or "" for the default with weights per sample.
         adversarial_loss: "kl" or "js".
         lambda_0: λ at the start.
-        biased: PyTorch's running variance is biased as Flax's; without, its difference is a row.
-        devices: of our side.
-        sizes: of images and networks.
+        biased: whether PyTorch's running variance is biased, like Flax's; otherwise the difference is a row.
+        devices: number of devices on our side.
+        sizes: sizes of images and networks.
     """
     parts = [
         arguments or "default",
@@ -101,7 +101,7 @@ def whole_rounds(
             T=config.distill.temperature,
             depth=sizes.stages,
         )
-    generator.load_state_dict(weights)  # the release draws new ones
+    generator.load_state_dict(weights)  # the release reinitialises them
     d = config.distill
     optimiser = torch.optim.SGD(
         student.parameters(), d.learning_rate, momentum=d.momentum, weight_decay=d.weight_decay
@@ -132,8 +132,8 @@ def whole_rounds(
                 variance="" if biased else _VARIANCE,
             )
             if report.precision is FLOAT32:
-                # Adam's first step is as large for a gradient that is mere rounding as for any other, so that the
-                # generators drift apart: the student's steps are compared on images of the release's.
+                # Adam's first step has the same size for gradients that are only rounding, so the generators
+                # diverge. Hence both students train on images of the release's generator.
                 state = generative.with_generator(state, config, generator)
             draws = [ours.latents(state, sizes, STUDENT, ahead) for ahead in range(d.student_steps)]
             with feeding(draws), traced(release.kd.train, "optimizer.zero_grad()") as seen:
@@ -145,7 +145,7 @@ def whole_rounds(
                 _compare_student(case, state, theirs, optimiser, strategy, named)
             generative.compare_student_weights(case, state, student, named=named)
             if place == _ROUNDS - 1:
-                ramp = int(_EPOCHS * _BEGIN) < epoch < int(_EPOCHS * _END)  # as datafree_kd.py has it
+                ramp = int(_EPOCHS * _BEGIN) < epoch < int(_EPOCHS * _END)  # as in datafree_kd.py
                 if ramp and option != "none":
                     synthesiser.adv += _SLOPE
                 schedule.step()
@@ -159,16 +159,16 @@ def _described(sizes: Sizes) -> str:
 
 
 def _check_agreement(theirs: dict[str, Any], student: Any) -> None:
-    """Makes sure that the mask is tested: the networks name the same class on a part of the images."""
+    """Checks that the networks predict the same class for some images but not all, so that the mask matters."""
     with torch.no_grad():
         logits = student(theirs["samples"])
     agree = float((logits.argmax(1) == theirs["t_out"].argmax(1)).to(logits.dtype).mean())
     if not 0 < agree < 1:
-        raise AssertionError(f"teacher and student agree on a share of {agree}: the mask is not tested")
+        raise AssertionError(f"teacher and student agree on a share of {agree}; expected a share inside (0, 1)")
 
 
 def _compare_synthesis(case: Case, state: Any, theirs: dict[str, Any], alpha: float) -> None:
-    """Each term, its weight and the total."""
+    """Compares each term, its weight and the total."""
     m = ours.metrics(state.synthesis)
     case.compare("BN term", m["bn_loss"], theirs["loss_bn"].item())
     case.compare("class term", m["class_loss"], theirs["loss_oh"].item())
@@ -181,7 +181,7 @@ def _compare_synthesis(case: Case, state: Any, theirs: dict[str, Any], alpha: fl
 def _compare_student(
     case: Case, state: Any, theirs: dict[str, Any], optimiser: torch.optim.Optimizer, strategy: str, named: str
 ) -> None:
-    """A student step: its loss, the difficulty, v*, g, λ and the learning rate."""
+    """Compares a student step: its loss, the difficulty, v*, g, λ and the learning rate."""
     m = ours.metrics(state.training)
     case.compare("student's loss", m["student_loss"], theirs["loss_s"].item(), named=named)
     if strategy != "none":

@@ -16,7 +16,7 @@ _CAPTURE = ("bn", "features", "instances", "stages")
 
 
 def classifier(release: DataFree, report: Report, name: str) -> None:
-    """Compares what a classifier makes of given images, with the weights of the release's."""
+    """Compares a classifier's outputs on given images, with the release's weights."""
     case = report.case("Networks", f"{name}, evaluation mode")
     sizes = Sizes(batch=8, teacher=name)
     config = ours.load("cifar10", "", sizes)

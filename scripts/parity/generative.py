@@ -1,4 +1,4 @@
-"""DAFL, ZSKT, DFAD and DFQ beside `GenerativeSynthesizer.synthesize` and `train`, in the benchmark's form."""
+"""DAFL, ZSKT, DFAD and DFQ in the benchmark's form, compared with `GenerativeSynthesizer` and `train`."""
 
 from typing import Any
 
@@ -20,8 +20,8 @@ from parity.rows import Case, Report
 
 METHODS = ("dafl", "zskt", "dfad", "dfq")
 EPSILON = "1e-8 in our logarithm: the method's docstring"
-# What the fork's scripts have and our recipes have not (docstrings of the methods): its betas, and for ZSKT the
-# student's SGD without attention, for DFAD the constant learning rate of the generator.
+# Settings of the fork's scripts that differ from our recipes (see the methods' docstrings): its betas, ZSKT's
+# student with SGD and without attention, and DFAD's constant learning rate of the generator.
 _AS_THE_FORK = {
     "generator.beta1": 0.9,
     "generator.beta2": 0.99,
@@ -32,7 +32,7 @@ _AS_THE_FORK = {
     "distill.clip_norm": 0.0,
     "zskt.attention_weight": 0.0,
 }
-# Of the release's scripts, by our name of the term.
+# The weights in the release's scripts, by our name of the term.
 _WEIGHTS = {
     "dafl": {"class_loss": 1.0, "balance_loss": 20.0, "feature_loss": 0.001},
     "zskt": {"adversarial_loss": 1.0},
@@ -51,14 +51,14 @@ _THEIRS = {
 def whole_rounds(
     release: DataFree, report: Report, *, method: str, rounds: int = 2, sizes: Sizes = DEFAULT_SIZES
 ) -> None:
-    """Compares rounds of one synthesis step and two student steps, one round an epoch.
+    """Compares rounds of one synthesis step and two student steps, one round per epoch.
 
     Args:
         release: the release's modules.
         report: receives the rows.
         method: one of `METHODS`.
-        rounds: how many.
-        sizes: of images and networks.
+        rounds: number of rounds.
+        sizes: sizes of images and networks.
     """
     case = report.case(method.upper(), "the benchmark's form, optimisers of the fork")
     config = ours.load("cifar10", f"method={method}", sizes, {**_AS_THE_FORK, "distill.rounds_per_epoch": 1})
@@ -97,7 +97,7 @@ def whole_rounds(
             m = ours.metrics(state.synthesis)
             found = {name for name in m if name in _THEIRS}
             if found != set(weights):
-                raise AssertionError(f"{method} computes the terms {found} and its scripts have {set(weights)}")
+                raise AssertionError(f"{method} computes the terms {found}; expected its scripts' {set(weights)}")
             for name in weights:
                 note = EPSILON if name == "balance_loss" else ""
                 case.compare(
@@ -116,7 +116,7 @@ def whole_rounds(
 
 
 def synthesise(synthesiser: Any, state: Any, sizes: Sizes) -> Trace:
-    """Calls a release's `synthesize()` on the latents that our keys draw at this state; returns its variables."""
+    """Calls a release's `synthesize()` on the latents of our next synthesis step; returns its local variables."""
     latents = ours.latents(state, sizes, SYNTHESIS)
     with feeding([latents]), traced(synthesiser.synthesize.__func__) as seen:
         synthesiser.synthesize()
@@ -124,7 +124,7 @@ def synthesise(synthesiser: Any, state: Any, sizes: Sizes) -> Trace:
 
 
 def with_generator(state: Any, config: Any, generator: Any) -> Any:
-    """Returns the state with the weights of a generator of the release."""
+    """Returns the state with the weights of the release's generator."""
     trained = {
         "params": networks.generator_params(generator),
         "batch_stats": networks.generator_statistics(generator),
@@ -135,7 +135,7 @@ def with_generator(state: Any, config: Any, generator: Any) -> Any:
 def compare_forward(
     case: Case, config: Any, mine: ours.Ours, state: Any, sizes: Sizes, theirs: dict[str, Any]
 ) -> None:
-    """Compares normalised images, the teacher's logits and features, and the student's logits if there are any."""
+    """Compares normalised images, the teacher's logits and features, and the student's logits if computed."""
     z = jnp.asarray(ours.latents(state, sizes, SYNTHESIS))
     made = apply(our_generator(method_settings(config)), state.aux.variables, z, train=True)
     seen = mine.problem.teacher(mine.teacher, made.value, capture=("features",))
@@ -152,16 +152,16 @@ def compare_forward(
 def compare_generator(
     case: Case, config: Any, state: Any, before: Any, generator: Any, *, first: bool, variance: str = ""
 ) -> None:
-    """Compares a generator's gradient (of the first step), its parameters and its statistics after the step.
+    """Compares a generator's parameters and statistics after a step, and after the first step its gradient.
 
     Args:
         case: receives the rows.
-        config: ours.
-        state: after the step.
-        before: our generator's parameters before it.
-        generator: the release's.
-        first: no other step was before.
-        variance: where a difference of the running variance is documented.
+        config: our configuration.
+        state: our state after the step.
+        before: our generator's parameters before the step.
+        generator: the release's generator after the step.
+        first: whether this is the first step.
+        variance: the page that documents a difference of the running variance, or "".
     """
     params = networks.generator_params(generator)
     if first:
@@ -179,7 +179,7 @@ def compare_generator(
 def compare_plain_student(
     case: Case, state: Any, theirs: dict[str, Any], optimiser: torch.optim.Optimizer
 ) -> None:
-    """Compares a student step without weights: its loss and the learning rate."""
+    """Compares an unweighted student step: its loss and the learning rate."""
     m = ours.metrics(state.training)
     case.compare("student's loss", m["student_loss"], theirs["loss_s"].item())
     case.compare("student's learning rate", m["learning_rate"], optimiser.param_groups[0]["lr"])

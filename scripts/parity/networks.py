@@ -1,8 +1,8 @@
-"""Networks of the releases with weights that make every term count, and the same weights for ours.
+"""The releases' networks, with weights for which every term matters, and the conversion to ours.
 
-Teacher and student are not trained: their BatchNorm layers are moved away from the identity and given the
-statistics of some images, and their heads are set so that logits are of order 1 and the two name the same class on
-a part of the images.
+Teacher and student are not trained. Their BatchNorm layers are perturbed away from the identity and hold the
+statistics of some images. Their heads are set so that logits are of order 1 and the two networks predict the same
+class for some of the images.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,16 +25,16 @@ _SEEDS = {"teacher": 1, "student": 2, "generator": 3, "images": 4}
 
 
 class Sizes(NamedTuple):
-    """What a case computes with.
+    """The sizes of a case.
 
     Attributes:
-        batch: images of a step.
+        batch: images per step.
         image: height and width.
         latent: length of z.
         width: channels of the generator's last stage.
         teacher, student: names of the release's classifiers.
-        classes: of the data.
-        stages: up-samplings of CuDFKD's generator.
+        classes: number of classes.
+        stages: number of up-samplings in CuDFKD's generator.
     """
 
     batch: int = 24
@@ -51,7 +51,7 @@ DEFAULT_SIZES = Sizes()
 
 
 def ours_of(name: str) -> str:
-    """Our name of a classifier of the release."""
+    """Returns our name of a release's classifier."""
     return name.replace("wrn_", "wrn").removesuffix("_bn")
 
 
@@ -65,7 +65,7 @@ def pair(
         for net in (teacher, student):
             norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
             for module in norms:
-                module.momentum = 1.0  # remember the statistics of the next batch
+                module.momentum = 1.0  # takes over the statistics of the next batch
             net.train()(images[::2])
             net.eval()
             for module in norms:
@@ -80,11 +80,11 @@ def generator(
     """Returns a generator of the release, in training mode.
 
     Args:
-        release: its modules.
+        release: the release's modules.
         kind: one of `GENERATORS`.
-        sizes: of images and latents.
-        seed: of the weights.
-        contrast: spreads its outputs over [0, 1] and moves its BatchNorm layers away from the identity.
+        sizes: sizes of images and latents.
+        seed: seed of the weights.
+        contrast: whether to spread the outputs over [0, 1] and perturb the BatchNorm layers.
     """
     torch.manual_seed(seed)
     shape = {"nz": sizes.latent, "ngf": sizes.width, "img_size": sizes.image, "nc": 3}
@@ -104,14 +104,14 @@ def generator(
 
 
 def variables(net: nn.Module, classifier: Classifier, image_shape: tuple[int, int, int]) -> Any:
-    """Returns the variables of our classifier that hold a network's weights."""
+    """Converts a network's weights to the variables of our classifier."""
     expected = jax.eval_shape(lambda: classifier.init(jax.random.key(0), image_shape))
     filled = torch_names.to_variables(named(net), expected, Path("the release's network"))
     return jax.tree.map(jnp.asarray, filled)
 
 
 def named(net: nn.Module, *, statistics: bool | None = None) -> dict[str, np.ndarray]:
-    """Returns copies of a network's weights by PyTorch's names: all, BatchNorm's statistics, or all but these."""
+    """Returns copies of a network's weights by PyTorch's names; `statistics` selects BatchNorm's or all others."""
     return {
         key: value.detach().numpy().copy()
         for key, value in net.state_dict().items()
@@ -125,7 +125,7 @@ def gradients(net: nn.Module) -> dict[str, np.ndarray]:
 
 
 def generator_params(net: nn.Module, value: Callable[[torch.Tensor], torch.Tensor] = lambda p: p) -> Any:
-    """Returns a generator's parameters, or what `value` makes of each (its gradient), as ours has them."""
+    """Returns a generator's parameters, each mapped by `value` (for instance to its gradient), in our layout."""
     linear, convolutions, norms = _layers(net)
 
     def array(parameter: torch.Tensor) -> np.ndarray:
@@ -141,7 +141,7 @@ def generator_params(net: nn.Module, value: Callable[[torch.Tensor], torch.Tenso
 
 
 def generator_statistics(net: nn.Module) -> Any:
-    """Returns the statistics of a generator's BatchNorm layers as our generator has them."""
+    """Returns the statistics of a generator's BatchNorm layers in our layout."""
     held = {
         f"bn{i}": {"mean": norm.running_mean, "var": norm.running_var} for i, norm in enumerate(_layers(net)[2])
     }
@@ -155,17 +155,17 @@ def gradient(parameter: torch.Tensor) -> torch.Tensor:
 
 
 def channels_first(images: Any) -> np.ndarray:
-    """Returns `[B, C, H, W]` of our `[B, H, W, C]`."""
+    """Converts our `[B, H, W, C]` to `[B, C, H, W]`."""
     return np.asarray(images).transpose(0, 3, 1, 2)
 
 
 def channels_last(images: torch.Tensor) -> np.ndarray:
-    """Returns `[B, H, W, C]` of their `[B, C, H, W]`."""
+    """Converts their `[B, C, H, W]` to `[B, H, W, C]`."""
     return images.detach().numpy().transpose(0, 2, 3, 1).copy()
 
 
 def projection(weight: np.ndarray, bias: np.ndarray, channels: int) -> dict[str, np.ndarray]:
-    """Returns the linear layer whose outputs become an image: theirs are ordered [C, H, W], ours [H, W, C]."""
+    """Converts the linear layer whose outputs become an image from their order [C, H, W] to our [H, W, C]."""
     size = round((len(bias) // channels) ** 0.5)
     kernel = weight.reshape(channels, size, size, -1).transpose(1, 2, 0, 3).reshape(len(bias), -1).T
     return {"kernel": kernel, "bias": bias.reshape(channels, size, size).transpose(1, 2, 0).reshape(-1)}
@@ -197,7 +197,7 @@ def _perturb_batch_norms(net: nn.Module) -> None:
 
 
 def _images(release: DataFree, sizes: Sizes) -> torch.Tensor:
-    """Smooth images and what the generators make, in [0, 1]."""
+    """Returns smooth random images and images of the generators, in [0, 1]."""
     torch.manual_seed(_SEEDS["images"])
     count = max(40, sizes.classes)
     coarse = torch.rand(count, 3, sizes.image // 4, sizes.image // 4)
@@ -212,7 +212,7 @@ def _images(release: DataFree, sizes: Sizes) -> torch.Tensor:
 
 
 def _balance(teacher: nn.Module, student: nn.Module, images: torch.Tensor) -> None:
-    """Sets the heads: logits of the teacher have spread 2 and mean 0, the student's come near them."""
+    """Sets the heads: the teacher's logits get spread 2 and mean 0, and the student's approximate them."""
     logits = teacher(images, return_features=True)[0]
     _head(teacher).weight.mul_(2 / logits.std(0).mean())
     logits = teacher(images, return_features=True)[0]

@@ -1,4 +1,4 @@
-"""The student's objective of CuDFKD on given logits, and the losses and metrics by themselves."""
+"""CuDFKD's student objective on given logits, and the losses and metrics individually."""
 
 from typing import NamedTuple
 
@@ -24,7 +24,7 @@ _CURR_V = "curr_v makes float32 weights of hard and soft"
 
 
 def _logits(seed: int, classes: int = 10, rows: int = 64) -> tuple[np.ndarray, np.ndarray]:
-    """Logits of a teacher and of a student that is near it on a part of the rows."""
+    """Returns logits of a teacher, and of a student that is close to it in a third of the rows."""
     rng = np.random.default_rng(seed)
     teacher, student = (3 * rng.normal(size=(rows, classes)) for _ in range(2))
     student[: rows // 3] = teacher[: rows // 3] + 0.5 * rng.normal(size=(rows // 3, classes))
@@ -32,7 +32,7 @@ def _logits(seed: int, classes: int = 10, rows: int = 64) -> tuple[np.ndarray, n
 
 
 class _Objective(NamedTuple):
-    """What the student minimises, on given logits."""
+    """The student's objective on given logits."""
 
     kind: str
     temperature: float
@@ -75,7 +75,7 @@ def _ours(given: _Objective) -> dict[str, np.ndarray]:
 
 
 def _theirs(release: DataFree, given: _Objective) -> dict[str, np.ndarray]:
-    """As `train` has it; per sample, with its criterion before the mean over the batch (Eq. 6)."""
+    """Computes the objective of `train`; per sample, with its criterion before the batch mean (Eq. 6)."""
     logits, target = torch.from_numpy(given.student.copy()).requires_grad_(), torch.from_numpy(given.teacher)
     if given.granularity == "batch":
         criterion = torch.nn.L1Loss() if given.kind == "l1" else release.criterions.KLDiv(T=given.temperature)
@@ -116,7 +116,7 @@ def self_paced_functions(release: DataFree, report: Report) -> None:
 
 
 def adversarial_terms(release: DataFree, report: Report) -> None:
-    """Compares the adversarial term's forms: KL masked and not, JS as released."""
+    """Compares the forms of the adversarial term: KL with and without the mask, and JS as released."""
     import optax
 
     from cudfkd_jax.methods import cudfkd

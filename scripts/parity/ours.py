@@ -1,4 +1,4 @@
-"""Our side of the comparison: a configuration of `configs/` with small sizes, and its steps one at a time."""
+"""Our side of the comparison: a configuration of `configs/` with small sizes, and its individual steps."""
 
 import functools
 from collections.abc import Mapping
@@ -25,7 +25,7 @@ _OPTIONS = {"xla_backend_optimization_level": 1}  # compiles faster; at 0 the co
 
 
 class Ours(NamedTuple):
-    """What is minimised, for which teacher, and the state before the first step."""
+    """The problem, the teacher's variables, and the state before the first step."""
 
     problem: Problem
     teacher: Any
@@ -36,9 +36,9 @@ def load(name: str, arguments: str, sizes: Sizes, changes: Mapping[str, Any] | N
     """Loads a configuration of `configs/` with these sizes.
 
     Args:
-        name: of the file.
-        arguments: after the colon of `--config`, but for the networks.
-        sizes: of the case.
+        name: the configuration's name.
+        arguments: arguments after the colon of `--config`, except the networks.
+        sizes: the sizes of the case.
         changes: further settings by dotted key.
     """
     pair = f"teacher={ours_of(sizes.teacher)},student={ours_of(sizes.student)}"
@@ -51,13 +51,13 @@ def load(name: str, arguments: str, sizes: Sizes, changes: Mapping[str, Any] | N
 
 
 def start(config: Any, teacher: nn.Module, student: nn.Module) -> Ours:
-    """Builds a run whose networks have these weights; what the method remembers is zeros."""
+    """Builds a run with the weights of these networks; the method's own state is zeros."""
     net = networks.described(config, "teacher")
     of_teacher = variables(teacher, networks.classifier(config, net), net.image_shape)
     pair = networks.pair(config, net, of_teacher)
     problem = build.problem(config, pair)
     key = identity.root_key(config, "distill")
-    # Only the structure: weights come from the release, what a round begins with from `distill_steps.begin_round`.
+    # Only the structure: weights come from the release, a round's initial values from `distill_steps.begin_round`.
     state = jax.tree.map(
         lambda leaf: key if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) else jnp.zeros(leaf.shape, leaf.dtype),
         jax.eval_shape(
@@ -74,7 +74,7 @@ def compiled(function: Any, **arguments: Any) -> Any:
 
 
 def step(function: Any, ours: Ours, *, devices: int = 1) -> Any:
-    """Compiles a step function of `steps`; on several devices its state is copied to all and back."""
+    """Compiles a step function; on several devices, the state is replicated before and unreplicated after it."""
     if devices == 1:
         return compiled(function, problem=ours.problem, axis=SINGLE)
     several = local_devices(devices)
@@ -83,7 +83,7 @@ def step(function: Any, ours: Ours, *, devices: int = 1) -> Any:
 
 
 def latents(state: RunState, sizes: Sizes, purpose: int, ahead: int = 0) -> np.ndarray:
-    """Returns the latents of the synthesis or student step that comes `ahead` steps after the state."""
+    """Returns the latents of the synthesis or student step `ahead` steps after the state."""
     counter = state.synthesis_step if purpose == SYNTHESIS else state.step
     assert purpose in (SYNTHESIS, STUDENT)
     key = purpose_key(state.key, purpose, counter + ahead)
@@ -96,12 +96,12 @@ def metrics(tally: Any) -> dict[str, float]:
 
 
 def adam_gradient(state: Any, beta1: float) -> Any:
-    """Returns the gradient of an Adam's first step, from its first moment."""
+    """Computes the gradient of Adam's first step from its first moment."""
     return jax.tree.map(lambda moment: moment / (1 - beta1), _adam(state).mu)
 
 
 def named(student: TrainState, *, statistics: bool) -> dict[str, np.ndarray]:
-    """Returns a student's weights by PyTorch's names: BatchNorm's statistics, or all but these."""
+    """Returns a student's weights by PyTorch's names: BatchNorm's statistics, or all others."""
     everything = torch_names.to_state_dict({"params": student.params, "batch_stats": student.batch_stats})
     return {
         key: np.asarray(value)

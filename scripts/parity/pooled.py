@@ -1,4 +1,4 @@
-"""What ADI and CMI have in common: a pool, and a student that learns from given images of it."""
+"""The common part of ADI and CMI: a pool, and a student trained on given images of it."""
 
 import contextlib
 import functools
@@ -19,7 +19,7 @@ from parity.rows import Case
 
 @contextlib.contextmanager
 def without_loaders(module: Any) -> Iterator[None]:
-    """Keeps a synthesiser of the release from starting data loaders, whose images nobody asks for here."""
+    """Prevents a synthesiser of the release from starting data loaders, whose images are not used here."""
     with (
         patched(module, DataIter=lambda loader: None),
         patched(torch.utils.data, DataLoader=lambda *arguments, **options: None),

@@ -1,4 +1,4 @@
-"""PRE-DFKD beside the functions of its authors' release: generator, VAE, replay and student."""
+"""PRE-DFKD compared with its authors' release: generator, VAE, replay and student."""
 
 import contextlib
 import copy
@@ -34,7 +34,7 @@ METHOD = "PRE-DFKD"
 _LEFT_OVER = "the decoder's left-over gradient: docstring of methods/pre_dfkd.py"
 _EPSILON = "1e-8 in our logarithm: docstring of methods/pre_dfkd.py"
 _CANCELLED = "without biases that a BatchNorm cancels, whose gradients are rounding"
-# By our names of the layers; Adam makes a whole step of a gradient that is rounding.
+# By our layer names. Adam takes a full step even if a gradient is only rounding.
 _BIASES = {"generator": ("conv1", "conv2"), "encoder": ("conv1", "conv2", "conv3")}
 _SIZES = Sizes(batch=16, image=16, latent=24, width=64)  # the release's networks have this width
 
@@ -43,7 +43,7 @@ def all_steps(release: DataFree, original: PreDfkd, report: Report) -> None:
     """Compares a step of the generator, of the VAE and of the student, and the replayed images.
 
     Args:
-        release: for the weights of the classifiers.
+        release: provides the classifiers' weights.
         original: PRE-DFKD's modules.
         report: receives the rows.
     """
@@ -257,7 +257,7 @@ def _train(state: RunState, teacher: Any, images: Any, *, problem: Problem) -> A
 
 
 def _memory(problem: Problem) -> GenerativeMemory:
-    """The VAE within our method, whose only public face is a round."""
+    """Returns the VAE from inside our method, whose public interface is a whole round."""
     assert problem.method.finish is not None
     remember = inspect.getclosurevars(problem.method.finish).nonlocals["remember"]
     memory = inspect.getclosurevars(remember).nonlocals["memory"]
@@ -266,13 +266,13 @@ def _memory(problem: Problem) -> GenerativeMemory:
 
 
 def _images(config: Any, normalised: np.ndarray) -> jax.Array:
-    """Images as our classifiers take them: their normalisation undone."""
+    """Converts normalised images to our classifiers' inputs: channels last, normalisation undone."""
     images = jnp.asarray(normalised.transpose(0, 2, 3, 1))
     return images * jnp.asarray(config.data.std) + jnp.asarray(config.data.mean)
 
 
 class _WithFeatures(nn.Module):
-    """A classifier called as PRE-DFKD calls its own."""
+    """A classifier with the call signature of PRE-DFKD's."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -285,7 +285,7 @@ class _WithFeatures(nn.Module):
 
 @contextlib.contextmanager
 def _without_left_over(decoder: nn.Module) -> Iterator[None]:
-    """Removes the decoder's gradient after the first backward pass, that of the latents' loss."""
+    """Clears the decoder's gradient after the first backward pass, which is that of the latents' loss."""
     original, count = torch.Tensor.backward, 0
 
     def backward(self: torch.Tensor, *arguments: Any, **options: Any) -> None:
@@ -300,20 +300,20 @@ def _without_left_over(decoder: nn.Module) -> Iterator[None]:
 
 
 def _state(like: TrainState, variables: dict[str, Any], optimiser: optax.GradientTransformation) -> TrainState:
-    """A train state of these variables.
+    """Creates a train state from these variables.
 
     Raises:
-        ValueError: they are not those of our network.
+        ValueError: their structure differs from our network's.
     """
     for part in ("params", "batch_stats"):
         found, wanted = jax.tree.structure(variables[part]), jax.tree.structure(dict(getattr(like, part)))
         if str(found) != str(wanted):
-            raise ValueError(f"{part} of the release are {found} and ours {wanted}")
+            raise ValueError(f"the release's {part} are {found}; expected ours, {wanted}")
     return TrainState.create(variables, optimiser)
 
 
 def _live(params: Any, kind: str) -> dict[str, Any]:
-    """The parameters without the biases that a BatchNorm cancels."""
+    """Returns the parameters without the biases that a BatchNorm cancels."""
     return {
         layer: {name: value for name, value in held.items() if not (name == "bias" and layer in _BIASES[kind])}
         for layer, held in params.items()
@@ -325,7 +325,7 @@ def _array(parameter: torch.Tensor) -> np.ndarray:
 
 
 def _decoder(net: Any, value: Callable[[torch.Tensor], torch.Tensor] = lambda p: p) -> dict[str, Any]:
-    """The variables of a generator or decoder as ours has them, or what `value` makes of each parameter."""
+    """Returns the variables of a generator or decoder in our layout, with each parameter mapped by `value`."""
     norms = [net.conv_blocks0[0], net.conv_blocks1[1], net.conv_blocks2[1]]
     convolutions = [net.conv_blocks1[0], net.conv_blocks2[0], net.conv_blocks3[0]]
     linear, channels = net.l1[0], norms[0].num_features
@@ -349,7 +349,7 @@ def _decoder(net: Any, value: Callable[[torch.Tensor], torch.Tensor] = lambda p:
 
 
 def _encoder(net: Any) -> dict[str, Any]:
-    """The variables of an encoder as ours has them."""
+    """Returns the variables of an encoder in our layout."""
     params: dict[str, Any] = {}
     statistics: dict[str, Any] = {}
     for i, block in enumerate((net.conv_blocks0, net.conv_blocks1, net.conv_blocks2), 1):

@@ -1,4 +1,4 @@
-"""The released code, imported from where the user has it; what it imports and never uses is a stub."""
+"""Imports the released code from the user's checkouts; stubs replace its unused imports."""
 
 import contextlib
 import importlib
@@ -14,7 +14,7 @@ import torch
 
 from cudfkd_jax.runtime.errors import UserError
 
-# Imported by ljrprocc/DataFree and used by no function that is called here: other tasks, plots, other generators.
+# Imported by ljrprocc/DataFree but unused by the functions called here: other tasks, plots, other generators.
 _UNUSED = (
     *("datafree.datasets.nyu", "datafree.rep_transfer", "datafree.utils.inception"),
     *("datafree.utils.sync_transforms", "datafree.models.deeplab", "datafree.models.glow", "datafree.models.jem"),
@@ -23,7 +23,7 @@ _UNUSED = (
 
 
 class DataFree(NamedTuple):
-    """ljrprocc/DataFree: CuDFKD's release, and DAFL, ZSKT, DFAD, DFQ, ADI and CMI as its benchmark has them."""
+    """ljrprocc/DataFree: CuDFKD's release, and its benchmark's versions of DAFL, ZSKT, DFAD, DFQ, ADI and CMI."""
 
     kd: Any  # the script datafree_kd, with `train`
     synthesis: Any
@@ -59,7 +59,7 @@ def data_free(folder: Path) -> DataFree:
     """Imports ljrprocc/DataFree.
 
     Raises:
-        UserError: the folder holds something else.
+        UserError: the folder is not a checkout of it.
     """
     _check(folder, "datafree_kd.py", "RELEASE", "ljrprocc/DataFree")
     _torchvision()
@@ -86,10 +86,10 @@ def data_free(folder: Path) -> DataFree:
 
 
 def pre_dfkd(folder: Path) -> PreDfkd:
-    """Imports kuluhan/PRE-DFKD, whose `.cuda()` and device="cuda" stay on the CPU from here on.
+    """Imports kuluhan/PRE-DFKD and makes its `.cuda()` and device="cuda" stay on the CPU from now on.
 
     Raises:
-        UserError: the folder holds something else.
+        UserError: the folder is not a checkout of it.
     """
     _check(folder, "distillation.py", "PREDFKD", "kuluhan/PRE-DFKD")
     _torchvision()
@@ -99,10 +99,10 @@ def pre_dfkd(folder: Path) -> PreDfkd:
 
 
 def zero_shot(folder: Path) -> ZeroShot:
-    """Imports polo5/ZeroShotKnowledgeTransfer, without its logger and its data sets.
+    """Imports polo5/ZeroShotKnowledgeTransfer, without its logger and data sets.
 
     Raises:
-        UserError: the folder holds something else.
+        UserError: the folder is not a checkout of it.
     """
     _check(folder, "solver.py", "ZSKT", "polo5/ZeroShotKnowledgeTransfer")
     _torchvision()
@@ -116,7 +116,7 @@ def zero_shot(folder: Path) -> ZeroShot:
 
 
 def arguments(**changes: Any) -> SimpleNamespace:
-    """What the script datafree_kd passes to its `train`."""
+    """Returns the arguments that the script datafree_kd passes to its `train`."""
     defaults = {
         "method": "cudfkd",
         "dataset": "cifar10",
@@ -139,14 +139,14 @@ def arguments(**changes: Any) -> SimpleNamespace:
 
 
 def script(folder: Path, name: str) -> dict[str, str]:
-    """The arguments of a script of ljrprocc/DataFree, such as "cudfkd/cudfkd_timagenet"; a bare flag has ""."""
+    """Reads the arguments of a script of ljrprocc/DataFree, e.g. "cudfkd/cudfkd_timagenet"; a bare flag is ""."""
     text = (folder / "scripts" / f"{name}.sh").read_text(encoding="utf-8")
     words = re.sub(r"#.*", "", text).replace("\\\n", " ")
     return dict(re.findall(r"--(\w+)(?:[ =](?!--)(\S+))?", words))
 
 
 def commit(folder: Path) -> str:
-    """The commit that a checkout is at, with a mark where files were changed."""
+    """Returns the commit of a checkout, with a mark if files are changed."""
     try:
         found = subprocess.run(
             ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12"],
@@ -160,7 +160,7 @@ def commit(folder: Path) -> str:
 
 
 class _Stub(ModuleType):
-    """Has every name, as an empty class."""
+    """A module in which every name is an empty class."""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
@@ -169,7 +169,7 @@ class _Stub(ModuleType):
 
 
 def _helpers() -> ModuleType:
-    """What ZSKT's solver takes from its helpers: a running mean."""
+    """Returns a replacement of ZSKT's helpers, of which the solver needs only a running mean."""
     made = ModuleType("utils.helpers")
 
     class AggregateScalar:
@@ -186,11 +186,11 @@ def _helpers() -> ModuleType:
 
 def _check(folder: Path, file: str, variable: str, repository: str) -> None:
     if not (folder / file).is_file():
-        raise UserError(f"{variable}={folder} has no {file}; give a checkout of {repository}")
+        raise UserError(f"{variable}={folder} has no {file}; expected a checkout of {repository}")
 
 
 def _torchvision() -> None:
-    """Imports torchvision also where its compiled operations are for another build of PyTorch: none is called."""
+    """Imports torchvision even if its compiled operations, which are not called, need another PyTorch build."""
     try:
         importlib.import_module("torchvision")
     except RuntimeError:
@@ -203,7 +203,7 @@ def _torchvision() -> None:
         importlib.import_module("torchvision")
 
 
-_KEPT: list[Any] = []  # operations are gone with the library that defined them
+_KEPT: list[Any] = []  # operations disappear with the library that defines them
 
 
 @contextlib.contextmanager
@@ -217,7 +217,7 @@ def _first_on_path(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _modules_of_its_own(*names: str) -> Iterator[None]:
-    """Hides modules of these names, and puts them back: several checkouts have a `utils`."""
+    """Hides modules of these names temporarily, because several checkouts have a `utils`."""
     held = {name: sys.modules.pop(name) for name in list(sys.modules) if name.partition(".")[0] in names}
     try:
         yield

@@ -1,4 +1,4 @@
-"""Runs functions of the releases on our draws and reads what they compute inside."""
+"""Runs the releases' functions on our random draws and reads their local variables."""
 
 import contextlib
 import inspect
@@ -14,10 +14,10 @@ from torch.nn.modules import batchnorm
 
 @contextlib.contextmanager
 def feeding(draws: Sequence[np.ndarray]) -> Iterator[None]:
-    """Makes `torch.randn` return these arrays, in turn.
+    """Makes `torch.randn` return these arrays in order.
 
     Raises:
-        ValueError: another shape is asked for, or draws are left at the end.
+        ValueError: a requested shape differs, or draws are left at the end.
     """
     waiting, original = list(draws), torch.randn
 
@@ -38,7 +38,7 @@ def feeding(draws: Sequence[np.ndarray]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def patched(target: Any, **values: Any) -> Iterator[None]:
-    """Sets attributes for a while."""
+    """Sets attributes temporarily."""
     before = {name: getattr(target, name) for name in values}
     for name, value in values.items():
         setattr(target, name, value)
@@ -50,11 +50,11 @@ def patched(target: Any, **values: Any) -> Iterator[None]:
 
 
 class Trace:
-    """The local variables of a function: when it returned, and each time before a given line ran.
+    """The local variables of a function at its return, and before each execution of a given line.
 
     Attributes:
-        returned: at the last return.
-        steps: before the line, in order; tensors are copies without gradients.
+        returned: variables at the last return.
+        steps: variables before the line, in order; tensors are copies without gradients.
     """
 
     def __init__(self) -> None:
@@ -64,11 +64,11 @@ class Trace:
 
 @contextlib.contextmanager
 def traced(function: Callable[..., Any], line: str = "") -> Iterator[Trace]:
-    """Records the local variables of a function while it is called in this thread.
+    """Records the local variables of a function when it is called in this thread.
 
     Args:
-        function: the release's.
-        line: the beginning of one of its lines, the first that begins so; "" records the return alone.
+        function: the release's function.
+        line: the beginning of the line to record, the first that matches; "" records only the return.
     """
     code, trace = inspect.unwrap(function).__code__, Trace()
     number = _number(function, line) if line else -1
@@ -99,7 +99,7 @@ def _copy(value: Any) -> Any:
 
 @contextlib.contextmanager
 def recording_gradients() -> Iterator[list[list[torch.Tensor]]]:
-    """Collects the gradients of all parameters at each step of an Adam."""
+    """Collects the gradients of all parameters at each step of Adam."""
     gradients: list[list[torch.Tensor]] = []
     original = torch.optim.Adam.step
 
@@ -113,9 +113,9 @@ def recording_gradients() -> Iterator[list[list[torch.Tensor]]]:
 
 @contextlib.contextmanager
 def weights_of_full_precision() -> Iterator[None]:
-    """Makes `.float()` keep to the precision of all else: `curr_v` makes float32 weights of hard and soft with it.
+    """Makes `.float()` keep the default precision, because `curr_v` uses it for float32 weights of hard and soft.
 
-    Their rounding, 1e-8, decides on which side of 0 an activation near it falls, and a few steps later that shows.
+    Their rounding, 1e-8, can change the sign of an activation near 0, which is visible a few steps later.
     """
     with patched(torch.Tensor, float=lambda self: self.to(torch.get_default_dtype())):
         yield
@@ -123,7 +123,7 @@ def weights_of_full_precision() -> Iterator[None]:
 
 @contextlib.contextmanager
 def biased_running_variance() -> Iterator[None]:
-    """Makes PyTorch's BatchNorm remember the biased variance of a batch, as Flax's does."""
+    """Makes PyTorch's BatchNorm track the biased variance of a batch, like Flax's."""
     original = batchnorm.F.batch_norm
 
     def batch_norm(
@@ -141,7 +141,7 @@ def biased_running_variance() -> Iterator[None]:
         if training:
             count = x.numel() // x.shape[1]
             kept = (1 - momentum) * before  # var has become kept + momentum · unbiased
-            # Through .data: the backward pass refuses arrays that were changed after the forward pass.
+            # Through .data, because the backward pass rejects arrays changed after the forward pass.
             var.data.copy_(kept + (var.data - kept) * ((count - 1) / count))
         return out
 

@@ -1,4 +1,4 @@
-"""How far quantities of ours are from the release's, and what the table says of them."""
+"""Differences between our quantities and the release's, their verdicts, and the table."""
 
 import dataclasses
 from collections.abc import Callable
@@ -11,12 +11,13 @@ EQUAL, NAMED, DIFFERS, NOT_SHOWN = "equal", "named", "DIFFERS", "NOT SHOWN"
 
 
 class Precision(NamedTuple):
-    """What counts as equal.
+    """The tolerances for equality.
 
     Attributes:
-        dtype: of both sides.
-        relative: largest difference over the largest value, of a scalar, an array, or any array of a tree.
-        norm: largest norm of the difference over the norm, of a whole tree, in place of `relative`; 0: not used.
+        dtype: the dtype of both sides.
+        relative: limit of the largest difference over the largest value, for a scalar, an array, or any array of a
+            tree.
+        norm: limit of the difference's norm over the norm of a whole tree, which replaces `relative`; 0: not used.
     """
 
     dtype: str
@@ -30,16 +31,16 @@ FLOAT32 = Precision("float32", 1e-3, 1e-2)  # rounding of a step at real batch s
 
 @dataclasses.dataclass
 class Row:
-    """One quantity of one case, over all steps in which it was compared.
+    """One quantity of one case, over all its comparisons.
 
     Attributes:
-        method, case, quantity: what it is.
-        named: where a difference is documented, "" where there must be none.
-        note: what a reader needs to know.
-        count: comparisons.
-        absolute, relative: the largest differences; of a tree, over its arrays.
-        norm: of parameters and gradients, the largest ‖ours − theirs‖ / ‖theirs‖; None of others.
-        precision: what counts as equal.
+        method, case, quantity: identify the row.
+        named: the page that documents a difference, or "" if none is expected.
+        note: a remark for the reader.
+        count: number of comparisons.
+        absolute, relative: the largest differences, over all arrays of a tree.
+        norm: the largest ‖ours − theirs‖ / ‖theirs‖ of parameters and gradients; None otherwise.
+        precision: the tolerances.
     """
 
     method: str
@@ -55,7 +56,7 @@ class Row:
 
     @property
     def verdict(self) -> str:
-        """`EQUAL` or `NAMED`; `DIFFERS` where no difference is documented, `NOT_SHOWN` where one is and is not."""
+        """`EQUAL` or `NAMED`; `DIFFERS`: undocumented difference; `NOT_SHOWN`: documented difference missing."""
         if self.norm is not None and self.precision.norm:
             equal = self.norm <= self.precision.norm
         else:
@@ -70,7 +71,7 @@ class Row:
 
 
 class Report:
-    """The rows of a run, in the order in which they first came up."""
+    """The rows of a run, in order of their first comparison."""
 
     def __init__(self, precision: Precision, log: Callable[[str], None] = print) -> None:
         self.precision = precision
@@ -87,7 +88,7 @@ class Report:
 
 
 class Case:
-    """One setting of one method; quantities that are compared again are added to their row."""
+    """One setting of one method; repeated comparisons of a quantity share a row."""
 
     def __init__(self, report: Report, method: str, name: str) -> None:
         self.report, self.method, self.name = report, method, name
@@ -105,11 +106,11 @@ class Case:
         """Adds a comparison of scalars, arrays or trees of arrays.
 
         Args:
-            quantity: what is compared.
-            ours, theirs: of the same shapes and structure.
-            named: where a difference is documented, which then must show; "" where there must be none.
-            note: what a reader of the row needs to know.
-            only_float64: in float32 rounding decides it: leaves it out there.
+            quantity: the name of the quantity.
+            ours, theirs: values with the same shapes and structure.
+            named: the page that documents a difference, which then must occur; "" if none is expected.
+            note: a remark for the reader.
+            only_float64: whether to skip the comparison in float32, where rounding dominates it.
 
         Raises:
             ValueError: shapes, or the structures of trees, differ.
@@ -169,7 +170,7 @@ def _ratio(difference: float, size: float) -> float:
 
 
 def _plain(tree: Any) -> Any:
-    """Mappings of any kind as dicts, so that only names and order count."""
+    """Converts mappings of any type to dicts, so that only names and order matter."""
     if hasattr(tree, "items"):
         return {key: _plain(value) for key, value in tree.items()}
     return tree
@@ -182,7 +183,7 @@ HEADER = (
 
 
 def table(report: Report) -> str:
-    """Markdown: the rows under a heading for each method and case."""
+    """Formats the rows as Markdown, under a heading per method and case."""
     lines: list[str] = []
     heading = ("", "")
     for row in report.rows.values():

@@ -1,4 +1,4 @@
-"""Whole schedules, and the settings of the release's scripts."""
+"""The settings of the release's scripts and their schedules over all epochs."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from parity.rows import Report
 _CEILING = "λ's ceiling of 5: docs/paper_to_code.md, §IV-B"
 _RAMP = "the ramp's last step: docs/paper_to_code.md, Eq. 17"
 _ABLATION = "the ablation keeps the ramp: docs/paper_to_code.md, The loop"
-_STEPS = 400  # student steps of an epoch
+_STEPS = 400  # student steps per epoch
 
 SCRIPTS = {
     "cudfkd/cudfkd_cifar10_resnet34_resnet18": "cifar10",
@@ -31,11 +31,11 @@ SCRIPTS = {
 
 
 def scripts(release: DataFree, folder: Path, report: Report) -> None:
-    """Compares every setting, α_adv and λ over all epochs, and the cosine, of each script of CuDFKD.
+    """Compares every setting of each CuDFKD script, α_adv and λ over all epochs, and the cosine schedule.
 
     Args:
-        release: its modules.
-        folder: its checkout, with the scripts.
+        release: the release's modules.
+        folder: the checkout with the scripts.
         report: receives the rows.
     """
     for name, data in SCRIPTS.items():
@@ -59,7 +59,7 @@ def scripts(release: DataFree, folder: Path, report: Report) -> None:
 
 
 def _begins_with_an_epoch(given: dict[str, str]) -> bool:
-    """Whether the ramp begins between two epochs, and not within one: only then do the two readings differ."""
+    """Returns whether the ramp begins between two epochs; the two readings of its start differ only then."""
     return (float(given["begin_fraction"]) * int(given["epochs"])).is_integer()
 
 
@@ -82,7 +82,7 @@ def _settings(config: Any, given: dict[str, str]) -> dict[str, tuple[Any, Any]]:
         "student's learning rate at the start": (d.learning_rate, given["lr"]),
         "generator's learning rate": (g.learning_rate, given["lr_g"]),
         "up-samplings": (g.stages, given["depth"]),
-        "length of z": (g.latent_dim, 1024 if tiny else 512),  # as datafree_kd.py has it
+        "length of z": (g.latent_dim, 1024 if tiny else 512),  # as in datafree_kd.py
         "generator's beta1": (g.beta1, 0.9),
         "generator's beta2": (g.beta2, 0.99),
         "weight decay": (d.weight_decay, 1e-4),
@@ -110,7 +110,7 @@ def _alpha(config: Any) -> np.ndarray:
 
 
 def _alpha_released(given: dict[str, str], strategy: str) -> np.ndarray:
-    """As the loop of datafree_kd.py has it."""
+    """Returns α_adv per epoch as the loop of datafree_kd.py computes it."""
     epochs, alpha, values = int(given["epochs"]), float(given["adv"]), []
     begin, end = (int(epochs * float(given[key])) for key in ("begin_fraction", "end_fraction"))
     for epoch in range(epochs):
@@ -121,7 +121,7 @@ def _alpha_released(given: dict[str, str], strategy: str) -> np.ndarray:
 
 
 def _lambda(release: DataFree, config: Any, given: dict[str, str]) -> tuple[np.ndarray, np.ndarray]:
-    slope = 1e-4 if given["dataset"] == "cifar10" else 2e-5  # as `train` of datafree_kd.py has it
+    slope = 1e-4 if given["dataset"] == "cifar10" else 2e-5  # as in `train` of datafree_kd.py
     steps = np.unique(np.linspace(0, int(given["epochs"]) * _STEPS - 1, 2001).astype(int))
     theirs = [
         release.curriculum.lambda_scheduler(float(given["lambda_0"]), int(step), alpha=slope) for step in steps

@@ -1,4 +1,4 @@
-"""ZSKT's student beside the original: `ZeroShotKTSolver.run`, with attention, Adam and the clipped gradient."""
+"""ZSKT's student compared with the original `ZeroShotKTSolver.run`: attention, Adam and the clipped gradient."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -21,22 +21,23 @@ from parity.rows import Report
 
 METHOD = "ZSKT, original"
 _EPSILON = "Adam's epsilon beside a gradient K times as large: docstring of methods/zskt.py"
-# The original pools over 8×8 and so takes images of 32×32 alone.
+# The original pools over 8×8, so its images must be 32×32.
 _SIZES = Sizes(batch=12, image=32)
 
 
 def student_steps(
     release: DataFree, original: ZeroShot, report: Report, *, classes: int, scaled_epsilon: bool, count: int = 4
 ) -> None:
-    """Compares student steps on given images, from a student far from the teacher, whose gradient is clipped.
+    """Compares student steps on given images, starting far from the teacher so that the gradient is clipped.
 
     Args:
-        release: for the weights of the networks.
+        release: provides the networks' weights.
         original: ZSKT's modules.
         report: receives the rows.
-        classes: K; 10 and 100 are the data sets of our configurations.
-        scaled_epsilon: divides the original's Adam epsilon by K, as its objective is; else parameters differ.
-        count: steps.
+        classes: K; our configurations have data sets with 10 and 100.
+        scaled_epsilon: whether to divide the original's Adam epsilon by K, like its objective; otherwise the
+            parameters differ.
+        count: number of steps.
     """
     case = report.case(METHOD, f"{classes} classes" + ("" if scaled_epsilon else ", Adam's epsilon as it is"))
     sizes = _SIZES._replace(classes=classes)
@@ -58,9 +59,9 @@ def student_steps(
     ):
         clipped: list[float] = []
         _recording_norms(clipped, solver.run)
-    norms = clipped[1::2]  # of the student; the others are the generator's
+    norms = clipped[1::2]  # the student's; the generator's alternate with them
     if max(norms) <= 5:
-        raise AssertionError(f"gradient norms {norms} are nowhere above 5: the clip is not tested")
+        raise AssertionError(f"gradient norms are {norms}; expected one above 5, so that the clip is tested")
     train = ours.compiled(_train, problem=mine.problem)
     state = mine.state
     for x, theirs, norm in zip(images, seen.steps, norms, strict=True):
@@ -68,7 +69,7 @@ def student_steps(
         state = state.replace(student=student_state, step=state.step + 1)
         named = "" if scaled_epsilon else _EPSILON
         if len(seen.steps) == count and theirs is seen.steps[0]:
-            named = ""  # the first loss is before any step
+            named = ""  # the first loss precedes all steps
             case.compare(
                 "first loss over K", float(m["student_loss"]) / classes, theirs["student_total_loss"].item()
             )
@@ -88,7 +89,7 @@ def _train(state: RunState, teacher: Any, images: Any, *, problem: Problem) -> A
 
 
 def _in_the_original(original: ZeroShot, net: nn.Module, classes: int) -> Any:
-    """A WRN-16 of the original with these weights."""
+    """Returns the original's WRN-16 with these weights."""
     widen = round(next(p for name, p in net.named_parameters() if name == "fc.weight").shape[1] / 64)
     n = (16 - 4) // 6
     made = original.wrn.WideResNet(depth=16, num_classes=classes, widen_factor=widen)
@@ -106,9 +107,9 @@ def _solver(
     classes: int,
     scaled_epsilon: bool,
 ) -> Any:
-    """The original's solver, without its files.
+    """Builds the original's solver without its files.
 
-    For each batch it takes a step of a generator that has nothing to learn, and one of the student.
+    For each batch, the solver takes a step of a generator that cannot learn, and a step of the student.
     """
     solver = original.solver.ZeroShotKTSolver.__new__(original.solver.ZeroShotKTSolver)
     solver.args = SimpleNamespace(
@@ -134,7 +135,7 @@ def _solver(
 
 
 class _Images(nn.Module):
-    """Stands for the original's generator: gives each batch twice, through a parameter that stays 1."""
+    """Replaces the original's generator: returns each batch twice, multiplied by a parameter that stays 1."""
 
     def __init__(self, images: list[torch.Tensor]) -> None:
         super().__init__()

@@ -1,5 +1,5 @@
-"""CuDFKD's round in PyTorch, written from its equations: what the benchmark compares the package with.
+"""CuDFKD's round in PyTorch, written from its equations, as the benchmark's point of comparison.
 
-`models` and `generator` are the package's networks under the same names, `losses` the terms of the objectives,
-`rounds` the round as one would first write it, and `tuned` the same made fast.
+`models` and `generator` contain the package's networks under the same names, `losses` the terms of the objectives,
+`rounds` a plain implementation of the round, and `tuned` an optimised one.
 """

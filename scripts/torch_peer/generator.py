@@ -8,14 +8,20 @@ from torch_peer.losses import widened
 
 
 class Generator(nn.Module):
-    """Latents [B, latent_dim] -> images [B, C, H, W] in [0, 1].
+    """Maps latents [B, latent_dim] to images [B, C, H, W] in [0, 1].
 
     Attributes:
-        first_shape: (channels, height, width) of the maps that the linear layer makes.
+        first_shape: (channels, height, width) of the linear layer's maps.
     """
 
     def __init__(self, image_shape: tuple[int, int, int], latent_dim: int, widths: tuple[int, ...]):
-        """Takes (H, W, C) of the images and the channels of the first maps and after each up-sampling."""
+        """Builds the layers.
+
+        Args:
+            image_shape: (H, W, C).
+            latent_dim: the length of z.
+            widths: channels of the first maps and after each up-sampling.
+        """
         super().__init__()
         height, width, channels = image_shape
         self.stages = len(widths) - 1

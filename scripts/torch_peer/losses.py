@@ -1,6 +1,6 @@
 """The terms of CuDFKD's objectives (Li et al., 2022, Eq. 4-6) in PyTorch.
 
-Logits are [B, C], float32 or wider; losses of samples are [B], the others scalars.
+Logits are [B, C], float32 or wider. Sample losses are [B], all others scalars.
 """
 
 import torch
@@ -11,46 +11,46 @@ ADVERSARIAL_TEMPERATURE = 3.0
 
 
 def kl_divergence(teacher_logits: Tensor, student_logits: Tensor, temperature: float) -> Tensor:
-    """T^2 KL(softmax(z_t / T) || softmax(z_s / T)), [B]."""
+    """Computes T^2 KL(softmax(z_t / T) || softmax(z_s / T)), [B]."""
     log_t = functional.log_softmax(teacher_logits / temperature, dim=1)
     log_s = functional.log_softmax(student_logits / temperature, dim=1)
     return temperature**2 * (log_t.exp() * (log_t - log_s)).sum(1)
 
 
 def l1_distance(teacher_logits: Tensor, student_logits: Tensor) -> Tensor:
-    """Mean over the classes of |z_t - z_s|, [B]."""
+    """Computes the mean over the classes of |z_t - z_s|, [B]."""
     return (teacher_logits - student_logits).abs().mean(1)
 
 
 def masked_adversarial(teacher_logits: Tensor, student_logits: Tensor, temperature: float) -> Tensor:
-    """The divergence of Eq. 4 where both networks name the same class and else 0, its mean over the batch."""
+    """Computes the batch mean of Eq. 4's divergence, masked to 0 where the networks predict different classes."""
     agree = teacher_logits.argmax(1) == student_logits.argmax(1)
     return (kl_divergence(teacher_logits, student_logits, temperature) * agree).mean()
 
 
 def confident_class(teacher_logits: Tensor) -> Tensor:
-    """Cross entropy of the teacher's logits to their own arg max, L_oh of Eq. 5."""
+    """Computes the cross entropy of the teacher's logits to their arg max, L_oh of Eq. 5."""
     return functional.cross_entropy(teacher_logits, teacher_logits.argmax(1))
 
 
 def class_balance(teacher_logits: Tensor, temperature: float) -> Tensor:
-    """Negative entropy of the mean prediction."""
+    """Computes the negative entropy of the mean prediction."""
     mean = functional.softmax(teacher_logits / temperature, dim=1).mean(0)
     return (mean * (mean + 1e-8).log()).sum()
 
 
 def self_paced(sample_losses: Tensor, lam: Tensor) -> Tensor:
-    """Eq. 6: the mean of v* l, v* = (1 + e^-lam) / (1 + e^(l - lam)) a constant of the gradient."""
+    """Computes Eq. 6: the mean of v* l, with v* = (1 + e^-lam) / (1 + e^(l - lam)) constant for the gradient."""
     with torch.no_grad():
         v = torch.sigmoid(lam - sample_losses.clamp_min(0)) / torch.sigmoid(lam)
     return (v * sample_losses).mean()
 
 
 class BatchNormAlignment:
-    """L_bn of Eq. 5: distances of a batch's means and variances from those that BatchNorm layers remember."""
+    """L_bn of Eq. 5: distances of a batch's means and variances from the BatchNorm layers' running statistics."""
 
     def __init__(self, net: nn.Module):
-        """Puts a hook before each BatchNorm layer of a network; it looks only while `active`."""
+        """Registers a hook before each BatchNorm layer of a network; it records only while `active`."""
         self.active = False
         self._distances: list[Tensor] = []
         for layer in net.modules():
@@ -58,7 +58,7 @@ class BatchNormAlignment:
                 layer.register_forward_pre_hook(self._see)
 
     def total(self) -> Tensor:
-        """The sum over the layers that were called since the last time."""
+        """Returns the sum over the layers called since the last `total`."""
         distances, self._distances = self._distances, []
         return torch.stack(distances).sum()
 
@@ -74,5 +74,5 @@ class BatchNormAlignment:
 
 
 def widened(x: Tensor) -> Tensor:
-    """Float32 of bfloat16; float32 and float64 pass through."""
+    """Converts bfloat16 to float32; float32 and float64 are unchanged."""
     return x.float() if x.dtype == torch.bfloat16 else x

@@ -1,4 +1,4 @@
-"""The package's classifiers in PyTorch, under the names that users' files carry; tests compare them too."""
+"""The package's classifiers in PyTorch, with the parameter names of users' files; tests compare them too."""
 
 import torch
 from torch import nn
@@ -13,7 +13,7 @@ _WIDTHS = {
 
 
 def build(arch: str, num_classes: int, channels: int = 3) -> nn.Module:
-    """The network called `arch`: images [B, C, H, W] -> logits [B, num_classes]."""
+    """Returns the network called `arch`: images [B, C, H, W] -> logits [B, num_classes]."""
     if arch in _BLOCKS:
         return ResNet(_BLOCKS[arch], 3 if arch == "resnet50" else 2, num_classes, channels)
     if arch in _WIDTHS:
@@ -27,7 +27,7 @@ def _conv(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Conv2d:
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions, or 1x1, 3x3, 1x1 with four times the filters at the end."""
+    """A residual block of two 3x3 convolutions, or of 1x1, 3x3 and 1x1 with four times the filters."""
 
     def __init__(self, inputs: int, filters: int, stride: int, convolutions: int):
         super().__init__()
@@ -132,7 +132,7 @@ class WideResNet(nn.Module):
 
 
 def randomise(net: nn.Module, seed: int) -> nn.Module:
-    """Fresh BatchNorm scales, biases and statistics of every layer; returns the net in eval mode."""
+    """Randomises the scales, biases and statistics of all BatchNorm layers; returns the net in eval mode."""
     torch.manual_seed(seed)
     for layer in net.modules():
         if isinstance(layer, nn.BatchNorm2d):

@@ -1,11 +1,10 @@
-"""One round of CuDFKD in PyTorch as one would first write it: eager, float32, channels first.
+"""A plain implementation of CuDFKD's round in PyTorch: eager, float32, channels first.
 
     generator (Eq. 4, 5)   -a_adv D(f_t(x), f_s(x)) + a_bn L_bn(x) + a_oh L_oh(x) + a_bal L_bal(x),  x = G(z)
     student   (Eq. 6)      1/B sum_i v*(lambda(t), l_i) l_i
 
-Images are [B, C, H, W] in [0, 1]. Nothing is read back to the host within a round. `.backward()` is called with
-all parameters as they are, so that the generator's step also computes gradients for both classifiers, which
-nobody uses; `tuned.TunedRound` does not.
+Images are [B, C, H, W] in [0, 1]. A round transfers nothing to the host. No parameters are frozen, so the
+generator's step also computes unused gradients for both classifiers; `tuned.TunedRound` avoids them.
 """
 
 import contextlib
@@ -24,12 +23,12 @@ from torch_peer.losses import BatchNormAlignment, widened
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What a round minimises, and how; the names are those of the package's configuration.
+    """Objectives and optimisers of a round, named as in the package's configuration.
 
     Attributes:
-        adversarial_weight: of D, held constant; None where there is no such term.
+        adversarial_weight: the constant weight of D; None without this term.
         lambda_max: the age parameter is min(lambda_0 + lambda_slope * step, lambda_max).
-        betas: of the generator's Adam.
+        betas: for the generator's Adam.
     """
 
     batch_size: int
@@ -65,10 +64,10 @@ class Networks:
 
 
 class PlainRound:
-    """The generator's steps and then the student's, on one device."""
+    """The generator's steps, followed by the student's, on one device."""
 
     def __init__(self, networks: Networks, settings: Settings, device: torch.device):
-        """Takes the networks over: they are moved to the device and trained in place."""
+        """Moves the networks to the device; training changes them in place."""
         self.settings, self.device = settings, device
         self.generator = networks.generator.to(device)
         self.teacher, self.student = networks.teacher.to(device).eval(), networks.student.to(device)
@@ -80,12 +79,12 @@ class PlainRound:
 
     @property
     def description(self) -> str:
-        """What this version does, for people."""
+        """A description of this implementation."""
         tf32 = " (convolutions in TF32, as PyTorch has it by default)" if self.device.type == "cuda" else ""
         return f"eager, float32{tf32}, NCHW"
 
     def run(self) -> dict[str, list[float]]:
-        """A round; the seconds of a step of either kind, the mean within the round, and of the round."""
+        """Runs a round; returns its seconds and the mean seconds per step of each kind."""
         s = self.settings
         begin = self._time()
         self.synthesise(self._latents(s.synthesis_steps))
@@ -99,7 +98,7 @@ class PlainRound:
         }
 
     def synthesise(self, latents: Tensor) -> list[Tensor]:
-        """A step of the generator for each batch of latents [steps, B, latent_dim]; their losses."""
+        """Runs a generator step per batch of latents [steps, B, latent_dim]; returns the losses."""
         self.generator.train()
         self.student.eval()
         self.alignment.active = True
@@ -115,7 +114,7 @@ class PlainRound:
         return values
 
     def train(self, latents: Tensor) -> list[Tensor]:
-        """A step of the student for each batch of latents [steps, B, latent_dim]; their losses."""
+        """Runs a student step per batch of latents [steps, B, latent_dim]; returns the losses."""
         self.generator.eval()
         self.student.train()
         values = []
@@ -130,24 +129,24 @@ class PlainRound:
         return values
 
     def batches(self, latents: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
-        """What each student step is trained on: images and the teacher's logits."""
+        """Yields the images and the teacher's logits of each student step."""
         for z in latents:
             with self.precision():
                 batch = self.generate(z)
             yield batch
 
     def precision(self) -> AbstractContextManager[object]:
-        """What the forward passes run in."""
+        """Returns the context of the forward passes."""
         return contextlib.nullcontext()
 
     def generate(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Images of the frozen generator and the teacher's logits."""
+        """Returns images of the frozen generator and the teacher's logits."""
         with torch.no_grad():
             images = self.generator(z)
             return images, self.logits(self.teacher, images)
 
     def synthesis_loss(self, z: Tensor) -> Tensor:
-        """The generator's objective."""
+        """Computes the generator's objective."""
         s = self.settings
         images = self.generator(z)
         teacher_logits = self.logits(self.teacher, images)
@@ -165,7 +164,7 @@ class PlainRound:
         return loss
 
     def student_loss(self, images: Tensor, teacher_logits: Tensor, lam: Tensor) -> Tensor:
-        """The student's objective."""
+        """Computes the student's objective."""
         student_logits = self.logits(self.student, images)
         if self.settings.loss == "l1":
             sample_losses = losses.l1_distance(teacher_logits, student_logits)
@@ -174,7 +173,7 @@ class PlainRound:
         return losses.self_paced(sample_losses, lam)
 
     def logits(self, net: nn.Module, images: Tensor) -> Tensor:
-        """Logits [B, classes], float32 or wider, of images in [0, 1]."""
+        """Computes the logits [B, classes], float32 or wider, of images in [0, 1]."""
         return widened(net((images - self.mean) / self.std))
 
     def _make_optimisers(self, **options: bool) -> None:

@@ -1,13 +1,12 @@
-"""The same round made fast: what PyTorch offers for it without another framework or hand-written kernels.
+"""The same round, optimised with PyTorch's own means: no other framework and no hand-written kernels.
 
-* Channels-last memory, and bfloat16 autocast where it is asked for.
-* `torch.compile` of both objectives, forward and backward, and of the generation of images; or without it, as it
-  does not pay everywhere.
-* No gradients for parameters that are not stepped: neither the teacher's, nor the student's while the generator
-  is trained.
-* On CUDA the images and teacher logits of all student steps of a round in one batch, and cuDNN's search for the
+* Channels-last memory, and optionally bfloat16 autocast.
+* Optionally, since it is not faster everywhere, `torch.compile` of both objectives, forward and backward, and of
+  the generation of images.
+* No gradients for parameters without an update: the teacher's, and the student's in generator steps.
+* On CUDA, the images and teacher logits of all student steps of a round in one batch, and cuDNN's search for the
   fastest algorithm.
-* Fused optimisers; gradients are released, not zeroed.
+* Fused optimisers; gradients are set to None and not zeroed.
 """
 
 import contextlib
@@ -22,7 +21,7 @@ from torch_peer.rounds import Networks, PlainRound, Settings
 
 
 class TunedRound(PlainRound):
-    """`PlainRound` with the same results up to rounding."""
+    """A faster `PlainRound` with the same results up to rounding."""
 
     def __init__(
         self,
@@ -33,13 +32,13 @@ class TunedRound(PlainRound):
         compiled: bool,
         bfloat16: bool = False,
     ):
-        """Takes the networks over; the compiler's work falls into the first round.
+        """Moves the networks to the device; compilation happens in the first round.
 
         Args:
-            networks: moved to the device and trained in place.
-            settings: of the round.
-            device: where it is computed.
-            compiled: by `torch.compile`.
+            networks: trained in place.
+            settings: the round's settings.
+            device: runs the round.
+            compiled: whether to use `torch.compile`.
             bfloat16: whether forward passes run under autocast.
         """
         super().__init__(networks, settings, device)
@@ -87,7 +86,7 @@ class TunedRound(PlainRound):
         super()._make_optimisers(fused=True, **options)
 
     def _fastest_algorithms(self) -> AbstractContextManager[object]:
-        """cuDNN's search for them, which PyTorch does not do by itself."""
+        """Returns a context with cuDNN's search for the fastest algorithms, which is off by default."""
         if not self._on_cuda:
             return contextlib.nullcontext()
         return torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=True)
@@ -98,7 +97,7 @@ class TunedRound(PlainRound):
 
 
 def compiler_fault(device: torch.device) -> str:
-    """Why torch.compile does not work there, "" if it does; on the CPU it needs a C++ compiler, on CUDA Triton."""
+    """Returns why `torch.compile` fails on a device, or ""; it needs a C++ compiler (CPU) or Triton (CUDA)."""
     try:
         torch.compile(lambda x: x.sin() + 1)(torch.ones(8, device=device))
     except Exception as error:  # of the compiler, the linker, the operating system

@@ -1,4 +1,4 @@
-"""The augmentation against crops and flips that NumPy cuts."""
+"""Compares the augmentation with crops and flips in NumPy."""
 
 import functools
 
@@ -12,7 +12,7 @@ from cudfkd_jax.data.augment import random_crop_flip, random_resized_crop
 
 
 def numpy_variants(image: np.ndarray, padding: int, flip: bool) -> dict[tuple[int, int, bool], np.ndarray]:
-    """Every image that the augmentation may make of one, by (row, column, mirrored)."""
+    """Returns every possible augmentation of an image, by (row, column, mirrored)."""
     height, width, _ = image.shape
     padded = np.pad(image, ((padding, padding), (padding, padding), (0, 0)))
     variants = {}
@@ -26,7 +26,7 @@ def numpy_variants(image: np.ndarray, padding: int, flip: bool) -> dict[tuple[in
 
 
 def chosen(images: np.ndarray, augmented: np.ndarray, padding: int, flip: bool) -> list:
-    """Which variant each augmented image is; fails where one is none of them."""
+    """Returns the variant of each augmented image; fails if an image matches none."""
     found = []
     for image, result in zip(images, augmented, strict=True):
         variants = numpy_variants(image, padding, flip)
@@ -37,7 +37,7 @@ def chosen(images: np.ndarray, augmented: np.ndarray, padding: int, flip: bool) 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
 @pytest.mark.parametrize(("padding", "flip"), [(2, True), (2, False), (0, True)])
 def test_every_image_is_a_variant_and_variants_are_equally_likely(dtype, padding, flip):
-    # Unlike, non-zero pixels tell all variants of an image apart.
+    # Distinct, non-zero pixels distinguish all variants of an image.
     images = (1 + np.arange(4 * 5 * 3).reshape(1, 4, 5, 3)).repeat(2000, axis=0).astype(dtype)
     augment = jax.jit(random_crop_flip, static_argnames=("padding", "flip"))
     augmented = augment(jax.random.key(0), jnp.asarray(images), padding=padding, flip=flip)
@@ -47,7 +47,7 @@ def test_every_image_is_a_variant_and_variants_are_equally_likely(dtype, padding
     variants = (2 * padding + 1) ** 2 * (1 + flip)
     assert len(keys) == variants
     expected = len(images) / variants
-    # Chi-squared with variants - 1 degrees of freedom: mean variants - 1, 6 deviations above it.
+    # Chi-squared with variants - 1 degrees of freedom: its mean is variants - 1; the limit is 6 deviations above.
     statistic = ((counts - expected) ** 2 / expected).sum()
     assert statistic < variants - 1 + 6 * np.sqrt(2 * (variants - 1))
 
@@ -58,7 +58,7 @@ def test_images_of_a_batch_keep_their_own_pixels():
     assert len(set(chosen(images, np.asarray(augmented), 1, True))) > 5
 
 
-def test_same_key_same_images_another_key_others():
+def test_key_determines_the_images():
     images = jax.random.uniform(jax.random.key(0), (16, 8, 8, 3))
     first = random_crop_flip(jax.random.key(1), images, padding=2, flip=True)
     again = random_crop_flip(jax.random.key(1), images, padding=2, flip=True)
@@ -67,7 +67,7 @@ def test_same_key_same_images_another_key_others():
     assert not np.array_equal(first, other)
 
 
-def test_nothing_asked_nothing_done():
+def test_disabled_augmentation_is_the_identity():
     images = jax.random.uniform(jax.random.key(0), (4, 8, 8, 3))
     np.testing.assert_array_equal(random_crop_flip(jax.random.key(1), images, padding=0, flip=False), images)
 
@@ -103,8 +103,8 @@ def test_resized_crop_is_the_box_alone_interpolated_along_both_axes():
         np.testing.assert_allclose(result, enlarged(enlarged(box, 0, 7), 1, 9), atol=1e-5)
 
 
-def test_boxes_have_the_areas_aspect_ratios_and_places_asked_for():
-    """Against draws of the same kind made one by one, with as large images that rounding matters little."""
+def test_boxes_have_the_configured_areas_aspect_ratios_and_places():
+    """Compares with individual draws, on images large enough that rounding hardly matters."""
     size, batch = 64, 4000
     top, left, height, width = boxes(jax.random.key(0), batch, size, size).T
     random = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""Loading in general, the digits, .npz files and the CIFAR archives."""
+"""Tests of loading in general, the digits, .npz files and the CIFAR archives."""
 
 import pickle
 import struct
@@ -57,7 +57,7 @@ def test_digits_split_is_stratified_and_always_the_same():
     assert train.images.dtype == np.uint8 and train.labels.dtype == np.int32
     totals = np.bincount(np.concatenate([train.labels, test.labels]))
     np.testing.assert_array_equal(np.bincount(test.labels), np.rint(totals * 0.2))
-    # Pins the choice of images: every past and future run has this test split.
+    # Pins the choice of images, so that all runs, past and future, share this test split.
     assert zlib.crc32(test.labels.astype("<i4").tobytes()) == 454731895
 
 
@@ -80,7 +80,7 @@ def test_digits_are_scaled_and_resized_bilinearly():
     assert np.abs(doubled - small).max() <= 1  # Pillow rounds after each direction
 
 
-def test_only_the_asked_split_comes_back():
+def test_only_the_requested_split_is_returned():
     assert set(digits(splits=("test",)).splits) == {"test"}
 
 
@@ -162,7 +162,7 @@ def test_npz_wrong_keys(tmp_path):
 
 
 class Payload:
-    """Leaves a mark where its pickle is loaded by the ordinary unpickler."""
+    """Creates a marker file when the ordinary unpickler loads it."""
 
     def __init__(self, mark):
         self.mark = mark
@@ -181,7 +181,7 @@ def test_npz_object_arrays_are_never_unpickled(tmp_path):
 
 
 @pytest.mark.parametrize("content", [b"", b"not a zip", b"PK\x03\x04 nor this"])
-def test_npz_that_is_none(tmp_path, content):
+def test_npz_invalid_file(tmp_path, content):
     (tmp_path / "mine.npz").write_bytes(content)
     with pytest.raises(UserError, match=r"mine\.npz is not an \.npz file"):
         load_npz(tmp_path)
@@ -199,7 +199,7 @@ def test_npz_declaring_more_than_it_holds_is_refused_before_allocating(tmp_path,
     shape = (10_000, 1000, 1000, 1)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("x_test.npy", npy_header(shape) + bytes(1000))
-        if lie_in_directory:  # the zip's own table may declare the size as well
+        if lie_in_directory:  # the zip's directory may declare the size too
             archive.filelist[0].file_size = 2**31
     monkeypatch.setattr(np.lib.format, "read_array", lambda *_, **__: pytest.fail("allocated"))
     with pytest.raises(UserError, match=r"x_test declares uint8 \[10000, 1000, 1000, 1\], more than"):
@@ -213,7 +213,7 @@ def test_npz_damaged_member(tmp_path):
     (tmp_path / "mine.npz").write_bytes(content)
     with pytest.raises(UserError, match="cannot read x_train"):
         load_npz(tmp_path)
-    load_npz(tmp_path, splits=("test",))  # which proves that the training pixels are not read for this
+    load_npz(tmp_path, splits=("test",))  # the training pixels are not read
 
 
 # ------------------------------------------------------------------------------------------- archive
@@ -228,7 +228,7 @@ def planes_and_labels(seed, classes=10, n=20):
 
 
 def python2_pickle(content):
-    """A pickle as Python 2 and NumPy 1 wrote the official files: text and bytes alike as binary strings."""
+    """Pickles like Python 2 and NumPy 1, which wrote the official files: text and bytes as binary strings."""
 
     def string(value):
         return b"T" + struct.pack("<i", len(value)) + value
@@ -320,7 +320,7 @@ def test_archive(tmp_path, layout):
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
-def test_archive_written_anew_by_python_3_or_in_fortran_order(tmp_path, order):
+def test_archive_rewritten_by_python_3_or_in_fortran_order(tmp_path, order):
     def dump(content):
         content = {key.decode(): value for key, value in content.items()}
         if "data" in content:
@@ -356,7 +356,7 @@ def test_archive_with_code_is_refused_and_the_code_not_run(tmp_path, hidden_in):
         load_archive(tmp_path, "cifar-10-batches-py")
     assert not mark.exists()
     pickle.loads(hostile)
-    assert mark.exists()  # the payload is a real one
+    assert mark.exists()  # the payload works
 
 
 @pytest.mark.parametrize(

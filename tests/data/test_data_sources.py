@@ -1,4 +1,4 @@
-"""Image folders, Tiny ImageNet's layout, the cache of decoded images, and TensorFlow Datasets."""
+"""Tests of image folders, Tiny ImageNet's layout, the cache of decoded images, and TensorFlow Datasets."""
 
 import io
 import os
@@ -21,7 +21,7 @@ TFDS_CLASSES = tuple(f"class_{i}" for i in range(10))
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
-    """A cache directory of the test's own."""
+    """Provides a separate cache directory."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "cudfkd_jax" / "images"
 
@@ -48,7 +48,7 @@ def write_image(path, seed, size=(5, 6), mode="RGB"):
 
 
 def write_tree(root, per_class=3, splits=("train", "test")):
-    """Writes <split>/<class>/<i>.png; returns the pixels of each split in the order of class and name."""
+    """Writes <split>/<class>/<i>.png; returns the pixels of each split, ordered by class and name."""
     return {
         split: np.stack(
             [
@@ -128,7 +128,7 @@ def test_folder_labels_of_the_test_split_follow_train(root):
 
 
 def tiny_imagenet(root):
-    """Tiny ImageNet's layout; returns the pixels of val in the order of its annotations."""
+    """Writes Tiny ImageNet's layout; returns the pixels of val in the order of its annotations."""
     wnids = ("n01", "n02", "n03")
     for c, wnid in enumerate(wnids):
         write_image(root / "train" / wnid / "images" / f"{wnid}_0.png", c)
@@ -206,7 +206,7 @@ def png_chunk(kind, content):
 
 
 def png_bomb(width, height):
-    """A PNG of a few bytes that declares that size."""
+    """Returns a PNG of a few bytes that declares this size."""
     header = png_chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + header + png_chunk(b"IDAT", zlib.compress(bytes(64))) + png_chunk(b"IEND", b"")
 
@@ -275,7 +275,7 @@ def test_cache_follows_changed_files_and_does_not_pile_up(root, cache):
     load(root)
     changed = root / "train" / "ant" / "001.png"
     pixels = write_image(changed, 77)
-    os.utime(changed, ns=(1, 1))  # even where the clock is too coarse to tell
+    os.utime(changed, ns=(1, 1))  # even if the clock is too coarse
     np.testing.assert_array_equal(load(root).splits["train"].images[1], pixels)
     changed.unlink()
     assert load(root).splits["train"].images.shape == (8, 6, 5, 3)
@@ -295,7 +295,7 @@ def flip_a_pixel(content):
 
 
 @pytest.mark.parametrize("damage", [flip_a_pixel, lambda content: content[:-10], lambda _: b""])
-def test_damaged_cache_is_built_anew(root, cache, damage):
+def test_damaged_cache_is_rebuilt(root, cache, damage):
     expected = write_tree(root, per_class=8)
     load(root, ("test",))
     [file] = cache.iterdir()
@@ -317,10 +317,10 @@ def test_cache_that_cannot_be_written_is_no_error(root, tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def tfds_dir(tmp_path_factory):
-    """A real TFDS data set named cifar10, prepared without TensorFlow from PNG bytes."""
+    """Prepares a real TFDS data set named cifar10 from PNG bytes, without TensorFlow."""
     import tensorflow_datasets as tfds
 
-    # Unregistered, so that it does not stand in the way of the real cifar10.
+    # Unregistered, so that it does not hide the real cifar10.
     with tfds.core.registered.skip_registration():
 
         class Cifar10(tfds.core.GeneratorBasedBuilder):
@@ -350,7 +350,7 @@ def tfds_dir(tmp_path_factory):
 
 
 def tfds_pixels(i):
-    """The image of example i, whose label is i % 10."""
+    """Returns the image of example i, whose label is i % 10."""
     return np.random.RandomState(i).randint(0, 256, (32, 32, 3)).astype(np.uint8)
 
 
@@ -360,7 +360,7 @@ def load_tfds(directory, splits=("train", "test"), **keywords):
 
 
 def test_tfds_prepared_data_are_read_without_tensorflow(tfds_dir, monkeypatch):
-    monkeypatch.setitem(sys.modules, "tensorflow", None)  # any import of it fails
+    monkeypatch.setitem(sys.modules, "tensorflow", None)  # its import fails
     dataset = load_tfds(tfds_dir)
     assert dataset.classes == TFDS_CLASSES
     for split, count in (("train", 30), ("test", 12)):
@@ -369,7 +369,7 @@ def test_tfds_prepared_data_are_read_without_tensorflow(tfds_dir, monkeypatch):
 
 
 def copy_with(tfds_dir, target, change):
-    """A copy of the prepared data set, each file passed through change(name, content), dropped where None."""
+    """Copies the prepared data set through change(name, content), which returns None to drop a file."""
     folder = target / "cifar10" / "3.0.2"
     folder.mkdir(parents=True)
     for path in (tfds_dir / "cifar10" / "3.0.2").iterdir():
@@ -386,7 +386,7 @@ def test_tfds_test_split_alone_opens_no_training_file(tfds_dir, tmp_path):
         load_tfds(directory, ("train",))
 
 
-def test_tfds_tfrecord_is_refused_with_the_command_that_prepares_it_anew(tfds_dir, tmp_path):
+def test_tfds_tfrecord_is_refused_with_the_command_that_prepares_it_again(tfds_dir, tmp_path):
     directory = copy_with(
         tfds_dir, tmp_path / "tfds", lambda _, content: content.replace(b'"array_record"', b'"tfrecord"')
     )

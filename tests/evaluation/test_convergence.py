@@ -1,4 +1,4 @@
-"""Eq. 8 before and after real student steps: against another formulation, and where its answer is known."""
+"""Tests Eq. 8 before and after real student steps, against another formulation and in cases with known results."""
 
 import functools
 
@@ -60,7 +60,7 @@ def _bits(state):
 
 
 def _by_hand(problem, state):
-    """Objective, bound and outcome of each update, by quadrature of v* and without `majoriser`."""
+    """Computes objective, bound and outcome of each update by quadrature of v*, without `majoriser`."""
     images = problem.method.preview(state.aux, purpose_key(state.key, HELD_OUT), BATCH_SIZE)
     teacher = problem.teacher(nets.teacher_variables(), images).value
 
@@ -98,11 +98,11 @@ def test_shares_are_those_of_the_inequalities(learning_rate):
     state = _state(problem)
     before = _bits(state)
     found = _diagnostic(problem)(state)
-    jax.tree.map(np.testing.assert_array_equal, before, _bits(state))  # training goes on from where it was
+    jax.tree.map(np.testing.assert_array_equal, before, _bits(state))  # training continues from the same state
 
     objective, bound, reached = _by_hand(problem, state)
     assert found["latent_objective"] == pytest.approx(objective[0], rel=1e-4)
-    assert np.abs(bound - objective).min() > 1e-4 * objective[0]  # far from equality: the shares are certain
+    assert np.abs(bound - objective).min() > 1e-4 * objective[0]  # far from equality: the shares are unambiguous
     assert found["minimised"] == pytest.approx(100 * np.mean(bound <= objective))
     assert found["descended"] == pytest.approx(100 * np.mean(reached <= objective))
     assert found["majorised"] == 100
@@ -115,8 +115,8 @@ def test_a_step_downhill_descends_and_one_uphill_does_not():
     assert up(state)["descended"] == 0 and up(state)["minimised"] == 0 and up(state)["majorised"] == 100
 
 
-def test_a_majoriser_that_is_none_is_found_out(monkeypatch):
-    """With v* at the free point, as Eq. 8 is printed, Q does not bound F from above."""
+def test_an_invalid_majoriser_is_detected(monkeypatch):
+    """Checks that Q with v* at the free point, as printed in Eq. 8, does not bound F from above."""
 
     def as_printed(strategy, losses, losses_ref, lam):
         slope = curriculum.spl_weights(strategy, losses, lam)
@@ -141,7 +141,7 @@ def test_a_run_records_the_shares_and_shows_them(finished_run, tmp_path, tiny_co
     assert record["majorised"] == 100 and record["minimised"] in (0, 50, 100) and record["latent_objective"] > 0
     assert "Majorise–minimise inequality (Eq. 8)" in (tmp_path / "report.html").read_text(encoding="utf-8")
     (first,) = [r for r in records.read(finished_run / "metrics.jsonl") if r["epoch"] == 1]
-    assert first["student_loss"] == record["student_loss"]  # nothing else has changed
+    assert first["student_loss"] == record["student_loss"]  # all other metrics are unchanged
 
 
 def test_methods_without_weights_are_refused(tmp_path, tiny_config):

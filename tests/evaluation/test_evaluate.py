@@ -1,4 +1,4 @@
-"""Exact evaluation, whatever the batch size."""
+"""Tests that evaluation is exact for every batch size."""
 
 import jax
 import nets

@@ -1,4 +1,4 @@
-"""Warnings of runs that go nowhere, and none of others."""
+"""Tests that only runs without progress cause warnings."""
 
 import pytest
 
@@ -33,8 +33,8 @@ def test_images(classes, spread, expected):
     ("accuracies", "classes", "warned"),
     [
         ([9.0, 11.0, 14.9], 10, True),
-        ([9.0, 11.0, 15.0], 10, False),  # it has learnt something
-        ([9.0, 30.0, 10.0], 10, False),  # and forgotten it: the curve shows that
+        ([9.0, 11.0, 15.0], 10, False),  # the student has learnt something
+        ([9.0, 30.0, 10.0], 10, False),  # and forgotten it, which the curve shows
         ([9.0, 11.0], 10, False),  # too early to tell
         ([1.2, 0.9, 1.4], 100, True),
         ([50.0, 60.0, 74.0], 2, True),

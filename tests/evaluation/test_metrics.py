@@ -1,4 +1,4 @@
-"""Test metrics against SciPy and NumPy: exact over padded, merged and distributed batches."""
+"""Compares the test metrics with SciPy and NumPy, over padded, merged and distributed batches."""
 
 import functools
 import math
@@ -31,7 +31,7 @@ def random_outputs(rows, classes=10, seed=0):
 
 
 def expected_metrics(student_logits, teacher_logits, labels, mask):
-    """NumPy and SciPy in float64, over the rows that count."""
+    """Computes the metrics with NumPy and SciPy in float64, over the unmasked rows."""
     s, t = student_logits[mask].astype(np.float64), teacher_logits[mask].astype(np.float64)
     y = labels[mask]
     p, q = special.softmax(s, -1), special.softmax(t, -1)
@@ -52,7 +52,7 @@ def assert_metrics(actual, expected, rtol=2e-6):
 
 
 def padded_batches(outputs, size):
-    """Batches of `size` rows, the last one filled up with garbage that the mask excludes."""
+    """Yields batches of `size` rows; the last is padded with masked garbage."""
     rows = len(outputs["labels"])
     for start in range(0, rows, size):
         batch = {name: value[start : start + size] for name, value in outputs.items()}
@@ -109,7 +109,7 @@ def test_loyalty_range_and_its_relation_to_the_released_one(logits):
     released = np.asarray(metrics.probability_loyalty_released(*map(jnp.asarray, logits)))
     assert np.all((loyalty >= 1 - math.sqrt(math.log(2)) - 1e-6) & (loyalty <= 1))
     assert np.all((released >= 1 - math.log(2) ** 0.25 - 1e-6) & (released <= 1))
-    assert np.all(released <= loyalty + 1e-6)  # a second root of a number below 1 is larger
+    assert np.all(released <= loyalty + 1e-6)  # the square root of a number below 1 is larger
 
 
 def test_agreement_ignores_the_labels():
@@ -130,7 +130,7 @@ def test_padding_and_batch_size_do_not_change_the_result(size):
 
 
 def test_gathered_over_devices_as_over_batches():
-    """vmap with an axis name is what pmap computes, on one device."""
+    """Uses vmap with an axis name, which computes the same as pmap, on one device."""
     outputs = random_outputs(32)
     outputs["mask"][29:] = False
     kind = metrics.evaluation_metrics(10)
@@ -143,7 +143,7 @@ def test_gathered_over_devices_as_over_batches():
 
 
 def test_sums_over_devices_of_merged_metrics_lose_nothing():
-    """The fields are sums: those of four devices may be added by a psum."""
+    """Checks that a psum may add the fields of four devices, because they are sums."""
     values = np.random.default_rng(3).uniform(0.8, 1.0, (4, 50, 16)).astype(np.float32)
     per_device = []
     for device in values:
@@ -156,7 +156,7 @@ def test_sums_over_devices_of_merged_metrics_lose_nothing():
 
 
 def test_merging_many_small_batches_keeps_float32_exact():
-    """200,000 rows one by one, where a plain float32 sum has lost five digits."""
+    """Merges 200,000 single rows, for which a plain float32 sum loses five digits."""
     values = jnp.asarray(np.random.default_rng(0).uniform(0.7, 1.0, 200_000), jnp.float32)
 
     @jax.jit
@@ -168,7 +168,7 @@ def test_merging_many_small_batches_keeps_float32_exact():
 
     exact = np.asarray(values, np.float64).mean()
     total = accumulate(values)
-    assert abs(float(total.total) / len(values) - exact) > 1e-6  # what the correction is for
+    assert abs(float(total.total) / len(values) - exact) > 1e-6  # hence the correction
     assert float(total.compute()) == pytest.approx(exact, rel=2e-7)
 
 
@@ -193,7 +193,7 @@ def test_without_a_teacher_only_accuracies_are_measured():
 
 
 def test_the_same_collection_for_the_same_question():
-    """One type, so that jitted steps are compiled once and collections of two calls can be merged."""
+    """Checks that the type is the same, so that steps compile once and collections of two calls can be merged."""
     assert metrics.evaluation_metrics(10) is metrics.evaluation_metrics(10)
 
 

@@ -1,4 +1,4 @@
-"""What a finished run reports."""
+"""Tests of the summary of a completed run."""
 
 import numpy as np
 import pytest
@@ -38,7 +38,7 @@ def test_best_and_last_are_kept_apart():
     assert (student["agree1"], student["agree1_best"], student["parameters"]) == (81.0, 91.0, 6)
     assert summary["teacher"] == {"arch": "wrn16_2", "parameters": 7, "acc1": 95.0, "acc5": 100.0}
     assert summary["wall_s"] == 113.0
-    assert summary["images_per_s"] == 400.0  # the epoch that compiles does not count
+    assert summary["images_per_s"] == 400.0  # the epoch with the compilation is excluded
     assert 10 < summary["peak_memory_mib"]["host"] < 100_000
 
 

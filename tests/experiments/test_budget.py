@@ -1,4 +1,4 @@
-"""A run fitted into a budget passes through the same schedules in less time."""
+"""Tests that a run fitted into a time budget reaches the same values of its schedules."""
 
 import math
 
@@ -47,7 +47,7 @@ def test_the_schedules_pass_through_the_same_values(share):
             assert found == pytest.approx(expected, abs=tolerance + 0.02 * expected)
 
 
-def test_a_run_that_fits_stays_as_it_is():
+def test_a_run_that_fits_is_unchanged():
     config = loading.load(_FILE)
     assert budget.fit(config, 251.0, Pace(1.0, 1.0)) == 1
     assert config == loading.load(_FILE)

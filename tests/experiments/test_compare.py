@@ -1,4 +1,4 @@
-"""Several methods and seeds in one table."""
+"""Tests of the comparison of methods and seeds in one table."""
 
 import csv
 import importlib.util
@@ -72,7 +72,7 @@ def test_table_has_mean_and_deviation_over_seeds_and_names_failures(tmp_path):
     assert rows[3]["error"] == "error: it broke (log)" and rows[2]["peak memory MiB"] == "1000.0"
 
 
-def test_the_papers_numbers_stand_beside_those_of_its_pairs(tmp_path):
+def test_the_papers_numbers_are_next_to_its_pairs(tmp_path):
     pair = {"dataset": "cifar10", "teacher": "resnet34", "student": "resnet18"}
     text = compare.write_table(tmp_path, ["cmi"], [_outcome(tmp_path, "cmi", 0, 94.0, **pair)])
     assert "| 94.84 | 82.4 / 16.6 |" in text
@@ -120,7 +120,7 @@ def test_wrong_input_is_one_line_and_writes_nothing(arguments, text, tmp_path, c
 
 
 def _package(folder):
-    """The folder of a package in whose place programs of a test stand for runs."""
+    """Returns the folder of an empty package, whose programs replace real runs."""
     program = folder / "cudfkd_jax" / "experiments"
     program.mkdir(parents=True)
     for place in (program, program.parent):
@@ -129,7 +129,7 @@ def _package(folder):
 
 
 def test_runs_that_fail_do_not_stop_the_others(tmp_path, monkeypatch):
-    """Each run is a command of its own; what it said last is the reason that is given."""
+    """Checks that the reported reason is the last line of the run's own process."""
     program = _package(tmp_path)
     (program / "child.py").write_text(
         "import json, pathlib, sys\n"
@@ -154,7 +154,7 @@ def test_runs_that_fail_do_not_stop_the_others(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_the_command_alone_stops_its_runs(tmp_path, monkeypatch, number):
-    """They get no signal of it; they see that what they are held by has let go, and it waits for them."""
+    """The runs get no signal; they see their stdin close, and the command waits for them."""
     program = _package(tmp_path)
     (program / "child.py").write_text(
         "import pathlib, sys, time\n"
@@ -185,7 +185,7 @@ def test_a_signal_to_the_command_alone_stops_its_runs(tmp_path, monkeypatch, num
 
 @pytest.mark.long
 def test_two_methods_side_by_side(tmp_path, capsys):
-    """For real: one teacher, two students, a table; and again, when everything is there already."""
+    """Runs a real comparison of one teacher and two students, then reruns it when all results exist."""
     arguments = [f"--config={_TINY}", "--methods=cudfkd,dafl", "--seeds=3", f"--workdir={tmp_path}"]
     arguments += ["--config.distill.epochs=1", "--config.evaluation.stability_from=1"]
     assert _script("compare").main(arguments) == 0
@@ -200,7 +200,7 @@ def test_two_methods_side_by_side(tmp_path, capsys):
     assert {n: v for n, v in snapshot(tmp_path).items() if n in before} == before
 
 
-def test_a_comparison_that_goes_on_already_is_named_and_left_alone(tmp_path, monkeypatch, capsys):
+def test_a_running_comparison_is_named_and_untouched(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(plan, "check_surroundings", lambda planned: None)
     with workdir.lock(tmp_path):
         before = snapshot(tmp_path)
@@ -218,7 +218,7 @@ def test_a_damaged_summary_is_an_error(tmp_path):
 
 
 @pytest.mark.parametrize("report", [True, False])
-def test_a_run_that_was_killed_before_its_page_gets_it(run_copy, report):
+def test_a_run_killed_before_its_report_gets_one(run_copy, report):
     page, settings = run_copy / "report.html", run_copy / "config.json"
     page.unlink()
     kept = json.loads(settings.read_text())
@@ -227,7 +227,7 @@ def test_a_run_that_was_killed_before_its_page_gets_it(run_copy, report):
     assert page.exists() == report
 
 
-def test_a_process_of_its_own_hands_back_what_came_of_it():
+def test_a_separate_process_returns_its_result():
     assert launcher.elsewhere(divmod, 7, 2) == (3, 1)
     with pytest.raises(UserError, match="unknown --stage 'b'; valid: c"):
         launcher.elsewhere(choose, "--stage", "b", ("c",))

@@ -1,4 +1,4 @@
-"""The paper's tables and figures: what each consists of, what it shows, and what is refused."""
+"""Tests of the paper's tables and figures: their runs, their contents and refused input."""
 
 import csv
 import dataclasses
@@ -41,7 +41,7 @@ def _script(name):
 
 @pytest.fixture(scope="module")
 def prepared():
-    """Every entry at every scale, each run of it checked as it would be before it is begun."""
+    """Returns every entry at every scale, with the checks that precede each run."""
     jobs = {}
     for scale in SCALES:
         for job in prepare(catalogue.select(["all"], scale), scale, Path("nowhere"), _CONFIGS, []):
@@ -50,7 +50,7 @@ def prepared():
 
 
 def _place(prepared, name, scale, **of):
-    """The folder of the run that these attributes name."""
+    """Returns the folder of the run with these attributes."""
     job = prepared[name, scale]
     (found,) = {
         planned.cell.folder
@@ -60,12 +60,12 @@ def _place(prepared, name, scale, **of):
     return found
 
 
-# What there is
+# Entries
 
 
-def test_every_table_and_figure_of_the_paper_is_there():
+def test_every_table_and_figure_of_the_paper_exists():
     numbered = [*(f"table{n}" for n in range(2, 6)), *(f"fig{n}" for n in range(2, 11))]
-    assert list(catalogue.ENTRIES) == [*numbered, "eq8", "short"]  # `short` is none of the paper's
+    assert list(catalogue.ENTRIES) == [*numbered, "eq8", "short"]  # `short` is not in the paper
     assert [*numbered, "eq8"] == _ON_DIGITS
     assert all(len(catalogue.ENTRIES[name].scales) > 1 for name in _ON_DIGITS)
     assert {scale for entry in catalogue.ENTRIES.values() for scale in entry.scales} == set(SCALES)
@@ -91,10 +91,10 @@ def test_networks_and_epochs_are_those_that_the_runs_are_named_by(prepared):
             by_block.setdefault(run.block, set()).add(config.distill.epochs)
             if run.row in (*METHODS, "scratch"):
                 assert config.method == ("cudfkd" if run.row == "scratch" else run.row)
-        assert all(len(epochs) == 1 for epochs in by_block.values())  # of every method alike
+        assert all(len(epochs) == 1 for epochs in by_block.values())  # the same for all methods
 
 
-def test_tables_have_the_papers_numbers_beside_them():
+def test_tables_contain_the_papers_numbers():
     for name in ("table2", "table3", "table4"):
         for scale, setting in catalogue.ENTRIES[name].scales.items():
             for run in setting.runs:
@@ -137,8 +137,8 @@ def test_figure_6_changes_the_strategy_alone(prepared):
         assert len(ramps) == 1 and len(set(*ramps)) > 1
 
 
-def test_what_entries_share_is_one_run(prepared):
-    """Though they describe it in different words."""
+def test_entries_share_runs(prepared):
+    """Checks that entries share a run even if they describe it differently."""
     base = _place(prepared, "table2", "digits", row="cudfkd", seed=0)
     for name, of in (
         ("table4", {"row": "cudfkd"}),
@@ -161,7 +161,7 @@ def test_what_entries_share_is_one_run(prepared):
     assert _place(prepared, "fig9", "cifar100", **released) == whole
 
 
-def test_documents_say_how_many_runs_there_are(prepared):
+def test_documents_state_the_number_of_runs(prepared):
     text = (_ROOT / "docs/reproducing.md").read_text(encoding="utf-8")
     for scale, heading in (("digits", "## On the digits"), ("cifar10_cpu", "## On CIFAR-10 within CPU hours")):
         section = text.partition(f"{heading}\n")[2].partition("\n## ")[0]
@@ -174,7 +174,7 @@ def test_documents_say_how_many_runs_there_are(prepared):
         assert rows == expected
 
 
-# What is shown
+# Contents
 
 
 def _summary(run, place):
@@ -198,7 +198,7 @@ def _summary(run, place):
 
 
 def _leave_files(folder):
-    """What a run records while it goes."""
+    """Writes the records of a run in progress."""
     (folder / "samples").mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps({"results": {}, "config": {"distill.epochs": 15}}))
     shares = {"majorised": 100.0, "minimised": 80.0, "descended": 90.0}
@@ -229,7 +229,7 @@ def _results(job, folder, lost=()):
 
 
 @pytest.mark.parametrize("name", _ON_DIGITS)
-def test_an_entry_is_written_with_everything_that_it_should_say(name, prepared, tmp_path):
+def test_an_entry_is_written_completely(name, prepared, tmp_path):
     job = prepared[name, "digits"]
     results = _results(job, tmp_path)
     text = page.write(job, "digits", results, tmp_path / name).read_text(encoding="utf-8")
@@ -248,7 +248,7 @@ def test_an_entry_is_written_with_everything_that_it_should_say(name, prepared, 
 
 
 @pytest.mark.parametrize("name", _ON_DIGITS)
-def test_an_entry_whose_runs_fail_says_so(name, prepared, tmp_path):
+def test_an_entry_names_its_failed_runs(name, prepared, tmp_path):
     job = prepared[name, "digits"]
     for lost in ([len(job.planned) - 1], range(len(job.planned))):
         text = page.write(job, "digits", _results(job, tmp_path, lost), tmp_path / name).read_text("utf-8")
@@ -256,13 +256,13 @@ def test_an_entry_whose_runs_fail_says_so(name, prepared, tmp_path):
 
 
 def _table(text):
-    """The rows of the first table, by their first cell."""
+    """Returns the rows of the first table, by their first cell."""
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line[:1] == "|"]
     end = next((i for i, line in enumerate(lines[2:], 2) if line[:1] == ["run"]), len(lines))
     return {row[0]: dict(zip(lines[0][1:], row[1:], strict=True)) for row in lines[2:end]}
 
 
-def test_ours_stand_beside_the_papers(prepared, tmp_path):
+def test_our_results_are_next_to_the_papers(prepared, tmp_path):
     job = prepared["table2", "digits"]
     text = page.write(job, "digits", _results(job, tmp_path), tmp_path).read_text(encoding="utf-8")
     table = _table(text)
@@ -292,13 +292,13 @@ def test_heat_map_of_figure_9_shows_each_value_at_its_place(prepared, tmp_path):
     assert all(f">{70.5 + place:.2f}<" in drawn for place in (0, 1, 2, 3, 5, 8)) and ">74.50<" not in drawn
 
 
-def test_figure_9_has_a_panel_a_pair_and_metric(prepared, tmp_path):
+def test_figure_9_has_a_panel_per_pair_and_metric(prepared, tmp_path):
     job = prepared["fig9", "cifar100"]
     page.write(job, "cifar100", _results(job, tmp_path), tmp_path)
     assert (tmp_path / "fig9.svg").read_text(encoding="utf-8").count("acc@1 last %") == 3
 
 
-# How long it takes
+# Estimates
 
 
 def test_estimate_adds_starts_and_epochs_and_measures_each_kind_once(prepared):
@@ -316,7 +316,7 @@ def test_estimate_adds_starts_and_epochs_and_measures_each_kind_once(prepared):
     assert len(coming) == len(seconds) == 29
 
 
-def test_estimate_goes_on_without_what_cannot_be_timed(prepared):
+def test_estimate_skips_runs_that_cannot_be_timed(prepared):
     said = []
     coming = estimate.parts(prepared["fig6", "digits"].planned)
     seconds = estimate.estimate(coming, said.append, lambda wanted, section: "out of memory")
@@ -336,12 +336,12 @@ def test_finished_runs_and_their_teachers_are_not_counted(tmp_path):
     assert count(job.planned) == (8, 7)
 
 
-# The command
+# Command line
 
 
 @pytest.fixture
 def tiny_configs(tmp_path_factory):
-    """`configs/` with digits that take seconds: the pair of `tiny.py`, whatever the entry names."""
+    """Writes a `configs/` whose runs take seconds: the pair of `tiny.py`, whichever pair the entry names."""
     folder = tmp_path_factory.mktemp("configs")
     tiny = (_ROOT / "tests/support/tiny.py").read_text(encoding="utf-8")
     (folder / "digits.py").write_text(
@@ -358,8 +358,8 @@ def tiny_configs(tmp_path_factory):
 
 
 @pytest.mark.long
-def test_a_figure_for_real(tmp_path, tiny_configs, finished_run, monkeypatch, capsys):
-    """From the command to the picture; and again, when everything is there already."""
+def test_a_real_figure(tmp_path, tiny_configs, finished_run, monkeypatch, capsys):
+    """Runs the command to the picture, then reruns it when all results exist."""
     script = _script("reproduce")
     monkeypatch.setattr(script, "_CONFIGS", tiny_configs)
     arguments = ["fig5", f"--workdir={tmp_path}", f"--config.teacher.checkpoint={finished_run}"]
@@ -400,7 +400,7 @@ def test_several_entries_share_runs_and_failures_and_get_an_index(tmp_path, monk
     lost = [r for r in results if r.run.row == "dafl"]
     assert all(r.outcome.error == "error: it broke" for r in lost)
     failing = {r.outcome.cell.folder for r in lost}
-    assert all(tried.count(folder) == 1 for folder in failing)  # though two entries need some of them
+    assert all(tried.count(folder) == 1 for folder in failing)  # two entries share some of them
     index = (tmp_path / "index.md").read_text(encoding="utf-8")
     assert [line.split("|")[2].strip() for line in index.splitlines()[4:]] == ["25/28", "5/7", "18/21"]
     assert all((tmp_path / found).exists() for found in re.findall(r"\]\(([^)]+)\)", index))

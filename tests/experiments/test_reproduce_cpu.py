@@ -1,4 +1,4 @@
-"""The scale of CPU hours: the schedules of the releases in fewer steps, and runs taken from what was recorded."""
+"""Tests of the scale of CPU hours: the releases' schedules in fewer steps, and recorded runs."""
 
 import importlib.util
 import json
@@ -33,7 +33,7 @@ def _jobs(names, folder, recorded=None, overrides=()):
 
 
 def _finish(cell):
-    """Leaves the files of a finished run, those of a real one, and some that are not to be recorded."""
+    """Writes the files of a completed run, including some that must not be recorded."""
     of_stage = cell.folder / cell.part
     (of_stage / "checkpoints").mkdir(parents=True)
     shutil.copy(_ROOT / "results/cifar10_long/metrics.jsonl", of_stage)
@@ -102,7 +102,7 @@ def test_other_entries_take_their_methods_from_table_2(tmp_path):
 
 
 def test_recorded_runs_are_finished_and_the_entries_written_from_them(tmp_path, monkeypatch):
-    """From a workdir to what is recorded of it, and from there to tables and figures in an empty one."""
+    """Records a workdir, and writes tables and figures from the record in an empty workdir."""
     work_folder, recorded, empty = tmp_path / "work", tmp_path / "results", tmp_path / "empty"
     cells = [planned.cell for planned in jobs.all_runs(_jobs(_SHOWN, work_folder))]
     for cell in cells:
@@ -111,14 +111,14 @@ def test_recorded_runs_are_finished_and_the_entries_written_from_them(tmp_path, 
     (work_folder / "table2/table2.md").write_text("a table")
     record = _script("record")
     assert record.main([str(work_folder), str(recorded)]) == 0
-    assert record.record(work_folder, recorded) == []  # all of it is there
+    assert record.record(work_folder, recorded) == []  # everything is recorded
     assert (recorded / "table.md").read_text() == "a table"
     kept = {path.name for path in recorded.rglob("*") if path.is_file()}
     assert kept == {"summary.json", "metrics.jsonl", "config.json", "epoch_0050.json", "table.md"}
     assert not any("somebody" in path.read_text() for path in recorded.rglob("*.json"))
 
     before = snapshot(recorded)
-    monkeypatch.setattr(plan.launcher, "_run", lambda cell, leash: pytest.fail(f"{cell.name} was begun"))
+    monkeypatch.setattr(plan.launcher, "_run", lambda cell, leash: pytest.fail(f"{cell.name} was started"))
     said = []
     results = reproduce.reproduce(_SHOWN, _SCALE, empty, _CONFIGS, recorded=recorded, say=said.append)
     assert all(result.outcome.summary for result in results)
@@ -158,10 +158,10 @@ def test_runs_with_other_settings_are_not_taken(tmp_path):
         assert jobs.count(job.planned) == (12, finished)
 
 
-def test_a_dry_run_says_how_long_it_takes_and_begins_nothing(tmp_path, monkeypatch, capsys):
+def test_a_dry_run_estimates_the_time_and_starts_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(plan, "check_surroundings", lambda planned: None)
     monkeypatch.setattr(estimate, "measure_elsewhere", lambda wanted, section: Pace(0.0, 60.0))
-    monkeypatch.setattr(plan, "run", lambda *given, **options: pytest.fail("begun"))
+    monkeypatch.setattr(plan, "run", lambda *given, **options: pytest.fail("started"))
     arguments = ["fig6", f"--scale={_SCALE}", f"--workdir={tmp_path / 'new'}", "--dry-run"]
     assert _script("reproduce").main(arguments) == 0
     assert "estimate: 6 h 30 min for 12 runs" in capsys.readouterr().out  # 12 × 30 epochs and the teacher's 30

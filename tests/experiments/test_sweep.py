@@ -1,4 +1,4 @@
-"""Sweeps: which runs they are, what they come to, and what is refused before anything is begun."""
+"""Tests of sweeps: their runs, their results, and the input refused before any run starts."""
 
 import csv
 import importlib.util
@@ -18,7 +18,7 @@ from cudfkd_jax.runtime.errors import UserError
 _ROOT = Path(__file__).parents[2]
 _TINY = str(_ROOT / "tests/support/tiny.py")
 _LAMBDA, _BEGIN, _END = "curriculum.lambda_0", "curriculum.k_begin", "curriculum.k_end"
-# In the place of the command line: leaves what a run would, and fails where the setting asks for it.
+# Replaces the command line: writes a run's files, or fails if the setting says so.
 _PROGRAM = """\
 import json, pathlib, sys
 given = dict(a.removeprefix("--").partition("=")[::2] for a in sys.argv[1:])
@@ -65,7 +65,7 @@ def _outcome(place, **student):
     return Outcome(Job(place, Path("cells", place), ()), summary if student else None, "" if student else "broken")
 
 
-# Which runs
+# Runs of a sweep
 
 
 def test_every_combination_and_seed_is_a_run_with_one_teacher():
@@ -81,7 +81,7 @@ def test_every_combination_and_seed_is_a_run_with_one_teacher():
 
 
 @pytest.mark.parametrize("axis", ["teacher.epochs=2,3", "teacher.arch=wrn10_1,wrn16_1", "data.padding=0,1"])
-def test_settings_of_the_teacher_make_teachers_of_their_own(axis):
+def test_settings_of_the_teacher_need_separate_teachers(axis):
     planned = _checked(axis, seeds=(0, 1))
     assert len({p.teacher.folder for p in planned}) == 2 and len({p.cell.folder for p in planned}) == 4
 
@@ -93,7 +93,7 @@ def test_a_given_teacher_is_not_trained(finished_run):
     assert not {p.cell.folder for p in planned} & {p.cell.folder for p in trained}
 
 
-def test_a_folder_is_named_by_what_decides_the_result():
+def test_a_folder_is_named_by_the_settings_that_affect_results():
     def folder(*overrides, seed=1, stage="distill"):
         (planned,) = plan.plan([RunSpec("run", _TINY, overrides, seed, stage)], Path("nowhere"))
         return planned.cell.folder
@@ -120,7 +120,7 @@ def test_commas_in_parentheses_belong_to_a_value():
     assert len(_checked("data.mean=(0.1,),(0.2,)")) == 2
 
 
-# What they come to
+# Results
 
 
 @pytest.mark.parametrize("seeds", [(0,), (0, 1)])
@@ -168,7 +168,7 @@ def test_without_images_the_agreement_on_synthetic_ones_is_drawn(tmp_path):
 
 @pytest.fixture
 def fake_runs(tmp_path, monkeypatch):
-    """Runs that take no time; the folder of a sweep."""
+    """Replaces runs by instant ones and returns the folder of a sweep."""
     program = tmp_path / "program/cudfkd_jax/experiments"
     program.mkdir(parents=True)
     for place in (program, program.parent):
@@ -180,7 +180,7 @@ def fake_runs(tmp_path, monkeypatch):
     return tmp_path / "sweep"
 
 
-def test_a_run_that_fails_is_told_and_the_rest_finished(fake_runs, capsys):
+def test_a_failed_run_is_reported_and_the_others_complete(fake_runs, capsys):
     arguments = [f"--config={_TINY}", f"--set={_LAMBDA}=2,3,4", "--seeds=0,3", f"--workdir={fake_runs}"]
     assert _script("sweep").main(arguments) == 1
     said = capsys.readouterr()
@@ -211,7 +211,7 @@ def test_default_workdir_tells_sweeps_apart():
 
 
 @pytest.mark.long
-def test_a_sweep_for_real(tmp_path, finished_run, capsys):
+def test_a_real_sweep(tmp_path, finished_run, capsys):
     arguments = [f"--config={_TINY}", f"--set={_LAMBDA}=2.5", f"--workdir={tmp_path}"]
     arguments += ["--config.distill.epochs=1", f"--config.teacher.checkpoint={finished_run}"]
     assert _script("sweep").main(arguments) == 0
@@ -224,8 +224,8 @@ def test_a_sweep_for_real(tmp_path, finished_run, capsys):
     assert {n: v for n, v in snapshot(tmp_path).items() if n in before} == before
 
 
-def test_what_this_machine_lacks_is_told_before_anything_is_begun(tmp_path):
-    """In a process of its own; here devices, then images."""
+def test_missing_resources_are_reported_before_any_run(tmp_path):
+    """Checks in a separate process that missing devices, then missing images, are reported."""
     for setting, text in (("devices=99", "devices=99 but only"), ("data.source=none", "has no images to train")):
         planned = _checked(f"{_LAMBDA}=2,2.5", overrides=[f"--config.{setting}"], folder=tmp_path)
         with pytest.raises(UserError, match=text):
@@ -233,7 +233,7 @@ def test_what_this_machine_lacks_is_told_before_anything_is_begun(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-# What is refused
+# Refused input
 
 
 @pytest.mark.parametrize(
@@ -255,7 +255,7 @@ def test_what_this_machine_lacks_is_told_before_anything_is_begun(tmp_path):
         (["--set=method=dafl,dfq"], "choose a method after the colon"),
         ([f"--set={_LAMBDA}=2", "--seeds=0,0"], "--seeds names 0 twice"),
         ([f"--set={_LAMBDA}=2", "--jobs=x"], "--jobs=x must be at least 1"),
-        ([f"--set={_LAMBDA}=2", "--workdir="], "--workdir= names no folder"),
+        ([f"--set={_LAMBDA}=2", "--workdir="], "--workdir is empty; expected a folder"),
         ([f"--set={_LAMBDA}=2", "stray"], "unexpected argument 'stray'"),
         ([f"--set={_LAMBDA}=2", "--config=nowhere.py"], "no configuration file 'nowhere.py'"),
         ([f"--set={_LAMBDA}=2", "--workdir=taken"], "is a file; name a folder"),

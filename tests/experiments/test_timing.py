@@ -1,4 +1,4 @@
-"""How fast a run is, from a few of its steps."""
+"""Tests of the estimate of a run's speed from a few steps."""
 
 import pytest
 
@@ -10,7 +10,7 @@ from cudfkd_jax.training.loops import Epoch, Steps
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Calls take as many seconds as stand under the name of the function, one after the other."""
+    """Makes calls take the seconds listed under the function's name, in order."""
     taken = {}
 
     def timed(call, *arguments):
@@ -39,14 +39,14 @@ def _student(state):
 
 
 def _setup(loop):
-    """Seven rounds of two steps to make images and five of the student."""
+    """Returns seven rounds of two synthesis steps and five student steps."""
     parts = _Steps(_student, _synthesis, _begin)
     return Setup(Devices(()), Epoch(7, 2, 5), loop, parts, 0, ())
 
 
 def test_every_step_of_every_round_is_counted(clock, monkeypatch):
     monkeypatch.setattr(timing, "set_up", lambda config: _setup("python"))
-    # The first of each compiles; of the others the median.
+    # The first of each compiles; the others give the median.
     clock |= {"_begin": [4.0, 0.5], "_synthesis": [8.0, 0.1, 0.3], "_student": [16.0, 1.0, 1.0, 9.0]}
     clock["<lambda>"] = [32.0]
     pace = timing.distillation_pace(None)
@@ -63,6 +63,6 @@ def test_where_runs_compile_rounds_they_are_timed_whole(clock, monkeypatch):
 
 
 def test_training_with_data_counts_its_steps(tiny_config, monkeypatch):
-    """1,438 images in batches of 256 are five steps."""
+    """Checks that 1,438 images in batches of 256 are five steps."""
     monkeypatch.setattr(timing.statistics, "median", lambda seconds: 2.0)
     assert timing.supervised_pace(tiny_config, "teacher").epoch_s == 10.0

@@ -1,4 +1,4 @@
-"""CMI: its contrast against NumPy, the step against its definition, and what is kept of a round."""
+"""Tests of CMI: the contrastive loss against NumPy, the step against its definition, and the kept iterate."""
 
 import functools
 
@@ -49,7 +49,7 @@ def method(pool=None, *, optimiser=None, head_optimiser=None, bn_weight=2.0, adv
     )
 
 
-# Without crops and flips, so that the global view is the image; steps so large that the loss goes up and down.
+# Without crops and flips, so that the global view is the image; the steps are so large that the loss oscillates.
 PLAIN = method(rounds.pool(padding=0, flip=False), optimiser=optax.adam(0.5))
 AUGMENTED = method(rounds.pool(padding=4))
 
@@ -73,14 +73,14 @@ def _unit(x):
 
 
 def _project(params, x):
-    """The head in NumPy."""
+    """Computes the head in NumPy."""
     hidden, out = (jax.tree.map(lambda w: np.asarray(w, np.float64), params[name]) for name in ("hidden", "out"))
     x = np.maximum(np.asarray(x, np.float64) @ hidden["kernel"] + hidden["bias"], 0)
     return _unit(x @ out["kernel"] + out["bias"])
 
 
 def _contrast(queries, keys, batch_size):
-    """Mean over the batch plus mean over the bank of the cross entropy of similarities to the diagonal."""
+    """Computes the batch mean plus the bank mean of the cross entropy of similarities to the diagonal."""
     losses = -np.diagonal(log_softmax(queries @ keys.T / TEMPERATURE, axis=1))
     return losses[:batch_size].mean() + (losses[batch_size:].mean() if len(losses) > batch_size else 0)
 
@@ -100,7 +100,7 @@ def _student_logits(student, images):
 
 @quick_jit
 def _images(aux):
-    """What the generator makes of its latents in a synthesis step."""
+    """Returns the generator's images of its latents in a synthesis step."""
     params = aux.synthesis.params
     variables = {"params": params["generator"], "batch_stats": aux.synthesis.batch_stats}
     return apply(GENERATOR, variables, params["latents"], train=True).value
@@ -125,7 +125,7 @@ def test_head_has_a_gradient_where_its_output_is_zero():
 
 @pytest.mark.parametrize("filled", [0, 3, 6])
 def test_contrast_of_batch_and_bank_is_that_of_the_rows_there_are(filled):
-    """With unit vectors for features; rows that were not drawn hold what nobody must see."""
+    """Uses unit vectors as features; undrawn rows contain values that must have no effect."""
     random = np.random.default_rng(filled)
     local, whole = (_unit(random.normal(size=(4 + 6, 5))) for _ in range(2))
     hidden = [np.where(np.arange(10)[:, None] < 4 + filled, x, 1e3) for x in (local, whole)]
@@ -138,7 +138,7 @@ def test_contrast_of_batch_and_bank_is_that_of_the_rows_there_are(filled):
 
 @pytest.mark.parametrize("filled", [0, 3])
 def test_gradient_of_the_contrast_leaves_out_the_global_side(filled):
-    """d/d q_i of a cross entropy over similarities is (Σ_j p_ij k_j − k_i) / τ, and there is no other."""
+    """Checks that the gradient is only d/d q_i of the cross entropy, (Σ_j p_ij k_j − k_i) / τ."""
     random = np.random.default_rng(5)
     local, whole = (random.normal(size=(4 + 3, 5)).astype(np.float32) for _ in range(2))
     drawn = np.arange(3) < filled
@@ -155,11 +155,11 @@ def test_gradient_of_the_contrast_leaves_out_the_global_side(filled):
     expected[:n] = share[:, None] * (p @ whole[:n] - whole[:n])
     np.testing.assert_allclose(of_local, expected, atol=1e-5)
     assert not np.any(of_whole)
-    np.testing.assert_allclose(of_scale, np.sum(expected * local), rtol=1e-4)  # the head's, through queries only
+    np.testing.assert_allclose(of_scale, np.sum(expected * local), rtol=1e-4)  # the head's, only through queries
 
 
 class Staged(nn.Module):
-    """Three stages of 2, 3 and 4 channels, without BatchNorm."""
+    """A network of three stages with 2, 3 and 4 channels, without BatchNorm."""
 
     @nn.compact
     def __call__(self, x, train: bool):
@@ -176,7 +176,7 @@ def test_instance_features_are_channel_means_at_the_inputs():
     maps = tuple(random.normal(size=(2, 4, 3, n)).astype(np.float32) for n in (3, 2, 6))
     outputs = Outputs(jnp.zeros((2, 10)), {}, instances=means, stages=maps)
     np.testing.assert_array_equal(contrast.instance_features(outputs, "bn"), np.hstack(means))
-    expected = np.hstack([np.einsum("bhwc->bc", m) / 12 for m in maps[:2]])  # the last map is no input
+    expected = np.hstack([np.einsum("bhwc->bc", m) / 12 for m in maps[:2]])  # the last map is not an input
     np.testing.assert_allclose(contrast.instance_features(outputs, "stages"), expected, atol=1e-6)
     assert contrast.FEATURES == {"bn": INSTANCES, "stages": STAGES}
 
@@ -192,7 +192,7 @@ def test_feature_dim_is_known_before_anything_is_computed():
 
 
 def test_step_reports_the_terms_of_its_images(teacher, parts):
-    """Each term in NumPy on the images that generator and latents give, over three rounds of one step.
+    """Computes each term in NumPy on the images of generator and latents, over three rounds of one step.
 
     Of the contrast only the features are taken from the state: those of the kept iterate, the round's only one,
     and in later rounds those of the rounds before it, all of which fit into a draw. After two rounds the bank
@@ -223,7 +223,7 @@ def test_step_reports_the_terms_of_its_images(teacher, parts):
 
         local, whole = np.split(np.asarray(state.aux.bank.values[turn % 2]), 2, axis=1)
         np.testing.assert_allclose(whole, np.hstack(seen.instances), rtol=1e-4, atol=1e-5)
-        assert np.abs(local - whole).max() > 1e-3  # of other views
+        assert np.abs(local - whole).max() > 1e-3  # from other views
         queries, keys = (
             _project(before.head.params, np.concatenate([new, *held[view]]))
             for view, new in (("local", local), ("whole", whole))
@@ -236,7 +236,7 @@ def test_step_reports_the_terms_of_its_images(teacher, parts):
     assert int(state.aux.bank.filled) == 2 and int(state.aux.bank.pushes) == 3
 
 
-def test_a_round_begins_anew_but_for_head_pool_and_bank(teacher, parts):
+def test_a_round_resets_all_but_head_pool_and_bank(teacher, parts):
     state = parts.finish(parts.synthesis(_state(), teacher), teacher)
     old = jax.device_get(state.aux)
     new = parts.begin(state, teacher).aux
@@ -270,7 +270,7 @@ def test_pool_and_bank_get_the_iterate_with_the_least_loss(teacher, parts):
         state = parts.synthesis(state, teacher)
         seen.append((float(state.synthesis.last["synthesis_loss"]), images))
     best = min(range(10), key=lambda i: seen[i][0])
-    assert best not in (0, 9)  # neither first nor last: the test would see what is kept instead
+    assert best not in (0, 9)  # neither first nor last, so the test would detect either being kept
     aux = parts.finish(state, teacher).aux
     np.testing.assert_allclose(np.asarray(aux.pool.values[0]) / 255, seen[best][1], atol=0.51 / 255)
     features = _seen(teacher, jnp.asarray(seen[best][1], jnp.float32))
@@ -288,7 +288,7 @@ def test_images_get_better_in_a_round(teacher):
 
 
 def test_global_view_is_augmented_and_the_kept_image_is_not(teacher):
-    """With a border of 4 pixels around 8×8 images, the features of the view are not those of the image."""
+    """With a border of 4 pixels around 8×8 images, the features of the view differ from the image's."""
     augmented = rounds.compiled(AUGMENTED)
     state = rounds.copy(rounds.initial_state(AUGMENTED))
     images = np.asarray(_images(state.aux))
@@ -357,5 +357,5 @@ def test_two_devices_compute_what_one_computes():
 
 
 if __name__ == "__main__":
-    # With a factor in the gradient being one in the update.
+    # With SGD, a factor in the gradient is a factor in the update.
     rounds.measure_devices(method(optimiser=optax.sgd(0.05), head_optimiser=optax.sgd(0.05)))

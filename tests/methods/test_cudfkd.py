@@ -1,4 +1,4 @@
-"""CuDFKD's adversarial term, Eq. 4: over which images it is taken, and as the released code takes JS."""
+"""Tests of CuDFKD's adversarial term, Eq. 4: the mask, and JS as released."""
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +18,8 @@ from cudfkd_jax.runtime.errors import UserError
 
 _RNG = np.random.default_rng(0)
 TEACHER, AGREEING = (np.asarray(_RNG.normal(size=(8, 5)), np.float32) for _ in range(2))
-AGREEING[:4] = TEACHER[:4] / 2  # on these the student names the same class
-AGREEING[4:] = -TEACHER[4:]  # and on these another one
+AGREEING[:4] = TEACHER[:4] / 2  # the student predicts the same class for these
+AGREEING[4:] = -TEACHER[4:]  # and another class for these
 TEMPERATURE = 3.0
 
 
@@ -68,7 +68,7 @@ def test_released_js_is_one_minus_the_clamped_mean_over_all_images(mask):
 
 
 def test_released_js_below_zero_counts_as_zero_and_moves_nothing():
-    """Clamped, the vectors do not sum to 1, and M may exceed neither of two unlike ones by enough."""
+    """The clamped vectors do not sum to 1, so that JS of two different ones can be negative."""
     teacher = np.full((8, 100), -20, np.float32)
     student = teacher.copy()
     teacher[:, 0], student[:, 0] = 200, 185

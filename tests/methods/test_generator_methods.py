@@ -1,4 +1,4 @@
-"""DAFL, ZSKT, DFAD and DFQ: objectives term by term, whole rounds, devices; the generator and its average."""
+"""Tests of DAFL, ZSKT, DFAD and DFQ: objectives by term, whole rounds, devices, generator and its average."""
 
 import functools
 import itertools
@@ -44,11 +44,11 @@ TERMS = {
     "dfad": dfad.synthesis_terms(),
     "dfq": dfq.synthesis_terms(**DFQ),
 }
-METHODS = ("dafl", "zskt", "dfad", "dfq_averaged")  # the last with the average of its generator
+METHODS = ("dafl", "zskt", "dfad", "dfq_averaged")  # the last with the average of the generator
 
 
 class StagedNet(nn.Module):
-    """Two stages that can be seen."""
+    """A network with two captured stages."""
 
     features: int
 
@@ -116,7 +116,7 @@ def _equal(a, b):
 
 
 class Seen:
-    """What the networks make of a batch, drawn at random; float64."""
+    """Random outputs of the networks on a batch, in float64."""
 
     def __init__(self):
         rng = np.random.default_rng(5)
@@ -139,7 +139,7 @@ class Seen:
         }
 
     def objective(self, name: str) -> tuple[float, dict[str, float]]:
-        """The method's loss and its unweighted terms."""
+        """Computes the method's loss and its unweighted terms."""
         of = self.terms()
         weighted = {
             "dafl": [("class_loss", 1, "class_loss"), ("feature_loss", 0.001, "feature_loss")],
@@ -161,7 +161,7 @@ def synthetic(t, s, features, bn) -> Synthetic:
 def test_objective_and_its_gradient_are_those_written_out_with_numpy(name):
     seen = Seen()
     agree = seen.t.argmax(1) == seen.s.argmax(1)
-    assert 0 < agree.sum() < 6  # a term over some of the images alone would differ
+    assert 0 < agree.sum() < 6  # a term over only some images would differ
     loss, values = seen.objective(name)
 
     def objective(t, s, features, bn):
@@ -209,7 +209,7 @@ def test_objective_and_its_gradient_are_those_written_out_with_numpy(name):
     ],
     ids=["dafl", "dfq"],
 )
-def test_a_term_of_weight_0_is_left_out_and_asks_for_nothing(module, weights, terms, needs):
+def test_a_term_of_weight_0_is_omitted_with_its_inputs(module, weights, terms, needs):
     for left_out in (None, *weights):
         chosen = module.synthesis_terms(**{k: 0.0 if k == left_out else w for k, w in weights.items()})
         rest = {term.name: float(term.weight(0)) for term in chosen}
@@ -221,7 +221,7 @@ def test_a_term_of_weight_0_is_left_out_and_asks_for_nothing(module, weights, te
 
 
 def attention_reference(a_t, a_s) -> float:
-    """mean (F(a_s) − F(a_t))² over images and pixels, image by image."""
+    """Computes the mean of (F(a_s) − F(a_t))² over images and pixels, image by image."""
     differences = []
     for one_t, one_s in zip(a_t, a_s, strict=True):
         maps = [(a**2).mean(axis=-1).ravel() for a in (one_t, one_s)]
@@ -232,7 +232,7 @@ def attention_reference(a_t, a_s) -> float:
 
 @pytest.fixture(name="maps")
 def _maps():
-    """Logits and stage maps of a student and of a wider teacher, the first maps of unlike sizes."""
+    """Returns logits and stage maps of a student and a wider teacher; the first maps differ in size."""
     rng = np.random.default_rng(2)
 
     def outputs(channels, first):
@@ -244,7 +244,7 @@ def _maps():
 
 
 def test_attention_loss_is_that_of_the_original_release_times_the_classes(maps):
-    """There: KL averaged over images and classes, plus 250 times the sum over the outputs of the stages."""
+    """The release uses KL averaged over images and classes, plus 250 times the sum over the stage outputs."""
     student, teacher = maps
     log_t, log_s = log_softmax(teacher.value, axis=1), log_softmax(student.value, axis=1)
     kl = np.mean(np.exp(log_t) * (log_t - log_s))
@@ -295,7 +295,7 @@ def test_without_weight_the_loss_is_the_plain_one_and_sees_no_maps(maps):
 
 
 def _trace_attention(student: nn.Module, teacher: nn.Module):
-    """Traces the loss on what the two networks show of 8×8 images."""
+    """Traces the loss on the two networks' outputs for 8×8 images."""
 
     def trace(key, images):
         outputs = []
@@ -333,12 +333,12 @@ EPOCH = Epoch(rounds=2, synthesis_steps=1, student_steps=2)
 
 
 def _copy(state):
-    """Buffers of its own: the loops give up those of the state they are called with."""
+    """Copies the buffers, because the loops donate those of their state."""
     return jax.tree.map(jnp.copy, state)
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_two_rounds_and_from_any_of_their_steps_with_the_same_bits(name):
+def test_two_rounds_and_resuming_at_any_step_give_the_same_bits(name):
     teacher, state = teacher_variables(), initial_state(name)
     loop = make_epoch_function("python", EPOCH, local_devices(1), distillation_steps(problem(name)))
     whole = loop(_copy(state), teacher, progress=lambda _: False)
@@ -354,7 +354,7 @@ def test_two_rounds_and_from_any_of_their_steps_with_the_same_bits(name):
     piecewise, stops = _copy(state), []
     while int(piecewise.step) < EPOCH.steps:
         calls = itertools.count()
-        piecewise = loop(piecewise, teacher, progress=lambda _, calls=calls: next(calls) == 0)  # one step a call
+        piecewise = loop(piecewise, teacher, progress=lambda _, calls=calls: next(calls) == 0)  # one step per call
         stops.append((int(piecewise.synthesis_step), int(piecewise.step)))
     assert stops == [(1, 0), (1, 1), (1, 2), (2, 2), (2, 3), (2, 4)]
     ends = (end.replace(key=jax.random.key_data(end.key)) for end in (whole, piecewise))
@@ -385,7 +385,7 @@ def test_images_come_from_the_exponential_average_of_the_generator():
     assert _equal(aux.average, state.variables)
     for step in range(3):
         state, aux = synthesise(state, aux, step)
-        assert _equal(aux.state, state)  # the one in training knows nothing of it
+        assert _equal(aux.state, state)  # training mode does not use it
         expected = jax.tree.map(lambda mean, new: decay * mean + (1 - decay) * new, expected, state.variables)
         jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), aux.average, expected)
 
@@ -397,7 +397,7 @@ def test_images_come_from_the_exponential_average_of_the_generator():
 
 
 def test_the_average_starts_in_buffers_of_its_own():
-    """Steps give up the buffers of the state; what is given up twice is an error."""
+    """Steps donate the state's buffers; donating a buffer twice is an error."""
     leaves = jax.tree.leaves(method("dfad", ema_decay=0.5).init(jax.random.key(0)))
     assert len({leaf.unsafe_buffer_pointer() for leaf in leaves}) == len(leaves)
 
@@ -427,7 +427,7 @@ def test_parameters_of_the_generators(settings, count, widths):
 
 
 def test_torch_initialisation_is_uniform_within_one_over_the_root_of_the_inputs():
-    # Many channels, so that there are biases enough to tell their distribution.
+    # Many channels, so that there are enough biases to test their distribution.
     module = Generator((16, 16, 256), latent_dim=64, size="small", initialisation="torch")
     init = jax.jit(lambda key: module.init(key, jnp.zeros((1, 64)), train=False))
     params = traverse_util.flatten_dict(init(jax.random.key(0, impl="rbg"))["params"], sep=".")
@@ -456,12 +456,12 @@ def test_unknown_names_list_the_valid_ones(setting):
         Generator((8, 8, 3), 4, **setting)
 
 
-# Devices: a process of its own, because they and float64 are chosen before JAX starts.
+# Devices, in a separate process, because they and float64 are set before JAX starts.
 
 
 @pytest.fixture(scope="module", name="differences")
 def _differences():
-    """By method: the largest difference of two devices to one after a step."""
+    """Returns by method the largest difference between two devices and one after a step."""
     environment = os.environ | {
         "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
         "JAX_ENABLE_X64": "1",
@@ -477,7 +477,7 @@ def _differences():
 
 @pytest.mark.parametrize("name", METHODS)
 def test_float64_updates_of_two_devices_are_those_of_one(differences, name):
-    """The tallies hold the norms of both gradients, of which Adam's update would hide a factor."""
+    """Compares gradient norms too, because Adam's update hides a constant factor in the gradient."""
     found = differences[name]
     assert found.keys() == {"student", "aux", "synthesis", "training"}
     assert max(found.values()) < 1e-9, found
@@ -490,7 +490,7 @@ def _measure(name: str) -> dict[str, float]:
     def step(state, teacher, *, axis):
         of = {"problem": problem(name), "axis": axis}
         state = distill_steps.synthesis_step(state, teacher, **of)
-        # The others' student losses are those of any method.
+        # The other methods' student losses are shared by all methods.
         return distill_steps.student_step(state, teacher, **of) if name == "zskt" else state
 
     def update(count):

@@ -1,4 +1,4 @@
-"""ADI: its terms against NumPy, the step against its definition, and what is kept of a round."""
+"""Tests of ADI: its terms against NumPy, the step against its definition, and the kept iterate."""
 
 import functools
 import itertools
@@ -46,7 +46,7 @@ quick_jit = functools.partial(jax.jit, compiler_options=rounds.UNOPTIMISED)
 
 
 def _synthesise(made, state, key=None):
-    """One step as the loop takes it, beside the networks that it sees."""
+    """One step of the loop, with its networks."""
     networks = _networks(state)
     key = jax.random.key(9) if key is None else key
     step = quick_jit(lambda aux, key: made.synthesise(aux, *networks, key, state.step, SINGLE))
@@ -61,7 +61,7 @@ def _networks(state):
 
 
 def _tv(x):
-    """Pairs of neighbours one by one."""
+    """Sums over individual pairs of neighbours."""
     batch, height, width, channels = x.shape
     total = 0.0
     for down, across in ((0, 1), (1, 0), (1, -1), (1, 1)):
@@ -98,14 +98,14 @@ def test_jitter_moves_the_whole_batch_by_up_to_an_eighth(flip):
             rolled = np.roll(x, (down, across), (1, 2))
             if np.array_equal(rolled[:, :, ::-1] if mirrored else rolled, moved):
                 found.append((down, across, mirrored))
-    assert len(found) == 300  # each is one of these
+    assert len(found) == 300  # each draw is one of these
     assert len(set(found)) == (30 if flip else 15)
     counts = np.unique(found, axis=0, return_counts=True)[1]
     assert counts.max() < 4 * 300 / len(counts)
 
 
 def test_step_follows_the_gradient_of_the_weighted_terms_and_stays_in_range(teacher):
-    """The objective written out for each roll and flip there may be; one of them is what was done."""
+    """Computes the objective for every possible roll and flip; one of them must match the step."""
     made = method(optimiser=optax.sgd(1.0))
     state = rounds.initial_state(made)
     teacher_net, student_net = _networks(state)
@@ -155,7 +155,7 @@ def test_step_follows_the_gradient_of_the_weighted_terms_and_stays_in_range(teac
     np.testing.assert_allclose(aux.pixels.params, expected, atol=2e-4)
     shown = np.asarray(aux.pixels.params) * STD + MEAN
     assert shown.min() > -1e-6 and shown.max() < 1 + 1e-6
-    assert (np.asarray(pixels) * STD + MEAN).min() < 0  # there was something to clip
+    assert (np.asarray(pixels) * STD + MEAN).min() < 0  # some pixels were clipped
     assert abs(np.asarray(pixels).std() - 1) < 0.05 and abs(np.asarray(pixels).mean()) < 0.1
 
 
@@ -183,7 +183,7 @@ def test_another_divergence_may_compete():
 
 
 def test_the_pool_gets_the_iterate_with_the_least_loss_as_it_was_evaluated(teacher):
-    made = method(optimiser=optax.adam(1.0))  # far too large: the loss goes up and down
+    made = method(optimiser=optax.adam(1.0))  # far too large, so the loss oscillates
     state = rounds.initial_state(made)
     networks = _networks(state)
     step = quick_jit(lambda aux, key: made.synthesise(aux, *networks, key, state.step, SINGLE))
@@ -195,7 +195,7 @@ def test_the_pool_gets_the_iterate_with_the_least_loss_as_it_was_evaluated(teach
             aux, metrics = step(aux, key)
             seen.append((float(metrics["synthesis_loss"]), before))
         best = min(range(12), key=lambda i: seen[i][0])
-        assert best not in (0, 11)  # neither first nor last: the test would see what is kept instead
+        assert best not in (0, 11)  # neither first nor last, so the test would detect either being kept
         aux = made.finish(aux, networks[0], jax.random.key(0), state.step, SINGLE)
         kept = np.asarray(aux.pool.values[turn], np.float64) / 255
         np.testing.assert_allclose(kept, np.clip(seen[best][1] * STD + MEAN, 0, 1), atol=0.501 / 255)
@@ -204,7 +204,7 @@ def test_the_pool_gets_the_iterate_with_the_least_loss_as_it_was_evaluated(teach
     assert int(aux.pool.pushes) == 2
 
 
-def test_a_round_begins_anew_and_leaves_the_pool():
+def test_a_round_resets_all_but_the_pool():
     made = method()
     state = rounds.initial_state(made)
     aux, _ = _synthesise(made, state)
@@ -261,4 +261,4 @@ def test_two_devices_compute_what_one_computes():
 
 
 if __name__ == "__main__":
-    rounds.measure_devices(method(optimiser=optax.sgd(0.5)))  # a factor in the gradient is one in the update
+    rounds.measure_devices(method(optimiser=optax.sgd(0.5)))  # a factor in the gradient is a factor in the update

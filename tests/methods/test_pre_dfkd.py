@@ -1,4 +1,4 @@
-"""PRE-DFKD: its networks against PyTorch, its memory against NumPy, and the method on the loop."""
+"""Tests of PRE-DFKD: its networks against PyTorch, its memory against NumPy, and the method in the loop."""
 
 import functools
 import json
@@ -78,7 +78,7 @@ def test_images_that_cannot_be_halved_are_refused():
 
 
 def _randomised(module, given):
-    """Variables of which none is 0 or 1."""
+    """Returns variables none of which is 0 or 1."""
     init = replay_nets.jit(functools.partial(module.init, train=False))
     variables = init(jax.random.key(0), jnp.zeros(given))
     random = np.random.default_rng(0)
@@ -86,7 +86,7 @@ def _randomised(module, given):
 
 
 def _torch_layers(torch, variables):
-    """Convolution and BatchNorm by PyTorch, with the weights of flax variables."""
+    """Computes convolution and BatchNorm in PyTorch, with the weights of flax variables."""
     functional = torch.nn.functional
     params = variables["params"]
 
@@ -110,12 +110,12 @@ def _torch_layers(torch, variables):
 
 @pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize("spectral", [False, True])
-def test_generator_is_pytorchs(spectral, train):
+def test_generator_matches_pytorch(spectral, train):
     torch = pytest.importorskip("torch")
     generator = replay_nets.generator(spectral_norm=spectral)
     variables = _randomised(generator, (1, 6))
     z = np.asarray(jax.random.normal(jax.random.key(1), (5, 6)))
-    first = apply(generator, variables, z, train=train)  # moves singular vectors on, in training only
+    first = apply(generator, variables, z, train=train)  # updates singular vectors, in training only
     found = apply(generator, variables | {"batch_stats": first.batch_stats}, z, train=train).value
 
     _, kernel, conv, norm = _torch_layers(torch, variables | {"batch_stats": first.batch_stats})
@@ -147,7 +147,7 @@ def test_generator_is_pytorchs(spectral, train):
 
 
 @pytest.mark.parametrize("train", [True, False])
-def test_encoder_is_pytorchs(train):
+def test_encoder_matches_pytorch(train):
     torch = pytest.importorskip("torch")
     encoder = Encoder(6, **CIFAR, width=3)
     variables = _randomised(encoder, (1, 16, 16, 3))
@@ -155,7 +155,7 @@ def test_encoder_is_pytorchs(train):
     found = apply(encoder, variables, jnp.asarray(images, jnp.float32), train=train).value
     tensor, _, conv, norm = _torch_layers(torch, variables)
     functional = torch.nn.functional
-    x = functional.normalize(tensor((images - MEAN) / STD).permute(0, 3, 1, 2), dim=2)  # over the height
+    x = functional.normalize(tensor((images - MEAN) / STD).permute(0, 3, 1, 2), dim=2)  # across the height
     x = functional.leaky_relu(norm("bn1", conv("conv1", x), train, 0.8), 0.2)
     x = functional.leaky_relu(norm("bn2", conv("conv2", x), train, 0.8), 0.2)
     x = norm("bn3", conv("conv3", functional.interpolate(x, scale_factor=0.5), stride=2), train, 1e-5)
@@ -217,7 +217,7 @@ class LinearEncoder(nn.Module):
         return tuple(x @ self.param(name, nn.initializers.normal(0.5), (4, 3)) for name in ("mean", "log_var"))
 
 
-LOGITS = np.random.default_rng(5).normal(0, 1, (4, 6))  # of the linear teacher
+LOGITS = np.random.default_rng(5).normal(0, 1, (4, 6))  # of the linear teacher's weights
 
 
 def _linear_teacher(images, **_):
@@ -250,7 +250,7 @@ def _central_differences(function, x, size=1e-5):
 
 
 def _tuned(w, key, class_weight=0.7, balance_weight=5.0):
-    """NumPy's replay of a linear decoder: latents after Adam's first step, decoded, `[4, 4]`."""
+    """Computes in NumPy a linear decoder's replay `[4, 4]`: latents after Adam's first step, decoded."""
     z = np.asarray(jax.random.normal(key, (4, 3)), np.float64)
 
     def objective(z):
@@ -264,7 +264,7 @@ def _tuned(w, key, class_weight=0.7, balance_weight=5.0):
     return (z - 0.02 * g / (np.abs(g) + 1e-8)) @ w
 
 
-# Adam's first step tells little but signs: alone, the distance of z to N(0, I) has some of its own.
+# Adam's first step mostly depends on signs; alone, the distance of z to N(0, I) determines some of them.
 @pytest.mark.parametrize("weights", [(0.7, 5.0), (0.0, 0.0)])
 def test_replayed_images_are_of_latents_tuned_by_one_adam_step(weights):
     memory = _linear_memory(*weights)
@@ -311,7 +311,7 @@ def test_vae_steps_down_its_loss_on_new_and_replayed_images(first):
         expected = -_central_differences(lambda p, name=name: loss(**(params | {name: p})), params[name])
         moved = after.decoder if name == "w" else after.encoder
         np.testing.assert_allclose(moved.params[name] - params[name], expected, rtol=2e-3, atol=1e-4, err_msg=name)
-    # To tune latents, to replay them and to decode: but for the last of no account in the first round.
+    # To tune latents, to replay them and to decode; only the last matters in the first round.
     assert float(after.decoder.batch_stats["calls"]) == (1 if first else 3)
 
 
@@ -367,14 +367,14 @@ def test_a_student_batch_is_new_images_and_replays(run, finished):
     images = np.asarray(draw(finished.aux))
     assert images.shape == (replay_nets.BATCH + 4, *nets.IMAGE_SHAPE)
     new = images[: replay_nets.BATCH]
-    np.testing.assert_allclose(new.mean(axis=(0, 1, 2)), MEAN, atol=1e-5)  # statistics of their own batch
+    np.testing.assert_allclose(new.mean(axis=(0, 1, 2)), MEAN, atol=1e-5)  # the statistics of their batch
     decoder = finished.aux.memory.decoder.replace(
         batch_stats=jax.tree.map(lambda x: x + 0.5, finished.aux.memory.decoder.batch_stats)
     )
     memory = finished.aux.memory.replace(decoder=decoder)
     changed = np.asarray(draw(finished.aux.replace(memory=memory)))
     np.testing.assert_array_equal(changed[: replay_nets.BATCH], new)
-    # Replays follow the decoder, and its running statistics.
+    # Replays follow the decoder and its running statistics.
     assert np.abs(changed[replay_nets.BATCH :] - images[replay_nets.BATCH :]).max() > 0.01
 
 
@@ -391,7 +391,7 @@ def test_student_minimises_l1_on_all_of_them(run, finished):
     assert _same(after.aux, finished.aux)
 
 
-def test_sizes_that_cannot_be_are_refused_in_one_line():
+def test_impossible_sizes_are_refused_in_one_line():
     for call, words in (
         (functools.partial(replay_nets.pre_method, batch_size=9), "batch_size=9"),
         (functools.partial(replay_nets.pre_method, rows=1), "1 replayed"),
@@ -410,7 +410,7 @@ def test_sizes_that_cannot_be_are_refused_in_one_line():
             replay_nets.pre_method(**size).finish(None, None, jax.random.key(0), 0, Axis("devices", 2))
 
 
-def test_two_rounds_and_going_on_from_any_step_with_the_same_bits(run):
+def test_two_rounds_and_resuming_at_any_step_with_the_same_bits(run):
     method, _, state = run
     (whole,) = replay_nets.run_epochs(method, state, 1, piecewise=False)
     assert not bool(whole.failed) and int(whole.step) == rounds.EPOCH.steps

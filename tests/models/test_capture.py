@@ -1,4 +1,4 @@
-"""Capturing BatchNorm inputs of modules that were not written for it."""
+"""Tests of the capture of BatchNorm inputs in modules not written for it."""
 
 import flax.linen as nn
 import jax
@@ -64,7 +64,7 @@ def test_statistics_are_those_of_the_batch_norm_inputs(x, wrap):
     plain = Net(wrap).apply(variables, x, train=False)
     np.testing.assert_allclose(outputs.value, plain, rtol=1e-4)
     assert len(outputs.bn) == 2
-    # The one inside the block sees the convolution's output.
+    # The one inside the block normalises the convolution's output.
     first = next(bn for bn in outputs.bn if bn.mean.shape == (4,))
     params = next(p for name, p in variables["params"].items() if "Block" in name)["Conv_0"]
     conv = nn.Conv(4, (3, 3)).apply({"params": params}, x)
@@ -113,12 +113,12 @@ def test_classifier_normalises(x):
 
 
 def test_bfloat16_changes_the_alignment_by_less_than_a_percent():
-    """Statistics are sums in float32 of what bfloat16 layers return: their errors average out."""
+    """Statistics are float32 sums of bfloat16 outputs, so rounding errors average out."""
     seen, others = jax.random.normal(jax.random.key(1), (2, 32, 16, 16, 3))
     module = build_classifier("wrn10_1", 10, None)
     variables = dict(jax.jit(lambda: module.init(jax.random.key(0), seen, False))())
     train = jax.jit(lambda v: apply(module, v, seen, train=True).batch_stats)
-    for _ in range(40):  # the running statistics become those of the images
+    for _ in range(40):  # the running statistics become the images'
         variables["batch_stats"] = train(variables)
 
     def alignment(dtype):

@@ -1,4 +1,4 @@
-"""The convolution of the networks: its forms for oneDNN against JAX's in float64, and that oneDNN is called."""
+"""Tests of the convolution: its oneDNN forms against JAX in float64, and that XLA calls oneDNN."""
 
 import functools
 import platform
@@ -29,9 +29,9 @@ EPSILON = 2.0**-8  # bfloat16's rounding error
 
 @pytest.fixture(name="in_use")
 def _in_use(monkeypatch):
-    """The forms for oneDNN in bfloat16, also where it is not there: they are right anywhere."""
+    """Enables the bfloat16 forms for oneDNN, which are correct without it too."""
     monkeypatch.setattr(onednn, "in_use", lambda dtype: jnp.dtype(dtype) == jnp.bfloat16)
-    monkeypatch.setattr(convolution, "_WIDE", 8 * 12)  # small enough to be computed in float64 at once
+    monkeypatch.setattr(convolution, "_WIDE", 8 * 12)  # small enough for a direct computation in float64
 
 
 def normal(seed: int, *shape: int) -> np.ndarray:
@@ -39,7 +39,7 @@ def normal(seed: int, *shape: int) -> np.ndarray:
 
 
 def check_gradients(ours, exact, x: np.ndarray, kernel: np.ndarray) -> None:
-    """Result and gradients of a function of bfloat16 arrays against those of another in float64."""
+    """Compares result and gradients of a function in bfloat16 with those of another in float64."""
     with jax.enable_x64(True):
         expected, pull = jax.vjp(exact, x, kernel)
         gradient = normal(2, *expected.shape)
@@ -56,7 +56,7 @@ def check_gradients(ours, exact, x: np.ndarray, kernel: np.ndarray) -> None:
     batch=st.integers(1, 3),
     height=st.integers(7, 9),
     width=st.integers(7, 11),
-    # Of the first kind JAX's form, of the second exchanged operands, of the third products.
+    # The first kind uses JAX's form, the second exchanged operands, the third products.
     channels=st.sampled_from([(1, 5), (8, 3), (8, 12)]),
     size=st.sampled_from([1, 2, 3, 7]),
     stride=st.sampled_from([1, 2]),
@@ -86,7 +86,7 @@ def test_repeated_pixels_need_not_be_read(in_use, shape):
     batch, height, width, channels, features = shape
     arguments = {"window_strides": (1, 1), "padding": [(1, 1), (1, 1)], "dimension_numbers": LAYOUT}
 
-    def rounded_taps(x, kernel):  # the sums of taps are rounded, as the kernel's gradient is
+    def rounded_taps(x, kernel):  # the sums of taps are rounded, like the kernel's gradient
         return lax.conv_general_dilated(upsample_2x(x), kernel, **arguments)
 
     # Integers small enough that the sums of their taps are exact.
@@ -111,7 +111,7 @@ def test_repeated_pixels_need_not_be_read(in_use, shape):
     ids=str,
 )
 def test_everything_else_is_left_to_jax(in_use, monkeypatch, change):
-    """To the bit, gradients included; float32 is what it was before."""
+    """Checks bits, including gradients; float32 is unchanged."""
     monkeypatch.setattr(convolution, "_convolve", None)
     change = dict(change)
     dtype = change.pop("dtype", jnp.bfloat16)
@@ -145,7 +145,7 @@ def test_a_users_network_takes_the_operation(in_use, monkeypatch):
 
 
 def _rewrites() -> bool:
-    """Whether jaxlib and the processor are such that XLA has been seen to call oneDNN."""
+    """Returns whether XLA is known to call oneDNN with this jaxlib and processor."""
     try:
         flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
     except OSError:
@@ -157,7 +157,7 @@ def _rewrites() -> bool:
 @pytest.mark.skipif(not _rewrites(), reason="this jaxlib does not call oneDNN here")
 @pytest.mark.parametrize("stride", [1, 2])
 def test_convolution_and_both_gradients_are_calls_of_onednn(stride):
-    """Fails where a new jaxlib no longer recognises a form, which is ten times as slow then."""
+    """Fails if a new jaxlib no longer recognises a form, which is then ten times as slow."""
     assert onednn.in_use(jnp.bfloat16) and not onednn.in_use(jnp.float32)
     module = nn.Conv(
         16, (3, 3), strides=stride, padding=1, dtype=jnp.bfloat16, conv_general_dilated=conv_general_dilated
@@ -182,7 +182,7 @@ def test_convolution_and_both_gradients_are_calls_of_onednn(stride):
 @pytest.mark.skipif(not _rewrites(), reason="this jaxlib does not call oneDNN here")
 @pytest.mark.parametrize("stride", [1, 2])
 def test_a_loop_calls_onednn_with_the_same_layouts(stride):
-    """Those that XLA chooses in a loop are computed by oneDNN's reference code, fifty times as slow."""
+    """With XLA's own layouts in a loop, oneDNN uses its reference code, which is fifty times as slow."""
     x, kernel = jnp.zeros((4, 8, 8, 16), jnp.bfloat16), jnp.zeros((3, 3, 16, 16), jnp.bfloat16)
     convolve = functools.partial(
         conv_general_dilated,
@@ -210,7 +210,7 @@ def test_a_loop_calls_onednn_with_the_same_layouts(stride):
 
 @pytest.mark.parametrize("kind", ["synthesis", "student"])
 def test_a_step_in_these_forms_is_that_of_jax(kind, monkeypatch):
-    """In float32 all forms together, those of the statistics too, may change nothing but rounding."""
+    """Checks in float32 that all forms, including those of the statistics, only change rounding."""
     problem = nets.problem(nets.config())
     step = {"synthesis": distill_steps.synthesis_step, "student": distill_steps.student_step}[kind]
     state = distill_steps.init_state(
@@ -223,6 +223,6 @@ def test_a_step_in_these_forms_is_that_of_jax(kind, monkeypatch):
         after = jax.jit(functools.partial(step, problem=problem, axis=SINGLE))(state, nets.teacher_variables())
         kept = (after.student, after.aux, after.synthesis.total, after.training.total)
         leaves[taken] = [np.asarray(x, np.float64) for x in jax.tree.leaves(kept)]
-    assert any(np.any(a != b) for a, b in zip(leaves[True], leaves[False], strict=True))  # they were taken
+    assert any(np.any(a != b) for a, b in zip(leaves[True], leaves[False], strict=True))  # the forms were used
     for found, expected in zip(leaves[True], leaves[False], strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-5 * np.abs(expected).max() + 1e-7)

@@ -1,4 +1,4 @@
-"""BatchNorm folded into convolutions, and student steps whose teacher works on one large batch."""
+"""Tests of BatchNorm folded into convolutions, and of student steps with one large teacher batch."""
 
 import functools
 import types
@@ -24,7 +24,7 @@ _SHAPE = (16, 16, 3)
 
 
 def _shaken(classifier, shape):
-    """Variables none of which is at its first value; variances stay positive."""
+    """Returns variables that all differ from their initial values, with positive variances."""
     variables = jax.jit(lambda: classifier.init(jax.random.key(0), shape))()
     leaves, tree = jax.tree.flatten(variables)
     keys = jax.random.split(jax.random.key(1), len(leaves))
@@ -42,11 +42,11 @@ def test_folding_changes_no_logits():
         for fold in (False, True)
     )
     np.testing.assert_allclose(folded, plain, rtol=1e-4, atol=1e-5 * float(jnp.abs(plain).max()))
-    assert not np.array_equal(folded, plain)  # it was done
+    assert not np.array_equal(folded, plain)  # BatchNorm was folded
 
 
 class _Mixed(nn.Module):
-    """A biased and dilated convolution, one whose result is used twice, and a BatchNorm that follows none."""
+    """A dilated convolution with bias, one whose result is used twice, and a BatchNorm without convolution."""
 
     @nn.compact
     def __call__(self, x, train: bool):
@@ -74,7 +74,7 @@ def test_what_is_captured_stays():
     plain, folded = (
         classifier(variables, images, capture=(BN, FEATURES, STAGES), fold=fold) for fold in (False, True)
     )
-    jax.tree.map(np.testing.assert_array_equal, folded, plain)  # BatchNorm inputs are asked for: nothing is folded
+    jax.tree.map(np.testing.assert_array_equal, folded, plain)  # no folding with captured BatchNorm inputs
     capture = (FEATURES, STAGES)
     plain, folded = (classifier(variables, images, capture=capture, fold=fold) for fold in (False, True))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), folded, plain)
@@ -121,7 +121,7 @@ def test_as_many_batches_at_once_as_memory_allows():
         epoch = Epoch(rounds=1, synthesis_steps=1, student_steps=steps)
         return batching.batches_at_once(problem, teacher, _devices(memory), epoch)
 
-    assert found(None) == found({}) == 1  # a CPU does not say what it has
+    assert found(None) == found({}) == 1  # a CPU does not report its memory
     # The largest array is a layer's, [16, 8, 8, 8] floats; images and logits are [16, 8, 8, 3] and [16, 10].
     step = 4 * (16 * 8 * 8 * 8) * 4 + (16 * 8 * 8 * 3 + 16 * 10) * 4
     assert found({"bytes_limit": 4 * 10 * step}) == 10 and found({"bytes_limit": 4 * 10 * step - 8}) == 5

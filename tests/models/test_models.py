@@ -1,4 +1,4 @@
-"""The networks: sizes, names, arithmetic, dtypes and initial values."""
+"""Tests of the networks: sizes, names, arithmetic, dtypes and initial values."""
 
 import jax
 import jax.numpy as jnp
@@ -58,7 +58,7 @@ TORCH_NAMES = {
     ),
 }
 
-# Small members of each family for the tests that compute.
+# Small members of each family, for numerical tests.
 SMALL = {
     "basic": ResNet((1, 1), BasicBlock, 5),
     "bottleneck": ResNet((1, 1), Bottleneck, 5),
@@ -68,13 +68,13 @@ SMALL = {
 
 
 def shapes(module, example=(32, 32, 3)):
-    """The shapes of a module's variables for inputs [B, *example]; nothing is computed."""
+    """Returns the shapes of a module's variables for inputs [B, *example] without computing them."""
     x = jax.ShapeDtypeStruct((2, *example), jnp.float32)
     return jax.eval_shape(lambda key, x: module.init(key, x, False), jax.random.key(0), x)
 
 
 def random_variables(module, example, dtype=np.float64):
-    """Variables that leave no term at 0 or 1: kernels scaled by fan-in, statistics and affine terms drawn."""
+    """Draws variables other than 0 and 1: kernels scaled by fan-in, statistics and affine terms."""
     rng = np.random.default_rng(0)
 
     def draw(path, leaf):
@@ -91,7 +91,7 @@ def random_variables(module, example, dtype=np.float64):
 
 
 class Reference:
-    """The layers in NumPy, called by PyTorch name, from PyTorch's definition of padding and stride."""
+    """The layers in NumPy by PyTorch name, with PyTorch's definition of padding and stride."""
 
     def __init__(self, variables):
         self.values = traverse_util.flatten_dict(variables["params"], sep=".")
@@ -119,7 +119,7 @@ def relu(x):
 
 
 def reference_resnet(net, x, convs):
-    """Two stages of one block; `convs` the strides of a block's convolutions in the second stage."""
+    """Computes two stages of one block; `convs` are the strides of the second stage's convolutions."""
     x = relu(net.bn("bn1", net.conv("conv1", x)))
     for stage, block in enumerate(("layer1.0", "layer2.0")):
         y = x
@@ -212,7 +212,7 @@ def test_paths_are_the_names_of_pytorch(arch):
 
 @pytest.mark.parametrize("family", SMALL)
 def test_eval_forward_is_that_of_a_numpy_formulation(family):
-    """In float64, which also shows that nothing is cast down to float32 on the way."""
+    """Compares in float64, which also shows that nothing is cast to float32."""
     module, image = SMALL[family], (16, 16, 3)
     variables = random_variables(module, image)
     x = np.random.default_rng(1).normal(size=(2, *image))
@@ -269,14 +269,14 @@ def test_bfloat16_computation_keeps_float32_state_and_logits(arch):
 
 
 def init(module, x):
-    """The initial parameters, flattened to {dotted name: array}."""
-    # The rbg generator compiles in half the time of the default one.
+    """Returns the initial parameters as {dotted name: array}."""
+    # The rbg generator compiles twice as fast as the default.
     variables = jax.jit(lambda key: module.init(key, x, False))(jax.random.key(0, impl="rbg"))
     return {name: np.asarray(v) for name, v in traverse_util.flatten_dict(variables["params"], sep=".").items()}
 
 
 def assert_moments(values, mean, std, kurtosis):
-    """Mean and standard deviation within five standard errors; the fourth tells normal from uniform."""
+    """Checks mean and deviation within five standard errors; the fourth moment separates normal from uniform."""
     n = values.size
     assert abs(values.mean() - mean) < 5 * std / np.sqrt(n)
     assert abs(values.std() / std - 1) < 5 / np.sqrt(2 * n)

@@ -1,4 +1,4 @@
-"""Batch statistics and BatchNorm in the form for oneDNN's networks, against flax's in float32."""
+"""Compares batch statistics and BatchNorm in the form for oneDNN with flax in float32."""
 
 import flax.linen as nn
 import jax
@@ -13,7 +13,7 @@ from cudfkd_jax.models.normalisation import column_sums, moments
 
 @pytest.mark.parametrize("shape", [(6, 7, 5, 4), (32, 8, 8, 16), (3, 5), (16, 1), (2, 5, 3, 2)])
 def test_sums_hold_every_row_once(shape):
-    """Whatever is left over where the rows are no multiple of the parts."""
+    """Covers the remainder when the rows are not a multiple of the parts."""
     a, b = (jax.random.normal(jax.random.key(seed), shape) for seed in range(2))
     exact = np.asarray(a, np.float64) * np.asarray(b, np.float64)
     np.testing.assert_allclose(

@@ -1,4 +1,4 @@
-"""Networks that this package does not know: by import path, with calls and files of their own."""
+"""Tests of user networks by import path, with arbitrary call signatures and files."""
 
 import json
 
@@ -32,7 +32,7 @@ def _variables(module=None):
     return Classifier(module or user_nets.Plain(), (0.3,), (0.3,)).init(jax.random.key(0), SHAPE)
 
 
-# How a module is told its mode
+# The mode of a module
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_dropout_has_a_key_in_training_alone():
     assert (apply(module, variables, x).value == apply(module, variables, x, key=jax.random.key(1)).value).all()
 
 
-# What is captured
+# Captured values
 
 
 def test_features_are_the_inputs_of_the_last_layer():
@@ -248,8 +248,8 @@ def _run(folder, *arguments):
 
 
 @pytest.mark.long
-def test_a_run_with_networks_of_the_users_own(tmp_path, capsys):
-    """Trained, distilled, measured and exported by import path; distilled again from an Orbax checkpoint."""
+def test_a_run_with_user_networks(tmp_path, capsys):
+    """Trains, distils, evaluates and exports by import path, then distils again from an Orbax checkpoint."""
     own = ("--config.teacher.module=user_nets:Plain", "--config.student.module=user_nets:UseRunningAverage")
     first = tmp_path / "first"
     assert _run(first, *own) == 0
@@ -295,7 +295,7 @@ def test_modules_that_are_no_classifiers_are_refused(module, text, finished_run,
     assert not (tmp_path / "run").exists()
 
 
-def test_pytorch_weights_do_not_fit_a_module_of_the_users_own(tmp_path, capsys):
+def test_pytorch_weights_do_not_fit_a_user_module(tmp_path, capsys):
     (tmp_path / "net.pth").write_bytes(b"anything")
     arguments = ("--config.teacher.module=user_nets:Plain", f"--config.teacher.checkpoint={tmp_path / 'net.pth'}")
     assert _run(tmp_path / "run", *arguments) == 2

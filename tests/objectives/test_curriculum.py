@@ -1,4 +1,4 @@
-"""Self-paced weights, their objective and the schedules, against hand-computed values and SciPy."""
+"""Tests of self-paced weights, their objective and schedules, against hand-computed values and SciPy."""
 
 import functools
 import math
@@ -18,12 +18,12 @@ from cudfkd_jax.runtime.errors import UserError
 STRATEGIES = curriculum.STRATEGIES
 examples = functools.partial(hypothesis.settings, deadline=None, derandomize=True)
 lams = st.floats(0.05, 30.0)
-# Subnormal numbers, which XLA flushes to 0, are no losses.
+# XLA flushes subnormal numbers to 0, so losses exclude them.
 losses_of_size_8 = st.lists(st.floats(0.0, 60.0, allow_subnormal=False), min_size=8, max_size=8)
 
 
 def literal_v(strategy: str, loss: float, lam: float) -> float:
-    """The formulas of §V-E as printed."""
+    """Computes the formulas of §V-E as printed."""
     return {
         "none": 1.0,
         "hard": float(loss < lam),
@@ -80,7 +80,7 @@ def test_weights_lie_in_0_1_and_fall_with_the_loss(strategy, losses, lam):
 @examples(max_examples=60)
 @hypothesis.given(losses=losses_of_size_8, lam=lams)
 def test_weights_minimise_the_spl_objective(strategy, losses, lam):
-    """min over v in [0, 1] of v·L + g(λ, v), Eq. 1, by exhaustion of a fine grid."""
+    """Minimises v·L + g(λ, v), Eq. 1, over a fine grid of v in [0, 1]."""
     grid = np.linspace(0.0, 1.0, 2001)
     L = np.asarray(losses)
     with jax.enable_x64(True):
@@ -90,7 +90,7 @@ def test_weights_minimise_the_spl_objective(strategy, losses, lam):
     v = np.asarray(v)
     on_grid = grid * L[:, None] + g_of_grid
     assert np.all(v * L + g_of_v <= on_grid.min(-1) + 1e-12 * (1 + lam + L))
-    if strategy != "hard":  # strictly convex in v: the minimiser is one point
+    if strategy != "hard":  # strictly convex in v, so the minimiser is unique
         assert np.all(np.abs(grid[on_grid.argmin(-1)] - v) <= 1 / 2000)
 
 
@@ -121,7 +121,7 @@ def test_derivative_of_the_latent_objective_is_the_weight(strategy, losses, lam)
 @examples(max_examples=60)
 @hypothesis.given(losses=losses_of_size_8, lam=lams)
 def test_majoriser_bounds_the_latent_objective_and_touches_it(strategy, losses, lam):
-    """Eq. 8 for all pairs of a loss and a reference."""
+    """Checks Eq. 8 for all pairs of a loss and a reference."""
     with jax.enable_x64(True):
         at, ref = jnp.meshgrid(jnp.asarray(losses), jnp.asarray(losses))
         F = np.asarray(curriculum.latent_objective(strategy, at, lam))
@@ -175,7 +175,7 @@ def test_float32_stays_float32_under_a_float64_lambda(strategy):
         assert curriculum.majoriser(strategy, losses, losses, lam).dtype == jnp.float32
 
 
-def test_one_weight_a_batch_takes_a_scalar_loss():
+def test_one_weight_per_batch_takes_a_scalar_loss():
     v = jax.jit(functools.partial(curriculum.spl_weights, "soft"))(jnp.float32(0.5), jnp.float32(2.0))
     assert v.shape == ()
     assert v == 0.75
@@ -269,7 +269,7 @@ def test_alpha_counts_whole_epochs_of_steps():
     np.testing.assert_array_equal(jax.jit(schedule)(steps), [0, 0, 1, 1, 2, 2, 2])
 
 
-def test_linear_alpha_is_not_thrown_by_the_rounding_of_a_fraction():
+def test_linear_alpha_is_robust_to_the_rounding_of_a_fraction():
     # 0.29 · 100 is 28.999999999999996 in floating point.
     settings = {"initial": 0.0, "slope": 1.0, "k_begin": 0.07, "k_end": 0.29, "epochs": 100}
     assert alpha_by_epoch("linear", **settings)[-1] == 22
@@ -317,7 +317,7 @@ def test_an_unknown_alpha_schedule_is_refused_with_the_valid_ones():
         alpha_by_epoch("cosine", initial=0.0, slope=1.0, k_begin=0.2, k_end=0.8, epochs=10)
 
 
-def test_learning_rate_falls_along_a_cosine_once_an_epoch():
+def test_learning_rate_follows_a_cosine_once_per_epoch():
     schedule = jax.jit(cosine_learning_rate(0.1, 250, 400))
     epochs = np.arange(251)
     expected = 0.05 * (1 + np.cos(np.pi * epochs / 250))

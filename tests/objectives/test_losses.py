@@ -1,4 +1,4 @@
-"""Every loss against hand-computed values, SciPy in float64, and finite differences."""
+"""Compares every loss with hand-computed values, SciPy in float64, and finite differences."""
 
 import functools
 import math
@@ -49,7 +49,7 @@ def test_divergences_by_hand():
     t, s = jnp.asarray(HALVES_T), jnp.asarray(HALVES_S)
     # ½ ln 2 + ¼ ln ½ = ¼ ln 2
     np.testing.assert_allclose(losses.kl_divergence(t, s, 1.0), [math.log(2) / 4], rtol=1e-6)
-    # M = [3/8, 3/8, 1/4]: ½ ln(4/3) + ¼ ln(2/3), the same from both sides
+    # M = [3/8, 3/8, 1/4]: ½ ln(4/3) + ¼ ln(2/3), for both sides
     expected = 0.5 * math.log(4 / 3) + 0.25 * math.log(2 / 3)
     np.testing.assert_allclose(losses.js_divergence(t, s, 1.0), [expected], rtol=1e-6)
     # Σ M (ln M − ½ ln P − ½ ln Q): twice 3/8 · (ln 3/8 − ½ ln 1/8)
@@ -84,7 +84,7 @@ def test_released_js_clamps_all_three_distributions():
     t, s = jnp.array([[100.0, 0.0]]), jnp.array([[0.0, 100.0]])
     expected = math.log(0.5) - 0.5 * (math.log(0.99) + math.log(0.01))
     np.testing.assert_allclose(losses.js_divergence_released(t, s, 1.0), [expected], rtol=1e-5)
-    # Equal and certain: M = [1, 0] is clamped as P and Q are, so nothing remains.
+    # Equal and certain: M = [1, 0] is clamped like P and Q, so JS is 0.
     np.testing.assert_allclose(losses.js_divergence_released(t, t, 1.0), [0.0], atol=1e-6)
     # No T²: at T = 50 the distributions are softmax([2, 0]) and its mirror, inside the clamp.
     p = special.softmax([2.0, 0.0])
@@ -174,7 +174,7 @@ def test_class_balance_is_negative_entropy_and_safe_for_an_absent_class():
     one_class = jnp.array([1.0, 0.0])
     value, gradient = jax.value_and_grad(losses.class_balance_loss)(one_class)
     assert value == pytest.approx(0.0, abs=1e-6)
-    # ln(0 + 1e-8): the pull towards the absent class is strong and finite
+    # ln(0 + 1e-8): the gradient towards the absent class is large but finite
     np.testing.assert_allclose(gradient, [1.0, math.log(1e-8)], rtol=1e-5)
 
 

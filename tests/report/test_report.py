@@ -1,4 +1,4 @@
-"""The report of a run: what it shows, in which states of a run, and that it asks for nothing outside itself."""
+"""Tests of a run's report: its contents, the states of a run, and that it is self-contained."""
 
 import base64
 import html.parser
@@ -32,7 +32,7 @@ _UNPRINTABLE = "\0\x1b\ud800\n"
 
 
 class _Page(html.parser.HTMLParser):
-    """What a page refers to, its elements, and its text."""
+    """Collects a page's references, elements and text."""
 
     def __init__(self, path: Path):
         super().__init__()
@@ -75,7 +75,7 @@ def _write_records(folder: Path, records) -> None:
 
 
 def _make_run(folder: Path, *, epochs: int = _EPOCHS, **settings) -> Path:
-    """A finished run of six epochs as the stages leave it, without the networks."""
+    """Writes a completed run of six epochs like the stages, without the networks."""
     config = access.flatten(defaults.get_config()) | {"distill.epochs": _EPOCHS, **settings}
     (folder / "samples").mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps({"results": {}, "config": config}))
@@ -102,12 +102,12 @@ def made(tmp_path):
 
 
 def _check_pictures(page: _Page) -> None:
-    """Nothing outside the file is referred to, and every picture in it can be decoded."""
+    """Checks that the page refers to no other file and that every picture can be decoded."""
     data = [r for r in page.references if r.startswith("data:image/png;base64,")]
     assert set(page.references) - {*data, "data:,"} == {r for r in page.references if r.startswith("#")}
     assert not re.search(r"url\((?!#)|@import|<script|<iframe|http-equiv=.refresh", page.markup)
     assert len(data) == page.tags.count("img")
-    assert "mathdefault" not in page.markup  # a formula that was drawn as text
+    assert "mathdefault" not in page.markup  # a formula drawn as text
     for each in data:
         with Image.open(io.BytesIO(base64.b64decode(each.partition(",")[2], validate=True))) as picture:
             picture.load()
@@ -126,7 +126,7 @@ def _report(folder: Path) -> _Page:
     return page
 
 
-# What it shows
+# Contents
 
 
 def test_a_finished_run_has_every_part(made):
@@ -151,14 +151,14 @@ def test_a_finished_run_has_every_part(made):
         "curriculum.lambda_0",
     ):
         assert text in page.text
-    assert page.tags.count("ul") == 0  # nothing to say about its state
+    assert page.tags.count("ul") == 0  # no remark about its state
 
 
 def test_the_real_run_ends_with_a_report(finished_run):
-    """And what it recorded of single images agrees with what it measured."""
+    """Checks too that the recorded single images agree with the metrics."""
     page = _Page(finished_run / "report.html")
     _check_pictures(page)
-    assert page.tags.count("ul") == 1 and "The student is at chance" in page.text  # it is too short to learn
+    assert page.tags.count("ul") == 1 and "The student is at chance" in page.text  # the run is too short to learn
     summary = json.loads((finished_run / "summary.json").read_text())
     found = json.loads(observations.path_of(finished_run, summary["epochs"]).read_text())
     test = found["test"]
@@ -175,7 +175,7 @@ def test_the_real_run_ends_with_a_report(finished_run):
 
 
 def test_the_configuration_file_repeats_the_run(finished_run):
-    """Also where values are tuples, which JSON does not have."""
+    """Covers tuples, which JSON does not have."""
     config = runpy.run_path(str(finished_run / "report/config.py"))["get_config"]()
     assert access.flatten(config) == access.flatten(loading.read_config(finished_run))
     assert "--config=" in _Page(finished_run / "report.html").text
@@ -225,10 +225,10 @@ def test_text_from_files_is_escaped(tmp_path):
     assert "script" not in page.tags and "<b>$x_1$&" in page.text
 
 
-# Runs that are not finished, or damaged
+# Incomplete or damaged runs
 
 
-def test_a_run_that_is_still_going(tmp_path):
+def test_a_run_in_progress(tmp_path):
     folder = _make_run(tmp_path / "going", epochs=3)
     observations.save_teacher(folder, {"arch": "resnet34", "parameters": 123456, "acc1": 95.5})
     assert "teacher, acc@1 95.50 %" in _report(folder).text  # measured before the first epoch
@@ -244,7 +244,7 @@ def test_a_run_of_hardly_an_epoch(tmp_path, epochs):
     assert ("No losses have been recorded yet." in page.text) == (epochs == 0)
 
 
-def test_a_line_that_was_cut_off(made):
+def test_a_truncated_line(made):
     path = made / "metrics.jsonl"
     path.write_text(path.read_text()[:-40])
     (made / "summary.json").unlink()
@@ -292,7 +292,7 @@ def test_a_summary_of_another_shape(made):
     assert "acc@1 %" in _report(made).text
 
 
-def test_a_run_that_goes_nowhere_is_warned_of(made):
+def test_a_run_without_progress_causes_a_warning(made):
     assert _report(made).tags.count("ul") == 0
     path = observations.path_of(made, 6)
     observation = json.loads(path.read_text())
@@ -328,7 +328,7 @@ def test_runs_are_compared(tmp_path, made):
 # The command line
 
 
-def test_command_writes_the_page_and_says_where(made, capsys):
+def test_command_writes_the_report_and_prints_its_path(made, capsys):
     assert main.main(["--stage=report", f"--workdir={made}"]) == 0
     assert capsys.readouterr().out == f"written: {made}/report.html\n"
 
@@ -378,7 +378,7 @@ def test_a_report_that_cannot_be_made_writes_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-# What it reads of single images
+# Observations of single images
 
 
 def test_observations_are_those_of_an_independent_computation():
@@ -400,7 +400,7 @@ def test_observations_are_those_of_an_independent_computation():
     assert synthetic["spread"] == pytest.approx(deviations.mean())
 
 
-def test_the_picture_by_class_has_a_row_a_class(tmp_path):
+def test_the_picture_by_class_has_a_row_per_class(tmp_path):
     images = np.linspace(0, 1, 6)[:, None, None, None] * np.ones((6, 4, 4, 1))
     logits = np.eye(3)[[2, 0, 2, 0, 0, 2]]
     observations.save_classes(tmp_path / "x.png", images, logits)
@@ -418,7 +418,7 @@ def test_the_picture_by_class_has_a_row_a_class(tmp_path):
 @pytest.mark.skipif(_CHROMIUM is None, reason="needs Chromium")
 @pytest.mark.parametrize("width", [400, 1200])
 def test_a_browser_shows_it_without_complaint(made, tmp_path, width):
-    """No message in the console, every picture decoded, and nothing wider than the window."""
+    """Checks for console messages, undecoded pictures and elements wider than the window."""
     path = report.write_report(made)
     markup = path.read_text()
     policy = re.search(r"<meta http-equiv[^>]+>", markup)[0]

@@ -1,4 +1,4 @@
-"""Distilling from Python."""
+"""Tests of distillation from Python."""
 
 import json
 
@@ -67,12 +67,12 @@ def test_test_images_only_measure(digits, tmp_path):
     without = cudfkd_jax.distill(**_arguments(student="wrn10_1"))
     jax.tree.map(np.testing.assert_array_equal, with_data.student.variables, without.student.variables)
     before = snapshot(tmp_path)
-    again = cudfkd_jax.distill(**arguments, test=digits)  # finished: nothing is done
+    again = cudfkd_jax.distill(**arguments, test=digits)  # already complete
     assert again.student.sha256 == with_data.student.sha256 and snapshot(tmp_path) == before
     assert json.loads((tmp_path / "run/summary.json").read_text()) == again.summary
 
 
-def test_a_workdir_goes_on_with_the_same_networks_only(tmp_path):
+def test_a_workdir_resumes_only_with_the_same_networks(tmp_path):
     cudfkd_jax.distill(**_arguments(workdir=tmp_path))
     for changes in ({"student": user_nets.NoMode()}, {"teacher": _teacher(user_nets.Training())}):
         with pytest.raises(UserError, match="holds a run of another configuration"):

@@ -1,4 +1,4 @@
-"""The demo itself: real digits, a trained teacher, and a student that never saw them."""
+"""Tests of the demo: real digits, a trained teacher, and a student distilled without data."""
 
 import json
 import runpy
@@ -26,7 +26,7 @@ def test_digits(tmp_path):
     assert [record["epoch"] for record in records] == list(range(1, config.distill.epochs + 1))
     first, last = records[0], records[-1]
     assert last["bn_loss"] < 0.5 * first["bn_loss"]
-    # At first almost every image is too difficult to count, at the end almost every one counts.
+    # Initially almost every image is too difficult to have a weight; at the end almost every image has one.
     assert last["difficulty"] < 0.1 * first["difficulty"]
     assert first["mean_v"] < 0.5 < 0.9 < last["mean_v"]
     assert last["balance_loss"] < -2.2  # the teacher's mean prediction is close to uniform: −ln 10 = −2.303

@@ -1,4 +1,4 @@
-"""Students in the formats of other programs: each is the student, and nothing is overwritten."""
+"""Tests of exports: each format contains the student, and nothing is overwritten."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ from cudfkd_jax.storage import weights
 from cudfkd_jax.storage.formats import FORMATS, Format, abstract_variables
 from cudfkd_jax.storage.weights import NetworkSpec, Trained
 
-PACKAGES = {"torch": "torch", "safetensors": "safetensors", "stablehlo": "flatbuffers"}  # that may be missing
+PACKAGES = {"torch": "torch", "safetensors": "safetensors", "stablehlo": "flatbuffers"}  # optional packages
 FILES = {
     "orbax": "student",
     "safetensors": "student.safetensors",
@@ -31,7 +31,7 @@ FILES = {
 
 @pytest.fixture(params=FORMATS)
 def format_(request):
-    """Each format whose package is installed."""
+    """Returns the formats whose packages are installed."""
     if request.param in PACKAGES:
         pytest.importorskip(PACKAGES[request.param])
     return request.param
@@ -69,10 +69,10 @@ def _random_student(arch: str, image_shape=(8, 8, 1)) -> Trained:
     return Trained(net, variables, "")
 
 
-# What is written
+# Files
 
 
-def test_an_export_says_where_it_is_and_leaves_the_run_alone(run_copy, format_):
+def test_an_export_prints_its_path_and_leaves_the_run_unchanged(run_copy, format_):
     before = snapshot(run_copy)
     path = run_copy / "export" / format_
     assert _export(run_copy, format_) == f"written: {path / FILES[format_]}"
@@ -150,10 +150,10 @@ def test_stablehlo_of_every_family(arch, tmp_path):
         FORMATS["stablehlo"].check(tmp_path / "net", student._replace(variables=other))
 
 
-# What is not
+# Refusals
 
 
-def test_the_same_again_says_that_it_is_there(run_copy, format_):
+def test_exporting_again_reports_the_existing_export(run_copy, format_):
     _export(run_copy, format_)
     before = snapshot(run_copy)
     assert _export(run_copy, format_) == f"already there: {run_copy / 'export' / format_ / FILES[format_]}"

@@ -1,4 +1,4 @@
-"""What a machine does to a run: processes that are killed, disks that are full, folders in odd places."""
+"""Tests of faults: killed processes, full disks and unusual folders."""
 
 import os
 import re
@@ -52,7 +52,7 @@ def _killed(*arguments, **more):
 def test_a_kill_around_a_checkpoint_does_not_lose_the_best_student(
     finished_run, tiny_config, tmp_path, monkeypatch, module, function
 ):
-    """Before the checkpoint of the best epoch, and between it and the publication of the student."""
+    """Kills before the best epoch's checkpoint, and between it and the publication of the student."""
     best = weights.load_net(finished_run / "student_best").net.metrics["epoch"]
     tiny_config.teacher.checkpoint = str(finished_run)
     tiny_config.checkpoint.every_seconds = 0.0
@@ -79,7 +79,7 @@ def test_a_kill_around_a_checkpoint_does_not_lose_the_best_student(
 @pytest.mark.long
 @pytest.mark.skipif(sys.platform != "linux", reason="looks processes up in /proc")
 def test_runs_end_with_the_command_that_began_them(finished_run, tmp_path):
-    """SIGKILL to compare.py alone, and the same command at once again."""
+    """Sends SIGKILL to compare.py alone and immediately reruns the same command."""
     cell = tmp_path / "cudfkd/seed_0"
     command = [
         *(sys.executable, _ROOT / "scripts/compare.py", _TINY, "--methods=cudfkd", "--seeds=0"),
@@ -117,7 +117,7 @@ def test_a_check_ends_with_the_command_that_began_it(tmp_path):
 
 
 def _namespaced(*script: str, arguments=()) -> subprocess.CompletedProcess[str]:
-    """Runs lines of a shell that may mount what nobody else sees; skips the test where that is not permitted."""
+    """Runs shell lines in a private mount namespace; skips the test if that is not permitted."""
     unshare = shutil.which("unshare")
     if not unshare or subprocess.run([unshare, "-rm", "true"], capture_output=True, check=False).returncode:
         pytest.skip("mounting is not permitted")
@@ -156,7 +156,7 @@ def test_a_full_disk_ends_a_run_with_one_line_and_room_lets_it_go_on(finished_ru
 
 @pytest.mark.parametrize("room", [0, 1_000, 30_000])
 def test_a_checkpoint_that_cannot_be_written_leaves_those_before_it(tmp_path, capfd, room):
-    """RLIMIT_FSIZE stands for a quota: files may be that long."""
+    """Uses RLIMIT_FSIZE, the largest file size, in place of a quota."""
     state = {f"w{n}": np.random.default_rng(n).random(10_000) for n in range(8)}
     checkpoint.save(tmp_path, 1, state, keep=2)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -172,7 +172,7 @@ def test_a_checkpoint_that_cannot_be_written_leaves_those_before_it(tmp_path, ca
     restored, damaged = checkpoint.restore_newest(tmp_path, state)
     assert not damaged and all((restored[name] == state[name]).all() for name in state)
     checkpoint.save(tmp_path, 3, state, keep=2)
-    # What the attempt left takes no room any more.
+    # The failed attempt's files are removed.
     assert {path.name[:9] for path in tmp_path.iterdir()} == {"000000001", "000000003"}
 
 
@@ -225,7 +225,7 @@ def test_a_file_where_checkpoints_belong_ends_the_run_with_one_line(finished_run
 
 
 def _unfinished(run: Path, without=("summary.json", "student", "student_best")) -> Path:
-    """Makes a finished run one that was stopped before its end."""
+    """Turns a completed run into an interrupted one."""
     for name in without:
         path = run / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -244,7 +244,7 @@ def test_a_workdir_may_be_a_link_and_the_current_directory_another(run_copy, tmp
 
 
 def test_what_a_run_was_given_is_found_from_another_directory(finished_run, tmp_path, tiny_config, monkeypatch):
-    """Paths of the command line are relative to where it was given; those that are kept are not."""
+    """Relative paths on the command line refer to the current directory; saved ones do not depend on it."""
     images = np.random.default_rng(0).integers(0, 255, (40, 8, 8, 1)).astype(np.uint8)
     labels = np.arange(40) % 10
     (tmp_path / "here").mkdir()
@@ -285,7 +285,7 @@ def test_a_finished_teacher_may_be_a_link(run_copy, tmp_path, tiny_config):
 
 
 def test_links_of_files_are_replaced_and_not_followed(run_copy, tmp_path, tiny_config):
-    """What is outside stays as it is."""
+    """Checks that files outside the workdir are unchanged."""
     _unfinished(run_copy, ("summary.json",))
     linked = ("metrics.jsonl", "config.json", "student/weights.msgpack", "report.html")
     for index, name in enumerate(linked):

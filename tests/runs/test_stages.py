@@ -1,4 +1,4 @@
-"""The stages: what each reads and writes, what it reuses, and when it leaves everything as it is."""
+"""Tests of the stages: the files that each reads, writes, reuses and leaves unchanged."""
 
 import itertools
 import json
@@ -27,7 +27,7 @@ def _run(config, stage, folder) -> list[str]:
 
 @pytest.fixture
 def refused(monkeypatch):
-    """Runs a stage that is to fail before anything is compiled, and returns the message."""
+    """Runs a stage that must fail before compilation, and returns the message."""
 
     def run(config, stage, folder) -> str:
         def compile_(*args, **kwargs):
@@ -45,7 +45,7 @@ def refused(monkeypatch):
 
 @pytest.fixture
 def recorded(monkeypatch):
-    """Replaces the training of both kinds by notes of what they were called with."""
+    """Replaces both kinds of training by records of their arguments."""
     calls = []
 
     def train_(config, section, folder, dataset, teacher):
@@ -62,7 +62,7 @@ def recorded(monkeypatch):
 
 
 def _unfinish(folder):
-    """Makes a finished data-free run one that was stopped before its end."""
+    """Turns a completed data-free run into an interrupted one."""
     for name in ("summary.json", "student", "student_best"):
         path = folder / name
         path.unlink() if path.is_file() else shutil.rmtree(path)
@@ -95,9 +95,9 @@ def test_a_finished_run_says_so_and_does_nothing(run_copy, tiny_config, stage, r
     assert recorded == []
 
 
-def test_a_finished_run_whose_page_was_not_written_gets_it(run_copy, tiny_config):
+def test_a_finished_run_without_its_report_gets_one(run_copy, tiny_config):
     page = run_copy / "report.html"
-    (run_copy / "summary.json").touch()  # the page is older: of a time when the run was still going
+    (run_copy / "summary.json").touch()  # the page is older, from before the end of the run
     _run(tiny_config, "all", run_copy)
     assert page.stat().st_mtime_ns >= (run_copy / "summary.json").stat().st_mtime_ns
     page.unlink()
@@ -149,7 +149,7 @@ def test_distilling_reads_no_training_split(finished_run, tmp_path, tiny_config,
     tiny_config.teacher.checkpoint = str(finished_run)
     _run(tiny_config, "distill", tmp_path)
     assert asked == [("test",)]
-    # And it is the run that had the training data at hand, bit for bit.
+    # The run is bit-identical to the one with training data.
     name = "student/weights.msgpack"
     assert (tmp_path / name).read_bytes() == (finished_run / name).read_bytes()
 
@@ -230,7 +230,7 @@ def test_a_run_of_other_settings_is_refused(run_copy, tiny_config, refused):
     assert "teacher.epochs is 1 there and 2 here" in refused(tiny_config, "teacher", run_copy)
 
 
-def test_a_run_goes_on_with_its_own_teacher_only(run_copy, tiny_config, refused):
+def test_a_run_resumes_only_with_its_teacher(run_copy, tiny_config, refused):
     _unfinish(run_copy)
     other = run_copy.with_name("other")
     net = weights.load_net(run_copy / "teacher" / "net")
@@ -322,7 +322,7 @@ def test_a_path_that_cannot_be_looked_at_is_refused(tmp_path, tiny_config, refus
 
 
 def test_the_student_does_not_start_from_the_teachers_first_weights(tiny_config):
-    """Networks of one family share names and shapes: only their keys keep them apart."""
+    """Networks of one family share names and shapes, so only their keys distinguish them."""
     network = networks.classifier(tiny_config, networks.described(tiny_config, "student"))
     first = {
         stage: jax.tree.leaves(

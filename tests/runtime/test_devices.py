@@ -1,6 +1,6 @@
-"""N devices compute what one computes: one update from the same state on 1, 2 and 4 forced host devices.
+"""Compares one update from the same state on 1, 2 and 4 forced host devices.
 
-Devices and float64 are chosen before JAX starts, hence in processes of their own.
+Devices and float64 are set before JAX starts, hence the separate processes.
 """
 
 import functools
@@ -19,7 +19,7 @@ KINDS = ("synthesis", "student", "kd")
 
 @pytest.fixture(scope="module", name="differences")
 def _differences():
-    """By precision, kind of step and tree: the largest difference to one device, of each tensor's maximum."""
+    """Returns the largest difference to one device over a tensor's maximum, by precision, step and tree."""
 
     @functools.cache
     def run(precision: str):
@@ -59,16 +59,16 @@ def test_float32_statistics_and_metrics_are_close(differences, kind, count):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("count", COUNTS[1:])
 def test_bfloat16_on_several_devices_is_that_of_one(differences, kind, count):
-    """On CPUs one device calls oneDNN, in forms of its own, and several do not: equal but for rounding."""
+    """On CPUs, only a single device uses the forms for oneDNN, so results are equal up to rounding."""
     found = differences("bfloat16")[kind][str(count)]
     assert found["batch_stats"] < 0.02, found
-    # Rounding alone can flip the mask of the adversarial term, and moves a divergence of nearly equal logits.
+    # Rounding alone can flip the adversarial term's mask and change the divergence of nearly equal logits.
     assert kind == "synthesis" or found["losses"] < 0.1, found
 
 
 @pytest.mark.long
-def test_a_run_goes_on_with_another_number_of_devices(finished_run, tmp_path):
-    """Saved on one device, gone on with on two, and then on one again."""
+def test_a_run_resumes_on_another_number_of_devices(finished_run, tmp_path):
+    """Saves on one device, resumes on two, and then on one again."""
     command = [
         *(sys.executable, "-m", "cudfkd_jax.main", f"--config={Path(__file__).parents[1] / 'support/tiny.py'}"),
         *(f"--workdir={tmp_path / 'run'}", f"--config.teacher.checkpoint={finished_run}"),
@@ -134,7 +134,7 @@ def _measure(precision: str) -> dict[str, dict[int, dict[str, float]]]:
     cases["kd"] = (supervised_steps.supervised_step, task, init, data)
 
     def start(init):
-        """The same state in new buffers, because a step gives up those of the state it is called with."""
+        """Copies the buffers of a state, because a step donates those of its argument."""
         return cast(init())
 
     def update(count, step, task, init, frozen):

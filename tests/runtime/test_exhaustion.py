@@ -1,4 +1,4 @@
-"""Running out of memory: refused before the run where that is certain, else one line that says what to lower."""
+"""Tests of memory exhaustion: refused in advance if certain, otherwise one line that names settings to lower."""
 
 import json
 import re
@@ -53,7 +53,7 @@ def test_other_errors_are_not(error):
 
 @pytest.mark.parametrize("method", ["cudfkd", "adi", "cmi", "mb_dfkd"])
 @pytest.mark.parametrize("part", ["teacher", "scratch", "kd", "distill"])
-def test_what_is_to_be_lowered_are_settings_of_the_run(method, part):
+def test_settings_to_lower_belong_to_the_run(method, part):
     config = tiny.get_config(f"method={method}")
     settings = build.memory_settings(config, part)
     assert f"{part}.batch_size" in settings and list(settings)[-1] == "evaluation.batch_size"
@@ -64,7 +64,7 @@ def test_what_is_to_be_lowered_are_settings_of_the_run(method, part):
 
 @pytest.fixture
 def ends(capsys):
-    """Gives arguments to a command that is to run out of memory; returns what it says at the end."""
+    """Runs a command that must run out of memory; returns its last line."""
 
     def run(*arguments):
         assert main.main(arguments) == 1
@@ -84,7 +84,9 @@ def ends(capsys):
         (distill, "distill", "distill", "distill"),
     ],
 )
-def test_any_part_says_what_to_lower(monkeypatch, finished_run, tmp_path, ends, module, name, stage, part):
+def test_every_part_names_the_settings_to_lower(
+    monkeypatch, finished_run, tmp_path, ends, module, name, stage, part
+):
     def exhausted(*args):
         raise _JAX("RESOURCE_EXHAUSTED: Out of memory allocating 64 bytes.")
 
@@ -107,7 +109,7 @@ def test_outside_of_the_parts_there_is_a_line_too(monkeypatch, ends, finished_ru
 
 @pytest.mark.long
 def test_a_batch_that_no_machine_holds(finished_run, tmp_path, ends):
-    """A real one: XLA is asked for a terabyte."""
+    """Makes XLA request a terabyte."""
     line = ends(
         *(
             _TINY,
@@ -123,7 +125,7 @@ def test_a_batch_that_no_machine_holds(finished_run, tmp_path, ends):
 
 @pytest.fixture
 def little_memory():
-    """This process may ask for 16 GiB more than it has; else a large machine would give what is asked for."""
+    """Limits this process to 16 GiB more than it has; otherwise a large machine would have enough."""
     has = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (has + 2**34, hard))
@@ -132,7 +134,7 @@ def little_memory():
 
 
 def test_a_batch_of_images_that_does_not_fit(run_copy, ends, little_memory):
-    """A real one: NumPy is asked for 64 GiB; the run goes on with less."""
+    """Makes NumPy request 64 GiB; the run resumes with less."""
     (run_copy / "summary.json").unlink()
     before = snapshot(run_copy / "checkpoints")
     line = ends(_TINY, f"--workdir={run_copy}", f"--config.evaluation.batch_size={2**24}")

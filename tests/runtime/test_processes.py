@@ -1,6 +1,6 @@
-"""Several processes compute what one computes: two real ones on this machine, joined by JAX, Gloo between them.
+"""Compares two real processes on this machine, connected through JAX and Gloo, with one.
 
-Most runs are of the whole command line, in float32, on two-layer networks. Losses then agree to 1e-5 of their
+Most runs use the whole command line, in float32, on two-layer networks. Losses then agree to 1e-5 of their
 value; those that are small differences of large numbers (KL divergences of nearly equal logits) to 1e-6.
 """
 
@@ -28,15 +28,15 @@ from cudfkd_jax.storage import checkpoint
 
 TIMES = ("seconds", "evaluation_seconds", "images_per_s")
 ROOT = Path(__file__).parents[2]
-SUPPORT = ROOT / "tests" / "support"  # where the processes find their networks
-TIMEOUT = 300  # seconds, on a machine that has other work; a hang fails the test
+SUPPORT = ROOT / "tests" / "support"  # contains the networks
+TIMEOUT = 300  # seconds, on a busy machine; a hang fails the test
 EPOCHS = 3
 SETTINGS = (
     *("--config.teacher.module=nets:TinyNet", "--config.student.module=nets:TinyNet"),
     *("--config.distill.rounds_per_epoch=1", "--config.distill.loss=l1", f"--config.distill.epochs={EPOCHS}"),
     *("--config.log.samples_every_epochs=2", "--config.checkpoint.every_seconds=0"),
 )
-# A process that gets a signal where its first epoch of distillation is shown, or would be.
+# A process that gets a signal at the message of its first distillation epoch.
 _SIGNALLED = """
 import os, sys
 from cudfkd_jax import main
@@ -53,7 +53,7 @@ cli.leave(main.main)
 
 
 class Process(NamedTuple):
-    """What became of one."""
+    """The outcome of one process."""
 
     status: int
     out: str
@@ -67,14 +67,14 @@ def _address() -> str:
 
 
 def _slurm(count: int) -> list[dict[str, str]]:
-    """The environment that SLURM gives to each of some tasks on this machine."""
+    """Returns SLURM's environment of each task on this machine."""
     job = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": str(count)}
-    job["JAX_COORDINATOR_PORT"] = _address().rpartition(":")[2]  # by the number of the job it might not be free
+    job["JAX_COORDINATOR_PORT"] = _address().rpartition(":")[2]  # the job number's port might be in use
     return [job | {"SLURM_PROCID": str(index), "SLURM_LOCALID": str(index)} for index in range(count)]
 
 
 def _run_all(commands: list[list], logs: Path, own=None, **environment) -> list[Process]:
-    """Runs commands at the same time to their end; none may outlive the test. `own`: an environment for each."""
+    """Runs commands in parallel to their end; none may outlive the test. `own`: an environment for each."""
     logs.mkdir(parents=True, exist_ok=True)
     path = os.pathsep.join(map(str, (ROOT, SUPPORT, ROOT / "tests/methods")))
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": path} | environment
@@ -103,12 +103,12 @@ def _run(count: int, workdir: Path, *arguments: str, own=None, signalled=None, s
     """Runs a configuration on some processes.
 
     Args:
-        count: how many.
-        workdir: of the first; the others are given folders that are not there.
-        arguments: beside `SETTINGS`, of all.
-        own: by process, arguments of its own.
-        signalled: (process, number) of a signal that one gets at the end of its first epoch of distillation.
-        slurm: they are not told of each other but find SLURM's environment.
+        count: number of processes.
+        workdir: the first process's; the others get folders that do not exist.
+        arguments: for all processes, added to `SETTINGS`.
+        own: further arguments, by process.
+        signalled: (process, number) of a signal at the end of the process's first distillation epoch.
+        slurm: whether processes find each other through SLURM's environment and not through arguments.
     """
     address, commands = _address(), []
     for index in range(count):
@@ -127,13 +127,13 @@ def _run(count: int, workdir: Path, *arguments: str, own=None, signalled=None, s
         )
     environments = _slurm(count) if slurm else None
     done = _run_all(commands, workdir.with_name(f"{workdir.name}_logs"), environments)
-    assert not list(workdir.parent.glob(f"{workdir.name}_of_*")), "another process than the first has written"
+    assert not list(workdir.parent.glob(f"{workdir.name}_of_*")), "a process other than the first has written"
     return done
 
 
 @pytest.fixture(scope="module", name="one")
 def _one(tmp_path_factory):
-    """A finished run of one process."""
+    """A completed run of one process."""
     folder = tmp_path_factory.mktemp("one") / "run"
     (done,) = _run(1, folder)
     assert done.status == 0, done
@@ -142,9 +142,9 @@ def _one(tmp_path_factory):
 
 @pytest.fixture(scope="module", name="other")
 def _other(tmp_path_factory):
-    """The same run on two processes, on one and on two of SLURM, and what became of them each time."""
+    """Runs the same on two processes, on one, and on two under SLURM; returns the outcomes."""
     folder = tmp_path_factory.mktemp("other") / "run"
-    # Of the two the second alone is told to stop.
+    # Only the second process gets the signal.
     first = _run(2, folder, signalled=(1, signal.SIGTERM))
     epochs = [len(_records(folder))]
     second = _run(1, folder, signalled=(0, signal.SIGTERM))
@@ -186,8 +186,8 @@ def test_a_signal_to_one_process_saves_the_state_and_ends_all(other):
 
 
 @pytest.mark.long
-def test_the_first_process_alone_writes_and_talks(one, other):
-    """The second one is given a folder of its own, which never comes to be (see `_run`)."""
+def test_only_the_first_process_writes_and_prints(one, other):
+    """The second process gets a separate folder, which is never created (see `_run`)."""
     folder, runs, _ = other
 
     def names(workdir):
@@ -203,8 +203,8 @@ def test_the_first_process_alone_writes_and_talks(one, other):
 
 
 @pytest.mark.long
-def test_a_run_says_nothing_of_where_it_took_place(other):
-    """So that it goes on anywhere, and is measured by a process alone."""
+def test_a_run_does_not_record_its_place(other):
+    """So the run can be resumed anywhere and evaluated by a single process."""
     held = json.loads((other[0] / "config.json").read_text())
     assert not [key for key in (*held["config"], *held["results"]) if key.startswith("distributed")]
 
@@ -214,7 +214,7 @@ def test_a_process_that_is_killed_takes_the_other_with_it(other, tmp_path):
     teacher = f"--config.teacher.checkpoint={other[0]}"
     first, second = _run(2, tmp_path / "run", teacher, signalled=(1, signal.SIGKILL))
     assert second.status == -signal.SIGKILL
-    assert first.status not in (0, -signal.SIGKILL)  # its own error, or JAX ends it
+    assert first.status not in (0, -signal.SIGKILL)  # the process's own error, or termination by JAX
 
 
 @pytest.mark.long
@@ -243,8 +243,8 @@ def test_an_error_of_one_process_is_one_line_and_ends_all(tmp_path, arguments, o
 
 
 @pytest.mark.long
-def test_methods_with_memories_come_to_the_same_state(tmp_path):
-    """In float64; memories and pools have the same shape whatever the number of processes."""
+def test_methods_with_memories_reach_the_same_state(tmp_path):
+    """Compares in float64; memories and pools have the same shape for every number of processes."""
     address = _address()
     commands = [
         [
@@ -262,7 +262,7 @@ def test_methods_with_memories_come_to_the_same_state(tmp_path):
     for name in one.files:
         assert one[name].shape == two[name].shape and one[name].dtype == two[name].dtype
         a, b = (state[name].astype(np.float64) for state in (one, two))
-        scale = np.max(np.abs(a), initial=1e-4)  # biases before BatchNorm have no gradient but noise
+        scale = np.max(np.abs(a), initial=1e-4)  # gradients of biases before BatchNorm are only noise
         np.testing.assert_allclose(b / scale, a / scale, rtol=0, atol=1e-9, err_msg=name)
 
 
@@ -285,7 +285,7 @@ def test_how_processes_find_each_other_is_checked_before_they_look(settings, tex
         validate.check_processes(config)
 
 
-def test_a_cluster_that_is_not_there_is_one_line(tmp_path):
+def test_an_unreachable_cluster_is_one_line(tmp_path):
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "OMPI"))}
     done = subprocess.run(
         [
@@ -303,7 +303,7 @@ def test_a_cluster_that_is_not_there_is_one_line(tmp_path):
 
 
 def test_the_environment_of_slurm_is_picked_up(monkeypatch):
-    """What JAX is asked for, under SLURM and by hand; it is not asked where nothing is given."""
+    """Checks the calls of JAX under SLURM and with explicit settings; without either, there is no call."""
     asked = []
     monkeypatch.setattr("jax.distributed.initialize", lambda *args, **kwargs: asked.append((args, kwargs)))
     config = tiny.get_config()
@@ -340,7 +340,7 @@ def test_every_process_has_the_same_default_workdir():
 
 
 def test_one_process_asks_nobody(monkeypatch):
-    """It returns what it is given, of any type, and its errors are as they were raised."""
+    """Checks that values of any type are returned, and errors raised, unchanged."""
     monkeypatch.setattr("jax.experimental.multihost_utils.process_allgather", None)
     thing, rows = object(), np.arange(3)
     assert processes.from_first(lambda: thing) is thing and processes.together(lambda: thing) is thing
@@ -381,7 +381,7 @@ def _measure(file: str, address: str, count: int, index: int) -> None:
     import replay_nets
     import test_inversion
 
-    # With SGD a factor in the gradient is one in the update.
+    # With SGD, a factor in the gradient is a factor in the update.
     adi = test_inversion.method(optimiser=optax.sgd(0.5))
     pre_dfkd = replay_nets.pre_method(optimiser=replay_nets.SGD, memory_optimiser=replay_nets.SGD)
     states = {

@@ -1,4 +1,4 @@
-"""The benchmark script runs a tiny distillation; its figures fit together and are those of independent counts."""
+"""Tests of the benchmark: a tiny distillation, whose figures are consistent and match independent counts."""
 
 import json
 import os
@@ -73,7 +73,7 @@ def test_measures_and_prints_every_kind_of_work(monkeypatch):
     assert measured["finite"] and "(a step was not finite" not in table.table(measured)
     assert "\n(a step was not finite" in table.table(measured | {"finite": False})
     assert "busy" not in table.table(measured | {"load_before": 0.2})
-    assert "\n(the machine was busy before, load 1.5" in table.table(measured | {"load_before": 1.5})
+    assert "\n(the machine was busy, load 1.5" in table.table(measured | {"load_before": 1.5})
     start = measured["start"]
     parts = (start["imports_s"], start["set_up_s"], *start["first_steps_s"].values())
     assert start["to_first_step_s"] == pytest.approx(sum(parts))
@@ -82,17 +82,17 @@ def test_measures_and_prints_every_kind_of_work(monkeypatch):
 
     assert measured["rounds_s"][0] != measured["rounds_s"][1]
     peer = measured["peers"]["rounds"]["torch, plain"]
-    assert peer["rounds_s"] == [3.0, 3.0]  # without the round to warm up
+    assert peer["rounds_s"] == [3.0, 3.0]  # without the warm-up round
     ratios = [3 / seconds for seconds in measured["rounds_s"]]
     assert peer["round_over_ours"]["median"] == pytest.approx(sum(ratios) / 2)
     assert peer["round_over_ours"]["most"] == pytest.approx(max(ratios))
 
     lines = table.table(measured).splitlines()
     assert lines[0] == "nets:TinyNet -> nets:TinyNet, cudfkd, batch 8, 8x8x1, float32"
-    assert lines[1] == "a round of 1 synthesis and 3 student steps, an epoch of 5 rounds"
+    assert lines[1] == "1 synthesis and 3 student steps per round, 5 rounds per epoch"
     of_peer = next(line for line in lines if line.startswith("torch, plain "))
     assert of_peer.split()[2:6] == ["1,500.0", "500.0", "3,000.0", "8"]
-    assert lines[-2:] == ["torch, plain: as it is", "no compiled one: no compiler"]
+    assert lines[-2:] == ["torch, plain: as it is", "no compiled round: no compiler"]
     shown = {
         line[:18].strip(): line[18:].split()[0]
         for line in lines
@@ -134,7 +134,7 @@ def test_flags_are_compared_with_none(monkeypatch, capsys):
 
 @pytest.mark.long
 def test_the_scan_begins_where_an_epoch_does():
-    """Also after single steps, which leave the counters inside a round, from where Python would drive the rest."""
+    """Checks this after single steps too, which leave the counters inside a round."""
     config = _tiny_config()
     config.loop = "scan"
     config.distill.update(student_steps=2, rounds_per_epoch=2)
@@ -182,7 +182,7 @@ def test_scaling_is_beside_the_first():
 
 
 def test_operations_are_those_of_the_convolutions():
-    """Of WRN-16-1: two operations a multiply-add, on taps that lie in the image, and little beside them."""
+    """Counts WRN-16-1: two operations per multiply-add, on taps inside the image, and few others."""
 
     def taps(size, stride, kernel):
         reach = range(-(kernel // 2), kernel // 2 + 1)
@@ -234,7 +234,7 @@ def test_ceilings_are_rates_of_the_device():
     assert 1e8 < ceilings.stream_rate(device, 1 << 22) < 1e14
 
 
-def test_takes_turns_and_pairs_the_repeats():
+def test_alternates_and_pairs_the_repeats():
     seen = []
 
     def work(name, *seconds):
@@ -252,13 +252,13 @@ def test_takes_turns_and_pairs_the_repeats():
     [
         ([], "no configuration; give one, e.g. --config=configs/digits.py"),
         (["--config=configs/digits.py", "--config.distill.temperature=-1"], r"distill\.temperature=-1\.0"),
-        (["--config=configs/digits.py", "--rounds=0"], "--rounds: '0' must be a whole number above 0"),
-        (["--config=configs/digits.py", "--devices=1,many"], "--devices: 'many' must be a whole number"),
+        (["--config=configs/digits.py", "--rounds=0"], "--rounds is '0'; expected a positive integer"),
+        (["--config=configs/digits.py", "--devices=1,many"], "--devices is 'many'; expected a positive integer"),
         (["--config=configs/digits.py", "--devices=1,64"], "devices=64 but only"),
         (["--config=configs/digits.py", "--peer=tosch"], r"unknown --peer 'tosch' \(did you mean 'torch'\?\)"),
     ],
 )
-def test_says_in_one_line_what_is_wrong(arguments, message, monkeypatch, capsys):
+def test_wrong_input_is_one_line(arguments, message, monkeypatch, capsys):
     monkeypatch.chdir(_SCRIPT.parents[1])
     assert benchmark.main(arguments) == 2
     printed = capsys.readouterr()

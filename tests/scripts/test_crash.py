@@ -1,4 +1,4 @@
-"""The campaign of kills: a short one, and that it would notice what differs."""
+"""Tests of the campaign of kills: a short campaign, and the detection of differences."""
 
 import json
 import shutil
@@ -13,8 +13,8 @@ from crashing.runs import TARGETS, Run
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_again_and_again_ends_with_the_same_bits(tmp_path, capfd):
-    """At any moment, while it saves, while it compiles, and after its summary."""
+def test_a_repeatedly_killed_run_ends_with_the_same_bits(tmp_path, capfd):
+    """Kills at any moment, during a save, during compilation, and after the summary."""
     status = main(["--targets=cudfkd", "--kills=4", "--signals=0", f"--workdir={tmp_path}"])
     said = capfd.readouterr().out
     assert status == 0 and "cudfkd: 4 kills" in said and "0 failures" in said, said

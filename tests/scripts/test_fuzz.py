@@ -1,4 +1,4 @@
-"""The fuzzing of files: a short campaign, and that it finds what it looks for."""
+"""Tests of the fuzzing of files: a short campaign, and the detection of failures."""
 
 import random
 import subprocess
@@ -20,7 +20,7 @@ class _Sent(list):
 
 
 def _run(monkeypatch, read, cases=10):
-    """What one reader of a ten-byte file comes to."""
+    """Returns the outcomes of a reader of a ten-byte file."""
 
     def make(folder):
         (folder / "file").write_bytes(b"0123456789")
@@ -56,7 +56,7 @@ def _raising(error, *, cause=None):
 )
 def test_outcomes(monkeypatch, read, outcome):
     found = _run(monkeypatch, read)
-    assert outcome in {o for o, _ in found} <= {outcome, "read"}  # some mutations change nothing
+    assert outcome in {o for o, _ in found} <= {outcome, "read"}  # some mutations have no effect
 
 
 def test_a_real_file_that_is_refused_is_a_failure(monkeypatch):

@@ -1,4 +1,4 @@
-"""What a quarter of an hour on a GPU is spent on: the time, what is kept, and the figures."""
+"""Tests of the GPU session: its time limit, results and figures."""
 
 import io
 import json
@@ -20,7 +20,7 @@ def _session(folder, **changes):
     return Session(out=folder / "out", scratch=folder / "scratch", carried=folder / "carried", **(given | changes))
 
 
-def test_a_child_that_takes_too_long_may_save_what_it_has(tmp_path):
+def test_a_child_over_its_time_may_save(tmp_path):
     session = _session(tmp_path)
     program = (
         "import signal, sys, time\n"
@@ -36,13 +36,13 @@ def test_a_child_that_takes_too_long_may_save_what_it_has(tmp_path):
     assert "    | saved" in (session.out / "log.txt").read_text()
 
 
-def test_output_may_go_to_a_file_of_its_own(tmp_path):
+def test_output_may_go_to_a_separate_file(tmp_path):
     session, out = _session(tmp_path), tmp_path / "out.json"
     child = session.call("child", "-c", "import sys; print('{}'); print('said', file=sys.stderr)", out=out)
     assert (out.read_text(), child.said()) == ("{}\n", "said")
 
 
-def test_what_has_its_result_is_not_done_again(tmp_path, capsys):
+def test_steps_with_a_result_are_skipped(tmp_path, capsys):
     done = []
 
     def run(session):
@@ -52,7 +52,7 @@ def test_what_has_its_result_is_not_done_again(tmp_path, capsys):
     step = Step(run, lambda result: f"figure {result['figure']}", 0)
     command._do(_session(tmp_path), "step", step)
     command._do(_session(tmp_path), "step", step)
-    assert len(done) == 1 and "there already" in capsys.readouterr().out
+    assert len(done) == 1 and "already complete" in capsys.readouterr().out
     command._do(_session(tmp_path, key="another commit | card"), "step", step)
     results = json.loads((tmp_path / "out/results.json").read_text())
     assert [result["step"]["figure"] for result in results.values()] == [1, 2]
@@ -64,7 +64,7 @@ def test_results_that_were_carried_there_count(tmp_path):
     assert _session(tmp_path).result("speed") == {"ok": True}
 
 
-def test_a_step_that_fails_says_why_and_the_next_one_begins(tmp_path, capsys):
+def test_a_failed_step_reports_its_error_and_the_next_one_starts(tmp_path, capsys):
     def fail(session):
         raise StepFailedError("no teacher")
 
@@ -73,10 +73,10 @@ def test_a_step_that_fails_says_why_and_the_next_one_begins(tmp_path, capsys):
     assert "step: failed: no teacher" in capsys.readouterr().out and session.result("step") is None
 
 
-def test_a_step_is_not_begun_without_the_time_for_it(tmp_path, capsys):
+def test_a_step_without_enough_time_is_skipped(tmp_path, capsys):
     session = _session(tmp_path, minutes=1.0, smoke=False)
-    command._do(session, "step", Step(lambda s: pytest.fail("begun"), str, 90))
-    assert "step: not begun, " in capsys.readouterr().out
+    command._do(session, "step", Step(lambda s: pytest.fail("started"), str, 90))
+    assert "step: skipped, " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("pair", [sizes.FLAGSHIP, sizes.TABLE_V, sizes.pair(sizes.FLAGSHIP, smoke=True)])
@@ -127,7 +127,7 @@ def test_gradients_are_compared_by_their_norms():
 
 def test_kernels_are_summed_by_kind_and_name():
     traced = [("sm90_xmma_fprop_1", 0, 4e6), ("loop_add_fusion_7", 4e6, 6e6), ("loop_add_fusion_9", 7e6, 8e6)]
-    summary = kernels.summarise(traced)  # of two rounds
+    summary = kernels.summarise(traced)  # over two rounds
     assert summary["kinds_ms"] == {"convolution, product": 2.0, "fusion": 1.5}
     assert summary["longest_ms"]["loop_add_fusion"] == 1.5
     assert summary["idle"] == pytest.approx(1 / 8) and summary["span_ms"] == 4.0

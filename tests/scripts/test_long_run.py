@@ -1,4 +1,4 @@
-"""The script of long runs: what it calls flat, and that it sees a run as it is."""
+"""Tests of the script for long runs: its limits and measurements."""
 
 import re
 from pathlib import Path
@@ -14,7 +14,7 @@ _TINY = Path(__file__).parents[1] / "support" / "tiny.py"
 
 
 def _noted(**changed):
-    """Forty epochs, slow and small at first; `changed` gives values as functions of the epoch."""
+    """Returns forty epochs, slow and small at first; `changed` gives values as functions of the epoch."""
     made = []
     for epoch in range(1, 41):
         warm = {"seconds": 1.0, "resident_mib": 500.0} if epoch > 4 else {"seconds": 9.0, "resident_mib": 300.0}
@@ -28,17 +28,17 @@ def _noted(**changed):
     [
         ({}, None),
         ({"resident_mib": lambda epoch: 500 + epoch}, None),
-        ({"resident_mib": lambda epoch: 500 + 4 * epoch}, "the process has grown by 128 MiB, more than 64"),
-        ({"resident_mib": lambda epoch: 500 + 4000 * (epoch == 40)}, None),  # a median is not moved by one
-        ({"arrays_mib": lambda epoch: 2 + epoch / 1024}, "arrays of JAX take 2.038 MiB after 2.007"),
+        ({"resident_mib": lambda epoch: 500 + 4 * epoch}, "the process grew by 128 MiB; expected 64 MiB at most"),
+        ({"resident_mib": lambda epoch: 500 + 4000 * (epoch == 40)}, None),  # one outlier does not change a median
+        ({"arrays_mib": lambda epoch: 2 + epoch / 1024}, "JAX arrays grew from 2.007 to 2.038 MiB"),
         ({"seconds": lambda epoch: 1 + epoch / 1000}, None),
-        ({"seconds": lambda epoch: 1 + epoch / 100}, r"epochs take 1.39 s after 1.07, \+30 %"),
-        ({"seconds": lambda epoch: 2 - epoch / 100}, "epochs take 1.62 s after 1.94, -16 %"),
-        ({"checkpoints": lambda epoch: 2 + (epoch == 7)}, "there were 3 checkpoints, and 2 are kept"),
-        ({"lines": lambda epoch: epoch - (epoch == 9)}, "the record of epoch 9 was not on the disk"),
+        ({"seconds": lambda epoch: 1 + epoch / 100}, r"seconds per epoch changed from 1.07 to 1.39, \+30 %"),
+        ({"seconds": lambda epoch: 2 - epoch / 100}, "seconds per epoch changed from 1.94 to 1.62, -16 %"),
+        ({"checkpoints": lambda epoch: 2 + (epoch == 7)}, "3 checkpoints existed; expected 2 at most"),
+        ({"lines": lambda epoch: epoch - (epoch == 9)}, "the record of epoch 9 was not on disk"),
     ],
 )
-def test_what_is_flat(changed, fault):
+def test_exceeded_limits_are_faults(changed, fault):
     found = long_run.faults(_noted(**changed), keep=2, mib=64, percent=10)
     assert len(found) == (fault is not None)
     assert not found or re.search(fault, found[0])
@@ -58,7 +58,7 @@ def test_a_note_is_of_this_process(tmp_path):
 
 def test_too_few_epochs_are_refused(capsys):
     assert long_run.main(["--epochs=10"]) == 2
-    assert "--epochs=10: give at least 20, and as many --rounds" in capsys.readouterr().err
+    assert "--epochs is 10; expected at least 20 and at most --rounds" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -66,9 +66,9 @@ def test_a_short_run(tmp_path, capsys):
     arguments = [f"--config={_TINY}", "--rounds=20", "--epochs=20", f"--workdir={tmp_path / 'run'}"]
     assert long_run.main([*arguments, "--percent=1e9", "--config.log.samples_every_epochs=0"]) == 0
     said = capsys.readouterr().out.splitlines()
-    assert said[-1].startswith("20 epochs: memory flat")
+    assert said[-1].startswith("20 epochs: memory and speed constant")
     table = [line.split() for line in said[-11:-1]]
     assert [row[0] for row in table] == [str(n) for n in range(2, 21, 2)]
-    assert [row[-2] for row in table] == ["1"] + ["2"] * 9  # counted before the epoch's own is written
+    assert [row[-2] for row in table] == ["1"] + ["2"] * 9  # counted before the epoch's own checkpoint
     assert len({row[3] for row in table}) == 1  # arrays
     assert len((tmp_path / "run/metrics.jsonl").read_text().splitlines()) == 20

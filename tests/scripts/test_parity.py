@@ -1,4 +1,4 @@
-"""The comparison with the released code: its verdicts, and how it feeds and reads PyTorch functions."""
+"""Tests of the comparison with the released code: its verdicts, draws and traces of PyTorch functions."""
 
 import subprocess
 import sys
@@ -90,7 +90,7 @@ def _counted(limit):
     total = torch.zeros(())
     for step in range(limit):
         doubled = 2 * step
-        total += doubled  # what is read before this line
+        total += doubled  # variables are read before this line
     return total
 
 
@@ -114,7 +114,7 @@ def test_running_variance_is_that_of_flax_for_a_while():
     torch.testing.assert_close(layers[0].running_mean, layers[1].running_mean)
 
 
-def test_a_folder_without_the_release_is_refused_in_a_line(tmp_path):
+def test_a_folder_without_the_release_is_refused_in_one_line(tmp_path):
     done = subprocess.run(
         [sys.executable, _SCRIPT, f"--release={tmp_path}", f"--out={tmp_path / 'out'}"],
         capture_output=True,
@@ -123,6 +123,6 @@ def test_a_folder_without_the_release_is_refused_in_a_line(tmp_path):
     )
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1] == (
-        f"check_parity: RELEASE={tmp_path} has no datafree_kd.py; give a checkout of ljrprocc/DataFree"
+        f"check_parity: RELEASE={tmp_path} has no datafree_kd.py; expected a checkout of ljrprocc/DataFree"
     )
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""PyTorch's round, which the benchmark times, computes what ours computes."""
+"""Checks that PyTorch's round in the benchmark computes the same as ours."""
 
 import contextlib
 import functools
@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 
 
 class Batched(tuned.TunedRound):
-    """What CUDA gets, in full precision: all images of a round in one batch."""
+    """CUDA's version in full precision: all images of a round in one batch."""
 
     _on_cuda = True
 
@@ -37,7 +37,7 @@ def _config(loss: str):
     config = defaults.get_config()
     config.data.image_shape = (8, 8, 3)
     config.teacher.arch, config.student.arch = "wrn10_2", "wrn10_1"
-    config.data.num_classes = 3  # so few that the networks agree on some images
+    config.data.num_classes = 3  # few, so that the networks agree on some images
     config.generator.update(latent_dim=8, width=4, initialisation="torch")
     config.distill.update(batch_size=8, student_steps=2, loss=loss, temperature=4.0)
     config.curriculum.adv = 1.5
@@ -46,7 +46,7 @@ def _config(loss: str):
 
 @functools.cache
 def _problem(loss: str):
-    """A problem, a teacher whose statistics are not the initial ones, and a state in float64."""
+    """Returns a problem, a teacher with random statistics, and a state in float64."""
     config = _config(loss)
     net = networks.described(config, "teacher")
     teacher = networks.classifier(config, net)
@@ -73,7 +73,7 @@ def _problem(loss: str):
 
 @functools.cache
 def _ours(loss: str, kind: str):
-    """Our state after one synthesis step or two student steps, and the losses of the steps."""
+    """Returns our state after one synthesis step or two student steps, and their losses."""
     _, problem, teacher, state = _problem(loss)
     step = {"synthesis": distill_steps.synthesis_step, "training": distill_steps.student_step}[kind]
     compiled = jax.jit(functools.partial(step, problem=problem, axis=SINGLE), compiler_options=UNOPTIMISED)
@@ -92,7 +92,7 @@ def _latents(config, state, purpose: int, count: int):
 
 
 def _assert_same(theirs, ours, before):
-    """Parameters of two networks, to 1e-6 of the largest change that a tensor of them underwent."""
+    """Compares two networks' parameters, to 1e-6 of the largest change of each tensor."""
     names = [name for name, _ in theirs.named_parameters()]
     theirs, ours, before = (dict(net.named_parameters()) for net in (theirs, ours, before))
     for name in names:
@@ -148,10 +148,10 @@ def test_the_tuned_round_makes_no_gradients_that_nobody_uses():
 
 
 @pytest.mark.parametrize(("key", "value"), [("strategy", "soft"), ("granularity", "batch")])
-def test_refuses_what_it_does_not_compute(key, value):
+def test_refuses_unsupported_settings(key, value):
     config = _config("kl")
     config.curriculum[key] = value
-    with pytest.raises(UserError, match=rf"--peer=torch knows curriculum\.{key} only as .*, not '{value}'"):
+    with pytest.raises(UserError, match=rf"--peer=torch does not support curriculum\.{key}='{value}'; expected '"):
         peers.check(config, build.devices(config))
 
 
@@ -172,8 +172,8 @@ def test_rounds_can_be_timed(monkeypatch):
 
 def test_tuned_rounds_compute_in_bfloat16_where_ours_does(monkeypatch):
     monkeypatch.setattr(tuned, "compiler_fault", lambda device: "no compiler")
-    with jax.enable_x64(False):  # autocast leaves float64 as it is
-        config, _, teacher, state = _problem.__wrapped__("kl")  # not the one that is kept, in float64
+    with jax.enable_x64(False):  # autocast does not change float64
+        config, _, teacher, state = _problem.__wrapped__("kl")  # not the stored one, in float64
         config.compute_dtype = "bfloat16"
         theirs = peers.torch_peers(config, teacher, state).rounds["torch, tuned"]
     dtypes = []

@@ -1,4 +1,4 @@
-"""Run states on disk: what was saved comes back bit for bit, and nothing else ever does."""
+"""Tests of checkpoints: a saved state is restored bit for bit, and damaged ones never are."""
 
 import json
 import shutil
@@ -19,7 +19,7 @@ from cudfkd_jax.storage import checkpoint
 
 
 def _state(value: float = 1.0):
-    """All that a run's state is made of: a train state, a typed key, counters, a flag and empty trees."""
+    """All parts of a run's state: a train state, a typed key, counters, a flag and empty trees."""
     variables = {"params": {"w": jnp.linspace(0, value, 7), "none": {}}}
     return {
         "student": TrainState.create(variables, sgd(lambda step: 0.1, momentum=0.9, weight_decay=1e-4)),
@@ -59,14 +59,14 @@ def _damage(path, how):
         manifest.unlink()
 
 
-def test_a_state_comes_back_bit_for_bit(tmp_path):
+def test_a_state_is_restored_bit_for_bit(tmp_path):
     state = _state(3.0)
     checkpoint.save(tmp_path / "checkpoints", 7, state, keep=1)
     for like in (_state(), jax.eval_shape(_state)):
         restored, damaged = checkpoint.restore_newest(tmp_path / "checkpoints", like)
         _assert_same(restored, state)
         assert damaged == []
-    # The key is a key: it draws the same numbers.
+    # The key is typed and draws the same numbers.
     assert jax.random.normal(restored["key"]) == jax.random.normal(state["key"])
 
 
@@ -97,14 +97,14 @@ DAMAGES = ["flipped byte", "truncated file", "missing file", "added file", "miss
 
 
 @pytest.mark.parametrize("how", DAMAGES)
-def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path, how):
+def test_a_damaged_checkpoint_is_skipped_and_named(tmp_path, how):
     checkpoint.save(tmp_path, 1, _state(1), keep=2)
     checkpoint.save(tmp_path, 2, _state(2), keep=2)
     _damage(tmp_path / "000000002", how)
     restored, damaged = checkpoint.restore_newest(tmp_path, _state())
     _assert_same(restored, _state(1))
     assert damaged == [tmp_path / "000000002"]
-    # The run comes to the same step again and then has both.
+    # The run reaches the same step again and then has both.
     checkpoint.save(tmp_path, 2, _state(2), keep=2)
     restored, damaged = checkpoint.restore_newest(tmp_path, _state())
     _assert_same(restored, _state(2))
@@ -112,7 +112,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path, how):
 
 
 @pytest.mark.parametrize("how", DAMAGES)
-def test_where_all_are_damaged_there_is_an_error(tmp_path, how):
+def test_only_damaged_checkpoints_are_an_error(tmp_path, how):
     checkpoint.save(tmp_path, 1, _state(), keep=1)
     _damage(tmp_path / "000000001", how)
     before = snapshot(tmp_path)
@@ -149,7 +149,7 @@ def test_a_save_before_a_damaged_checkpoint_is_the_one_that_stays(tmp_path, keep
     checkpoint.save(tmp_path, 1, _state(1), keep=2)
     checkpoint.save(tmp_path, 9, _state(9), keep=2)
     _damage(tmp_path / "000000009", "flipped byte")
-    checkpoint.save(tmp_path, 5, _state(5), keep=keep)  # the run went on from step 1 and stopped at 5
+    checkpoint.save(tmp_path, 5, _state(5), keep=keep)  # the run resumed from step 1 and stopped at 5
     restored, damaged = checkpoint.restore_newest(tmp_path, _state())
     _assert_same(restored, _state(5))
     assert damaged == []

@@ -1,4 +1,4 @@
-"""metrics.jsonl: what survives a crash, and what a run that goes on finds there."""
+"""Tests of metrics.jsonl: the records after a crash, and those of a resumed run."""
 
 import json
 import math
@@ -73,7 +73,7 @@ def test_best_is_the_first_of_the_largest():
     assert records.best(history, "b") is None
 
 
-def test_floats_come_back_exactly(tmp_path):
+def test_floats_are_read_exactly(tmp_path):
     path = tmp_path / "metrics.jsonl"
     values = [0.1, 1e-320, math.pi, 1 / 3, 2.0**60]
     records.append(path, {"epoch": 1, "values": values})

@@ -1,4 +1,4 @@
-"""PyTorch's weights in and out: the same numbers both ways, and one line about every file that is none."""
+"""Tests of PyTorch weights: the same numbers in both directions, and one-line errors for invalid files."""
 
 import collections
 import functools
@@ -27,13 +27,13 @@ torch = pytest.importorskip("torch")
 safetensors = pytest.importorskip("safetensors.torch")
 torch_models = pytest.importorskip("torch_peer.models")
 
-SHARED = Path(__file__).parents[3] / "shared"  # real images and a real teacher, where they are
+SHARED = Path(__file__).parents[3] / "shared"  # real images and a real teacher, if available
 MEAN, STD = np.float32([0.4914, 0.4822, 0.4465]), np.float32([0.2023, 0.1994, 0.2010])
 IMAGE = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
 
 
 def _cifar(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The first test images, uint8 [N, 32, 32, 3], and their labels."""
+    """Returns the first test images, uint8 [N, 32, 32, 3], and their labels."""
     with np.load(SHARED / "data" / "cifar10_jpeg.npz", allow_pickle=False) as archive:
         data, lengths = archive["test_bytes"].tobytes(), archive["test_lengths"][:count]
         labels = archive["test_labels"][:count]
@@ -44,7 +44,7 @@ def _cifar(count: int) -> tuple[np.ndarray, np.ndarray]:
 
 @functools.cache
 def _inputs() -> np.ndarray:
-    """Normalised images, float32 [4, 32, 32, 3]."""
+    """Returns normalised images, float32 [4, 32, 32, 3]."""
     if (SHARED / "data").exists():
         images = _cifar(4)[0]
     else:
@@ -59,7 +59,7 @@ def _expected(arch: str):
 
 
 def _random_variables(arch: str, seed: int = 0):
-    """Weights at the scale of an initialisation, and BatchNorm with statistics of its own."""
+    """Returns weights at the scale of an initialisation, with random BatchNorm statistics."""
     random = np.random.default_rng(seed)
 
     def draw(path, leaf):
@@ -151,7 +151,7 @@ def test_pytorch_loads_safetensors_strictly(tmp_path):
 
 
 @pytest.mark.long
-@pytest.mark.skipif(not (SHARED / "teachers").exists(), reason="the teacher is not here")
+@pytest.mark.skipif(not (SHARED / "teachers").exists(), reason="the teacher is not available")
 def test_a_real_teacher_has_the_accuracy_that_it_came_with():
     path = SHARED / "teachers" / "cifar10_wrn16_2.pth"
     known = json.loads(path.with_suffix(".json").read_text())
@@ -162,7 +162,7 @@ def test_a_real_teacher_has_the_accuracy_that_it_came_with():
     assert right / 100 == pytest.approx(known["acc1"], abs=0.05)
 
 
-# The forms that files come in
+# Formats of files
 
 
 @pytest.mark.parametrize(
@@ -233,7 +233,7 @@ def test_the_architecture_is_inferred(arch):
     assert torch_names.infer(state_dict) is None
 
 
-# What is none of that
+# Invalid files
 
 
 def test_every_difference_is_listed_with_the_nearest_name(tmp_path):
@@ -268,7 +268,7 @@ def test_a_teacher_of_another_kind_is_named(arch, num_classes, text, tmp_path):
 
 
 def test_a_teacher_for_other_channels_is_refused(tmp_path):
-    config = tiny.get_config()  # of grey images
+    config = tiny.get_config()  # for grey images
     config.teacher.checkpoint = str(_save(tmp_path / "teacher.pth", _state_dict()))
     text = _refused(teacher.find_teacher, config, tmp_path / "run")
     assert "conv1.weight is [16, 3, 3, 3] and should be [16, 1, 3, 3]" in text
@@ -295,9 +295,9 @@ def test_a_truncated_or_empty_file_is_refused(suffix, part, tmp_path):
 def test_an_archive_with_a_name_that_is_no_text_is_refused(tmp_path):
     path = _save(tmp_path / "net.pth", _state_dict())
     content = bytearray(path.read_bytes())
-    entry = content.rindex(b"PK\x01\x02")  # the last of the archive's directory
-    content[entry + 9] |= 0x08  # its name is UTF-8,
-    content[entry + 46] = 0xFF  # which has no such byte
+    entry = content.rindex(b"PK\x01\x02")  # the last entry of the archive's directory
+    content[entry + 9] |= 0x08  # its name is declared UTF-8,
+    content[entry + 46] = 0xFF  # which does not have this byte
     path.write_bytes(content)
     assert "damaged or no" in _read_refused(path)
 
@@ -391,7 +391,7 @@ def test_a_file_that_would_run_code_is_refused_and_does_not(write, through_the_c
         torch.load(path, weights_only=False)
     else:
         pickle.loads(path.read_bytes())
-    marker.rmdir()  # it does run where it is let
+    marker.rmdir()  # it runs if permitted
     refuse = functools.partial(_main_refused, capsys=capsys) if through_the_command_line else _read_refused
     text = refuse(path)
     assert not marker.exists()
@@ -401,7 +401,7 @@ def test_a_file_that_would_run_code_is_refused_and_does_not(write, through_the_c
 
 
 def _main_refused(path: Path, capsys) -> str:
-    """What the command line says of a teacher, and that it wrote nothing."""
+    """Returns the command line's error about a teacher; checks that nothing was written."""
     before = snapshot(path.parent)
     arguments = [
         f"--config={Path(tiny.__file__)}",

@@ -1,4 +1,4 @@
-"""Networks on disk: the same bytes for the same weights, and nothing but weights accepted."""
+"""Tests of networks on disk: the same weights are the same bytes, and only weights are accepted."""
 
 import dataclasses
 import hashlib
@@ -29,7 +29,7 @@ def _variables():
 
 
 def _write(folder, content: bytes):
-    """A network whose weights are these bytes, digest and all."""
+    """Writes a network with these bytes as weights, and their digest."""
     weights.save_net(folder, NET, _variables())
     (folder / WEIGHTS).write_bytes(content)
     description = json.loads((folder / DESCRIPTION).read_text())
@@ -42,7 +42,7 @@ def _describe(folder, **changes):
     (folder / DESCRIPTION).write_text(json.dumps({k: v for k, v in description.items() if v != "absent"}))
 
 
-def test_a_network_comes_back(tmp_path):
+def test_a_network_is_restored(tmp_path):
     weights.save_net(tmp_path, NET, _variables())
     trained = weights.load_net(tmp_path)
     assert trained.net == NET
@@ -68,7 +68,7 @@ class _KilledError(BaseException):
 
 
 def _kill_at(patch, moment):
-    """Ends what follows before its call number `moment`, from 0, that changes the disk."""
+    """Interrupts the code before its call number `moment`, from 0, that changes the disk."""
     done = []
 
     def counted(function):
@@ -100,7 +100,7 @@ def test_a_kill_leaves_the_old_network_or_the_new_one(tmp_path, monkeypatch, mom
         jax.tree.map(np.testing.assert_array_equal, found.variables, changed if found.net == new else _variables())
     else:
         assert not there
-    # What comes after has its way, and nothing is left over.
+    # A later save succeeds and leaves no other files.
     weights.save_net(tmp_path, new, changed)
     weights.stage_net(tmp_path, old, _variables())
     assert weights.load_net(tmp_path).net == new
@@ -123,7 +123,7 @@ def test_a_damaged_description_of_what_is_staged_is_dropped(tmp_path, content):
 
 
 def test_a_network_that_is_replaced_while_it_is_read(tmp_path, monkeypatch):
-    """Its description is the old one's and its weights are the new one's: it is read once more."""
+    """With the old description and the new weights, the network is read again."""
     weights.save_net(tmp_path, NET, _variables())
     loads, new = json.loads, dataclasses.replace(NET, metrics={"acc1": 1.0})
 
@@ -184,7 +184,7 @@ def test_a_broken_description_is_an_error(tmp_path, content):
         {"sha256": "absent"},
     ],
 )
-def test_a_description_that_makes_no_sense_is_an_error(tmp_path, changes):
+def test_an_inconsistent_description_is_an_error(tmp_path, changes):
     weights.save_net(tmp_path, NET, _variables())
     _describe(tmp_path, **changes)
     with pytest.raises(UserError, match=f"{DESCRIPTION} is damaged"):
@@ -223,7 +223,7 @@ HOSTILE = {
 @pytest.mark.parametrize("content", HOSTILE.values(), ids=HOSTILE.keys())
 def test_hostile_weights_with_a_right_digest_are_refused_and_take_no_memory(tmp_path, content):
     _write(tmp_path, content)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kilobytes; the peak only ever grows
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # kilobytes; the peak never shrinks
     with pytest.raises(UserError, match=f"{WEIGHTS} does not hold a network's weights"):
         weights.load_net(tmp_path)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000

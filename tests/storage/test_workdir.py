@@ -1,4 +1,4 @@
-"""One owner at a time, one configuration for good."""
+"""Tests of the workdir: one owner at a time, and one configuration permanently."""
 
 import os
 import subprocess
@@ -22,7 +22,7 @@ with open(sys.argv[1], "w") as lock:
 
 @pytest.fixture
 def holder(tmp_path):
-    """A live process with the lock of `tmp_path / "run"`."""
+    """Starts a process with the lock of `tmp_path / "run"`."""
     lock = tmp_path / "run" / ".lock"
     lock.parent.mkdir()
     with subprocess.Popen(
@@ -43,7 +43,7 @@ def test_a_live_owner_is_named_and_nothing_is_touched(tmp_path, holder):
     assert snapshot(tmp_path) == before
 
 
-def test_the_lock_of_a_killed_owner_is_taken_over(tmp_path, holder):
+def test_a_killed_owner_releases_the_lock(tmp_path, holder):
     holder.kill()
     holder.wait()
     with workdir.lock(tmp_path / "run"):
@@ -73,14 +73,14 @@ def test_folders_that_cannot_be_made_are_refused(tmp_path, monkeypatch):
             workdir.check_writable(path)
     with pytest.raises(UserError, match="File name too long"):
         workdir.check_writable(tmp_path / ("x" * 300))
-    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write anywhere
     with pytest.raises(UserError, match="is not writable"):
         workdir.check_writable(tmp_path / "a")
 
 
-def test_the_same_settings_go_on_and_others_are_listed(tmp_path):
+def test_the_same_settings_resume_and_others_are_listed(tmp_path):
     settings = {"seed": 0, "data.image_shape": (8, 8, 1), "a": 1.5, "teacher": None}
-    workdir.check_config(tmp_path, settings)  # nothing there yet
+    workdir.check_config(tmp_path, settings)  # no configuration yet
     workdir.write_config(tmp_path, settings, settings)
     workdir.check_config(tmp_path, settings)
     with pytest.raises(UserError) as caught:

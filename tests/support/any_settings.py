@@ -1,4 +1,4 @@
-"""Hypothesis strategies over every setting of a run: sensible values, and values that make no sense."""
+"""Hypothesis strategies over every setting of a run, with valid and invalid values."""
 
 import random
 from collections.abc import Iterable, Sequence
@@ -29,7 +29,7 @@ _TRAINED = {
     "weight_decay": _WEIGHTS,
 }
 
-# By key, values that are right by themselves, as far as a tiny run is concerned. Text is checked as it stands.
+# By key, values that are individually valid for a tiny run. Text is used unchanged.
 SENSIBLE: dict[str, Sequence[Any]] = {
     "seed": (0, 1, 2**31 - 1),
     "method": tuple(METHODS),
@@ -137,7 +137,7 @@ SENSIBLE: dict[str, Sequence[Any]] = {
     "log.report": _SWITCHES,
     "log.majorise_minimise_updates": (0, 1, 5),
 }
-# By type, values for every key of it, most of them wrong for most keys. A list stands for the text of a tuple.
+# By type, values that are invalid for most keys of the type. A list is the text of a tuple.
 _FLOATS = (0.0, -0.0, -1.0, 1.0, 0.9999999999, 1e-320, 1e-40, 1e39, 1e308, float("nan"), float("inf"), -1e-300)
 _WHOLE = (0, -1, 1, 7, 63, 1000, 2**24, 2**31 - 1, 2**31, -(2**31) - 1, 2**63, 10**40)
 _TEXTS = (
@@ -191,12 +191,12 @@ _SENSELESS: dict[type, Sequence[Any]] = {
 }
 
 
-_KEYS = [key for key in SENSIBLE if key != "method"]  # which is chosen after the colon
+_KEYS = [key for key in SENSIBLE if key != "method"]  # chosen after the colon
 _STAGES = (*STAGES, "all", "all")
 
 
 def commands() -> st.SearchStrategy[list[str]]:
-    """Arguments of the command line, without a workdir, for a tiny run with one to six settings changed."""
+    """Draws command-line arguments, without a workdir, for a tiny run with one to six changed settings."""
     changes = st.lists(st.sampled_from(_KEYS), min_size=1, max_size=6, unique=True).flatmap(
         lambda keys: st.tuples(*(st.tuples(st.just(key), _values(key)) for key in keys))
     )
@@ -204,7 +204,7 @@ def commands() -> st.SearchStrategy[list[str]]:
 
 
 def sensible_command(draw: random.Random) -> list[str]:
-    """One such command, all of whose values are sensible by themselves."""
+    """Draws such arguments with individually valid values."""
     keys = draw.sample(_KEYS, draw.randint(2, 6))
     return _command(
         draw.choice(tuple(METHODS)), draw.choice(_STAGES), [(key, draw.choice(SENSIBLE[key])) for key in keys]
@@ -224,4 +224,4 @@ def _values(key: str) -> st.SearchStrategy[Any]:
         str: st.text(max_size=20),
     }
     right, wrong = st.sampled_from(SENSIBLE[key]), st.sampled_from(_SENSELESS[kind])
-    return st.one_of(wrong, drawn.get(kind, right), *[right] * 8)  # whole commands are often right
+    return st.one_of(wrong, drawn.get(kind, right), *[right] * 8)  # so that whole commands are often valid

@@ -1,4 +1,4 @@
-"""Small functions that several test files call."""
+"""Functions shared by several test files."""
 
 import hashlib
 import json
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def snapshot(folder: Path) -> dict[str, tuple[int, str]]:
-    """Time and content of everything in a folder; equal before and after exactly if nothing was touched."""
+    """Returns times and contents of all files in a folder; equal exactly if nothing was touched."""
     return {
         str(path.relative_to(folder)): (
             path.lstat().st_mtime_ns,
@@ -25,7 +25,7 @@ def flip_byte(path: Path, at: int = -1) -> None:
 
 
 def outcome(workdir: Path) -> tuple[dict[str, bytes], list[dict[str, Any]], dict[str, Any]]:
-    """What a data-free run came to but for times: the files of its students, its records, its summary."""
+    """Returns a data-free run's results without times: its students' files, records and summary."""
     files = {
         str(path.relative_to(workdir)): path.read_bytes()
         for folder in ("student", "student_best")

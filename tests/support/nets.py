@@ -50,5 +50,5 @@ def problem(c: ConfigDict) -> Problem:
 def teacher_variables():
     variables = classifier(8).init(jax.random.key(7), IMAGE_SHAPE)
     keys = iter(jax.random.split(jax.random.key(8), 100))
-    # Any statistics but the initial ones, so that no term vanishes.
+    # Statistics other than the initial ones, so that no term vanishes.
     return jax.tree.map(lambda x: x + 0.3 * jax.random.uniform(next(keys), x.shape), variables)

@@ -1,4 +1,4 @@
-"""Tiny problems of the methods that replay, and what a step from one state comes to on one and two devices."""
+"""Tiny problems of the methods with replay, and the results of a step on one and two devices."""
 
 import functools
 from collections.abc import Callable
@@ -22,8 +22,8 @@ from cudfkd_jax.training.loops import EpochFunction, distillation_steps, make_ep
 from cudfkd_jax.training.state import RunState
 
 LATENT, BATCH, WIDTH = 6, 16, 3
-MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)  # of `nets.classifier`
-# Adam makes of a gradient that is 0 but for rounding a step that is not, and hides a factor in any gradient.
+MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)  # the classifiers of `nets.classifier`
+# Adam takes a full step for a gradient that is only rounding, and hides a constant factor in any gradient.
 SGD = optax.sgd(0.1)
 _ADAM = optax.adam(0.02)
 
@@ -82,12 +82,12 @@ def pre_method(
 
 
 def jit(function):
-    """Compiled quickly: what is called a few times need not be fast."""
+    """Compiles quickly, because functions that are called a few times need not be fast."""
     return jax.jit(function, compiler_options=rounds.UNOPTIMISED)
 
 
 def step(kind: str, method: Method):
-    """A compiled step `(state, teacher variables) -> state`."""
+    """Returns a compiled step `(state, teacher variables) -> state`."""
     return jit(functools.partial(_STEPS[kind], problem=rounds.problem(method), axis=SINGLE))
 
 
@@ -98,7 +98,7 @@ def _loop(method: Method) -> EpochFunction:
 
 
 def run_epochs(method: Method, state: RunState, epochs: int, *, piecewise: bool) -> list[RunState]:
-    """The states at the end of each epoch, the loop being left and entered again at every step if `piecewise`."""
+    """Returns the states at the end of each epoch; `piecewise` interrupts and resumes the loop at every step."""
     ends = []
     for epoch in range(1, epochs + 1):
         state = rounds.copy(state)
@@ -109,9 +109,9 @@ def run_epochs(method: Method, state: RunState, epochs: int, *, piecewise: bool)
 
 
 def measure(method: Method, cases: dict[str, tuple[str, Callable]]) -> dict[str, float]:
-    """By case, (kind of step, state -> state it starts from): the largest difference of two devices to one.
+    """Computes the largest difference between two devices and one, by case (kind of step, state -> initial state).
 
-    Relative to the largest value of each tensor.
+    Differences are relative to the largest value of each tensor.
     """
     task = rounds.problem(method)
 

@@ -1,4 +1,4 @@
-"""Whole rounds of a method that keeps images, on the nets of `nets.py`: what its tests have in common."""
+"""Whole rounds of a method with an image pool, on the nets of `nets.py`, for the tests of several methods."""
 
 import dataclasses
 import functools
@@ -24,7 +24,7 @@ from cudfkd_jax.training.loops import Epoch, Steps, distillation_steps, make_epo
 from cudfkd_jax.training.state import RunState
 
 EPOCH = Epoch(rounds=2, synthesis_steps=3, student_steps=2)
-# Programs that run once need no optimisation; they take a quarter of the time to compile without it.
+# Programs that run once need no optimisation, which quadruples the compilation time.
 UNOPTIMISED = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 STUDENT_LOSS = plain_student_loss(functools.partial(losses.kl_divergence, temperature=20.0))
 
@@ -65,7 +65,7 @@ def initial_state(method: Method) -> RunState:
 
 
 def compiled(method: Method) -> Steps:
-    """The steps `(state, teacher variables) -> state`; they take over the buffers of the state they are given."""
+    """Returns the steps `(state, teacher variables) -> state`; they donate the buffers of their state."""
     return distillation_steps(problem(method)).compile(ONE_DEVICE)
 
 
@@ -78,7 +78,7 @@ def bits(state: RunState) -> list[np.ndarray]:
 
 
 def check_runs(method: Method) -> RunState:
-    """Two rounds, also stopped after every single step; returns the state after them."""
+    """Runs two rounds, also interrupted after every step; returns the final state."""
     teacher = nets.teacher_variables()
     parts = distillation_steps(problem(method))
     loop = make_epoch_function("python", EPOCH, ONE_DEVICE, parts)
@@ -93,20 +93,20 @@ def check_runs(method: Method) -> RunState:
     assert all((a == b).all() for a, b in zip(bits(whole), bits(piecewise), strict=True))
 
     shapes = [jax.tree.map(lambda x: (x.shape, x.dtype), state) for state in (start, whole)]
-    assert shapes[0] == shapes[1]  # memory stays as large as it was
+    assert shapes[0] == shapes[1]  # the memory's shape is unchanged
 
     def one_round(state, _):
         for step in (parts.begin, parts.synthesis, parts.finish, parts.student):
             state = step(state, teacher, axis=SINGLE)
         return state, None
 
-    # Can be traced into the compiled loop, which is too slow to be run here.
+    # The compiled loop can be traced; running it here would be too slow.
     jax.eval_shape(lambda state: jax.lax.scan(one_round, state, None, length=2), start)
     return whole
 
 
 def device_differences(test_file: str) -> dict[str, float]:
-    """What `measure_devices` prints when a test file is run in a process with two devices, in float64."""
+    """Runs a test file in a process with two devices, in float64, and returns `measure_devices`'s output."""
     environment = os.environ | {
         "XLA_FLAGS": "--xla_force_host_platform_device_count=2 "
         + " ".join(f"--{name}={str(value).lower()}" for name, value in UNOPTIMISED.items()),
@@ -121,7 +121,7 @@ def device_differences(test_file: str) -> dict[str, float]:
 
 
 def measure_devices(method: Method) -> None:
-    """Prints the largest difference of each part of the state after some steps on two devices and on one."""
+    """Prints the largest difference of each part of the state between two devices and one after some steps."""
 
     def cast(tree):
         return jax.tree.map(
@@ -134,7 +134,7 @@ def measure_devices(method: Method) -> None:
         state = devices.replicate(cast(initial_state(method)))
         teacher = devices.replicate(cast(nets.teacher_variables()))
         synthesis = parts.synthesis
-        for step in (synthesis, synthesis, parts.finish, synthesis, parts.student):  # the last one with a memory
+        for step in (synthesis, synthesis, parts.finish, synthesis, parts.student):  # the last one has a memory
             state = step(state, teacher)
         assert not np.any(state.failed)
         plain = state.replace(key=jax.random.key_data(state.key))
@@ -145,7 +145,7 @@ def measure_devices(method: Method) -> None:
 
     def relative(a, b):
         a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-        finite = np.isfinite(a) | np.isfinite(b)  # the loss before the first iterate is infinite
+        finite = np.isfinite(a) | np.isfinite(b)  # the initial best loss is infinite
         return float(np.max(np.abs(a - b)[finite], initial=0) / max(np.max(np.abs(a[finite]), initial=0), 1e-12))
 
     one, two = after(1), after(2)

@@ -1,4 +1,4 @@
-"""A configuration whose whole run takes seconds: every stage for real, on digits, and too short to learn much.
+"""A configuration whose whole run takes seconds: every stage on real digits, too short to learn much.
 
 python -m cudfkd_jax.main --config=tests/support/tiny.py
 """

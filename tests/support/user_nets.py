@@ -1,11 +1,11 @@
-"""Networks as users write them, each calling the mode by another name."""
+"""Networks like users', each with another name for the mode."""
 
 import flax.linen as nn
 import jax.numpy as jnp
 
 
 class Plain(nn.Module):
-    """Convolutions, BatchNorm and dropout."""
+    """A network of convolutions, BatchNorm and dropout."""
 
     num_classes: int = 10
 
@@ -47,7 +47,7 @@ class OtherName(nn.Module):
 
 
 class NoMode(nn.Module):
-    """GroupNorm alone: training and evaluation are alike."""
+    """A network with only GroupNorm, which is the same in training and evaluation."""
 
     @nn.compact
     def __call__(self, x):

@@ -1,4 +1,4 @@
-"""Checkpoints inside epochs change nothing; kills at any moment are in `test_crash.py`."""
+"""Checks that checkpoints inside epochs change nothing; `test_crash.py` covers kills at any moment."""
 
 import pytest
 from helpers import outcome
@@ -7,7 +7,7 @@ from cudfkd_jax.runs import stages
 from cudfkd_jax.storage import checkpoint
 
 
-@pytest.mark.parametrize("compute_dtype", ["float32", "bfloat16"])  # on some CPUs other programs altogether
+@pytest.mark.parametrize("compute_dtype", ["float32", "bfloat16"])  # different programs on some CPUs
 def test_saving_inside_epochs_changes_nothing(finished_run, tiny_config, tmp_path, compute_dtype):
     tiny_config.compute_dtype = compute_dtype
     tiny_config.teacher.checkpoint = str(finished_run)

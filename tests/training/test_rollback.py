@@ -1,4 +1,4 @@
-"""Numbers that are not finite: a run stops, or goes back to its newest checkpoint with another random key."""
+"""Tests of non-finite steps: the run stops, or rolls back to its newest checkpoint with another random key."""
 
 import json
 
@@ -30,7 +30,7 @@ def _init():
 
 
 class _Run(Callback):
-    """Steps that add up random numbers; step `bad` fails until the run has gone back `times` times."""
+    """Steps that sum random numbers; step `bad` fails until the run has rolled back `times` times."""
 
     whole_epochs = False
 
@@ -86,13 +86,13 @@ def _losses(history):
     return [record["loss"] for record in history]
 
 
-def test_a_run_goes_back_to_its_newest_checkpoint_with_another_key(tmp_path, capfd):
+def test_a_run_rolls_back_to_its_newest_checkpoint_with_another_key(tmp_path, capfd):
     plain = _Run(bad=-1, times=0)
     _, undisturbed = plain(tmp_path / "plain", "rollback")
     run = _Run(bad=10, times=1)  # in the third epoch
     state, history = run(tmp_path / "run", "rollback")
     assert [record["epoch"] for record in history] == [1, 2, 3, 4] == run.epochs and run.restored == [0, 2]
-    assert _losses(history)[:2] == _losses(undisturbed)[:2]  # what the checkpoint has stays
+    assert _losses(history)[:2] == _losses(undisturbed)[:2]  # the checkpoint's epochs are unchanged
     assert all(a != b for a, b in zip(_losses(history)[2:], _losses(undisturbed)[2:], strict=True))
     assert [record.get("rollbacks") for record in history] == [None, None, 1, 1]
     assert np.isclose(float(state.student["sum"]), _STEPS * sum(_losses(history)), rtol=1e-5)
@@ -105,24 +105,24 @@ def test_a_run_goes_back_to_its_newest_checkpoint_with_another_key(tmp_path, cap
 def test_epochs_that_no_checkpoint_has_are_undone(tmp_path):
     run = _Run(bad=10, times=1)
     _, history = run(tmp_path, "rollback", checkpoint_seconds=1e6)
-    assert run.epochs == [1, 2, 1, 2, 3, 4]  # the end is always saved, and nothing was before
+    assert run.epochs == [1, 2, 1, 2, 3, 4]  # only the final state is saved
     assert [record["epoch"] for record in history] == [1, 2, 3, 4]
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 4
 
 
-def test_the_same_run_goes_back_to_the_same_bits(tmp_path):
+def test_a_rollback_is_reproducible(tmp_path):
     one, two = (_Run(bad=10, times=2)(tmp_path / name, "rollback")[0] for name in ("one", "two"))
     assert int(one.rollbacks) == 2 and float(one.student["sum"]) == float(two.student["sum"])
 
 
-def test_a_run_goes_back_three_times_at_most(tmp_path):
+def test_a_run_rolls_back_three_times_at_most(tmp_path):
     run = _Run(bad=10, times=100)
     with pytest.raises(
         RunFailedError, match=r"not finite \(loss nan\), after 3 rollbacks; start again with a lower"
     ):
         run(tmp_path, "rollback")
     assert run.restored == [0, 2, 2, 2]
-    state, history = _Run(bad=-1, times=0)(tmp_path, "rollback")  # mended, it goes on
+    state, history = _Run(bad=-1, times=0)(tmp_path, "rollback")  # without the fault, the run resumes
     assert len(history) == _EPOCHS and int(state.rollbacks) == 0
 
 
@@ -134,7 +134,7 @@ def test_a_run_that_stops_saves_the_state_before_and_can_go_on_with_another_key(
     assert run.restored == [2, 2] and len(history) == _EPOCHS and int(state.rollbacks) == 1
 
 
-def test_another_word_is_refused(tmp_path, tiny_config):
+def test_an_unknown_on_nan_is_refused(tmp_path, tiny_config):
     tiny_config.on_nan = "retry"
     with pytest.raises(UserError, match="unknown on_nan 'retry'; valid: stop, rollback"):
         stages.run(tiny_config, "all", tmp_path / "run")

@@ -1,4 +1,4 @@
-"""What one step changes, by an independent computation, and what it leaves alone."""
+"""Compares one step's changes with an independent computation, and checks that nothing else changes."""
 
 import functools
 import itertools
@@ -21,7 +21,7 @@ from cudfkd_jax.training.state import STUDENT, SYNTHESIS, purpose_key
 
 @pytest.fixture(scope="module", name="run")
 def _run():
-    """Configuration, problem, teacher and the compiled initial state and steps, all tiny."""
+    """A tiny configuration, problem and teacher, with the compiled initial state and steps."""
     config = nets.config()
     problem = nets.problem(config)
     teacher = nets.teacher_variables()
@@ -46,7 +46,7 @@ def test_synthesis_trains_the_generator_alone(run):
     after = compiled["synthesis"](state, teacher)
     assert _equal(after.student, state.student)
     assert not _equal(after.aux.params, state.aux.params)
-    assert not _equal(after.aux.batch_stats, state.aux.batch_stats)  # the generator is in train mode
+    assert not _equal(after.aux.batch_stats, state.aux.batch_stats)  # the generator is in training mode
     assert (int(after.synthesis_step), int(after.step)) == (1, 0)
 
 
@@ -60,7 +60,7 @@ def test_student_step_trains_the_student_alone(run):
 
 
 def test_student_update_is_sgd_on_the_weighted_divergence(run):
-    """Eq. 6 with the logarithmic v* at λ0, T² KL, and PyTorch's SGD, all written out again."""
+    """Compares with a separate computation of Eq. 6 with the logarithmic v* at λ0, T² KL, and PyTorch's SGD."""
     config, problem, teacher, state, compiled = run
     after = compiled["student"](state, teacher)
     d, lam = config.distill, config.curriculum.lambda_0
@@ -103,7 +103,7 @@ def test_second_step_has_momentum_and_its_own_images(run):
     params = [s.student.params for s in (state, first, second)]
     moved = [optax.tree.sub(after, before) for before, after in itertools.pairwise(params)]
     overlap = optax.tree.vdot(*moved) / optax.tree.norm(moved[0]) ** 2
-    assert 0.3 < overlap < 2  # most of it is the momentum's 0.9 of the first
+    assert 0.3 < overlap < 2  # mostly momentum, 0.9 of the first
     assert float(first.training.last["difficulty"]) != float(second.training.last["difficulty"])
 
 
@@ -113,20 +113,20 @@ def _convolutions(function, *arguments):
 
 
 def test_gradients_are_of_the_trained_network_alone(run):
-    """A convolution of a trained network costs three: itself, by its kernel, by its input; of a frozen one two."""
+    """A trained network's convolution costs three: forward, kernel and input gradients; a frozen one, two."""
     _, problem, teacher, state, _ = run
     synthesis, student = (
         _convolutions(functools.partial(step, problem=problem, axis=SINGLE), state, teacher)
         for step in (distill_steps.synthesis_step, distill_steps.student_step)
     )
     generator = _convolutions(lambda aux: problem.method.sample(aux, None, state.key, SINGLE), state.aux)
-    layers = 2  # of teacher and student each
+    layers = 2  # for teacher and student each
     assert synthesis == 3 * generator + 2 * layers + 2 * layers
-    assert student == generator + layers + 3 * layers - 1  # nobody asks for the gradient by the images
+    assert student == generator + layers + 3 * layers - 1  # the gradient of the images is not needed
 
 
 def test_synthesis_loss_is_the_weighted_sum_of_its_terms(run):
-    """Eq. 4 and 5 on the same images, written out with NumPy."""
+    """Computes Eq. 4 and 5 on the same images with NumPy."""
     config, problem, teacher, state, compiled = run
     last = _host(compiled["synthesis"](state, teacher).synthesis.last)
     from cudfkd_jax.models.capture import BN, apply
@@ -200,7 +200,7 @@ def test_a_step_that_is_not_finite_is_undone_and_named(run, name):
 
 
 def _message(state):
-    """The terms of the step that failed, as a user reads them."""
+    """Returns the terms of the failed step, as the user sees them."""
     kind, terms = re.fullmatch(
         r"test: (\w+) step 0 is not finite \((.*)\)", trainer._failure("test", state)
     ).groups()
@@ -251,7 +251,7 @@ def _loops(run):
 
 
 def _copy(state):
-    """Buffers of its own: the loops give up those of the state they are called with."""
+    """Copies the buffers, because the loops donate those of their state."""
     return jax.tree.map(jnp.copy, state)
 
 
@@ -269,7 +269,7 @@ def test_both_loops_agree(run, loops):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=2e-3, atol=1e-4), a, b)
 
 
-def test_python_loop_goes_on_from_any_step_with_the_same_bits(run, loops):
+def test_python_loop_resumes_at_any_step_with_the_same_bits(run, loops):
     *_, teacher, state, _ = run
     whole = loops["python"](_copy(state), teacher, progress=lambda _: False)
     piecewise = _copy(state)

@@ -1,4 +1,4 @@
-"""Epochs in one call each: the next one is begun before the last one is measured, where it need not wait."""
+"""Tests of epochs in one call: the next epoch starts before the last is evaluated, if it need not wait."""
 
 import functools
 import signal
@@ -38,7 +38,7 @@ def _epoch(state):
 
 
 class _Events(list):
-    """What a stage does, in its order: `begin`, `evaluate`, `measured` and `after` with the number of an epoch."""
+    """Records a stage's events in order: `begin`, `evaluate`, `measured` and `after` with the epoch's number."""
 
     def run(self, folder, *, whole=True, inspected=(), on_measured=lambda epoch: None, **options):
         folder.mkdir(exist_ok=True)
@@ -99,7 +99,7 @@ def _one_after_the_other(*epochs):
     return [f"{what} {epoch}" for epoch in epochs for what in ("begin", "evaluate", "measured", "after")]
 
 
-def test_the_next_epoch_is_begun_before_the_last_one_is_measured(tmp_path):
+def test_the_next_epoch_starts_before_the_last_one_is_evaluated(tmp_path):
     events = _Events()
     events.run(tmp_path)
     expected = ["begin 1"]
@@ -111,7 +111,7 @@ def test_the_next_epoch_is_begun_before_the_last_one_is_measured(tmp_path):
 
 def test_the_time_of_each_epoch_is_counted_once(tmp_path):
     _, history = _Events().run(tmp_path, on_measured=lambda epoch: time.sleep(0.05))
-    assert all(record["seconds"] >= 0.05 for record in history[1:])  # in which the one before was measured
+    assert all(record["seconds"] >= 0.05 for record in history[1:])  # during which the previous epoch is evaluated
     *others, last = [record["evaluation_seconds"] for record in history]
     assert others == [0.0] * (_EPOCHS - 1) and last >= 0.05
 
@@ -124,14 +124,14 @@ def test_results_are_those_of_one_epoch_after_the_other(tmp_path):
     assert float(state.student["sum"]) == float(other_state.student["sum"]) == history[-1]["total"]
 
 
-def test_an_epoch_that_is_inspected_is_over_before_the_next_one_begins(tmp_path):
+def test_an_inspected_epoch_ends_before_the_next_one_starts(tmp_path):
     events = _Events()
     events.run(tmp_path, inspected=(2,))
     assert events.index("after 2") < events.index("begin 3")
     assert events.index("begin 2") < events.index("measured 1")
 
 
-def test_so_is_one_that_a_checkpoint_is_due_after(tmp_path):
+def test_an_epoch_before_a_checkpoint_ends_before_the_next_one_starts(tmp_path):
     events = _Events()
     _, history = events.run(tmp_path, checkpoint_seconds=0.0)
     expected = _one_after_the_other(*range(1, _EPOCHS + 1))

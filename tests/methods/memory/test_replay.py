@@ -1,4 +1,4 @@
-"""Past synthetic images in a method's batches, and MB-DFKD, whose memory this is."""
+"""Tests of replay, past synthetic images in a method's batches, and of MB-DFKD, which uses it."""
 
 import functools
 import json
@@ -26,7 +26,7 @@ SHAPE, B, R, SLOTS, STEPS_PER_EPOCH = (2, 2, 1), 6, 2, 3, 4
 
 
 def _plain(count):
-    """`Method.sample` of a method that makes noise around the number of its rounds."""
+    """Returns a `Method.sample` that draws noise around the number of rounds."""
     return lambda aux, teacher, key, axis: axis.shard(aux + jax.random.normal(key, (count, *SHAPE)))
 
 
@@ -64,7 +64,7 @@ def test_images_are_stored_after_epochs_0_5_10_and_the_newest_slots_are_kept(eve
             slot = int(before.ring.pushes) % SLOTS
             pushed[step] = np.asarray(aux.ring.values[slot])
             expected = _plain(B)(before.inner, None, jax.random.split(key)[0], SINGLE)[:R]
-            np.testing.assert_array_equal(pushed[step], expected)  # of the generator before this round
+            np.testing.assert_array_equal(pushed[step], expected)  # from the generator before this round
         else:
             np.testing.assert_array_equal(aux.ring.values, before.ring.values)
         aux, _ = method.synthesise(aux, None, None, key, step, SINGLE)
@@ -107,7 +107,7 @@ def test_the_methods_own_phases_are_kept():
     step = jnp.asarray(STEPS_PER_EPOCH)
     begun = method.begin(aux, None, jax.random.key(1), step, SINGLE)
     assert float(begun.inner) == 1 and int(begun.ring.pushes) == 1
-    assert abs(float(begun.ring.values[0].mean())) < 1  # made before the inner method began its round
+    assert abs(float(begun.ring.values[0].mean())) < 1  # synthesised before the inner method's round
     finished = method.finish(begun, None, jax.random.key(1), step, SINGLE)
     assert float(finished.inner) == -1 and int(finished.ring.pushes) == 1
     trained, metrics = method.synthesise(begun, None, None, jax.random.key(1), step, SINGLE)
@@ -127,7 +127,7 @@ def test_the_methods_own_phases_are_kept():
         (functools.partial(replay_nets.mb_method, slots=0), "slots=0"),
     ],
 )
-def test_sizes_that_cannot_be_are_refused_in_one_line(call, words):
+def test_impossible_sizes_are_refused_in_one_line(call, words):
     with pytest.raises(UserError, match=words) as error:
         call()
     assert "\n" not in str(error.value)
@@ -162,7 +162,7 @@ def test_disagreement_is_one_minus_js_an_element_of_the_teacher_as_a_constant(re
 
 
 def test_released_js_below_zero_counts_as_zero():
-    # Classes that both give less than 1 % are raised to it, so that M, raised less, loses against P and Q.
+    # Classes below 1 % in both are raised to 1 %; M is raised less, so it loses against P and Q.
     p, q = np.full((2, 160), 1e-4)
     p[:80], q[80:] = 0.0124, 0.0124
     logits = [jnp.asarray(3 * np.log(x / x.sum()))[None] for x in (p, q)]
@@ -187,7 +187,7 @@ def _run():
 
 
 def test_objective_of_mb_dfkd_written_out(run):
-    """L_oh + 5 Σ p̄ log10 p̄ − 0.1 mean|φ| + 1 − JS of the images of one synthesis step."""
+    """Computes L_oh + 5 Σ p̄ log10 p̄ − 0.1 mean|φ| + 1 − JS for the images of one synthesis step."""
     method, teacher, state = run
     problem = rounds.problem(method)
     after = replay_nets.step("synthesis", method)(state, teacher)
@@ -238,10 +238,10 @@ def test_new_images_are_normalised_with_their_own_batch(run):
     assert shown.shape == (5, *nets.IMAGE_SHAPE) and not (shown[0] == images[0]).all()
 
 
-def test_two_epochs_fill_the_memory_and_go_on_from_any_step_with_the_same_bits(run):
+def test_two_epochs_fill_the_memory_and_resume_at_any_step_with_the_same_bits(run):
     method, _, state = run
     whole = replay_nets.run_epochs(method, state, 2, piecewise=False)
-    assert [int(end.aux.ring.pushes) for end in whole] == [0, 1]  # stored when the next epoch begins
+    assert [int(end.aux.ring.pushes) for end in whole] == [0, 1]  # stored at the start of the next epoch
     assert not bool(whole[-1].failed) and int(whole[-1].step) == 2 * rounds.EPOCH.steps
     assert np.asarray(whole[-1].aux.ring.values[0]).std() > 0.1
     (*_, piecewise) = replay_nets.run_epochs(method, state, 2, piecewise=True)

@@ -1,4 +1,4 @@
-"""The memory of fixed capacity, the image pool on it, and the best of several iterates."""
+"""Tests of the ring memory, the image pool on it, and the best iterate."""
 
 import functools
 import itertools
@@ -17,7 +17,7 @@ SLOTS, ROWS = 3, 4
 
 
 def filled(pushes: int) -> Ring:
-    """Rows that say which push they came with: 10 · push + row."""
+    """Returns rows that encode their push: 10 · push + row."""
     ring = Ring.create(SLOTS, ROWS, (2,), jnp.int32)
     for push in range(1, pushes + 1):
         ring = jax.jit(Ring.push)(ring, jnp.broadcast_to(10 * push + jnp.arange(ROWS)[:, None], (ROWS, 2)))
@@ -25,7 +25,7 @@ def filled(pushes: int) -> Ring:
 
 
 def held(pushes: int) -> set[int]:
-    """What a ring remembers after so many pushes."""
+    """Returns the ring after `pushes` pushes."""
     newest = range(max(1, pushes - SLOTS + 1), pushes + 1)
     return {10 * push + row for push, row in itertools.product(newest, range(ROWS))}
 
@@ -62,12 +62,12 @@ def test_rows_are_drawn_equally_often_from_their_part_of_each_slot(pushes, first
 @pytest.mark.parametrize("count", [1, 5, 8, SLOTS * ROWS])
 @pytest.mark.parametrize("pushes", [0, 1, 2, SLOTS, SLOTS + 1])
 def test_distinct_rows_are_as_many_as_there_are(pushes, count):
-    """Also at the moment when the ring has just become full."""
+    """Checks this up to the moment at which the ring becomes full."""
     draw = jax.jit(Ring.draw_distinct, static_argnames="count")
     rows, drawn = draw(filled(pushes), jax.random.key(2), count=count)
     assert rows.shape == (count, 2) and drawn.shape == (count,) and drawn.dtype == bool
     expected = min(count, len(held(pushes)))
-    assert np.array_equal(drawn, np.arange(count) < expected)  # these come first
+    assert np.array_equal(drawn, np.arange(count) < expected)  # these are first
     values = np.asarray(rows)[:expected, 0]
     assert len(set(values)) == expected and set(values) <= held(pushes)
 
@@ -94,7 +94,7 @@ def test_the_best_iterate_is_kept_with_its_own_values():
     for loss, value in ((3.0, 1), (1.0, 2), (1.0, 3), (jnp.nan, 4), (2.0, 5)):
         best = jax.jit(Best.offer)(best, jnp.asarray(loss), (jnp.full(2, value * 1.0), jnp.uint8(value)))
     assert float(best.loss) == 1
-    np.testing.assert_array_equal(best.value[0], [2, 2])  # the earlier one of the two equal ones
+    np.testing.assert_array_equal(best.value[0], [2, 2])  # the earlier of two equal iterates
     assert int(best.value[1]) == 2 and best.value[1].dtype == jnp.uint8
 
 
@@ -104,7 +104,7 @@ def pool(**changes) -> ImagePool:
 
 
 def pushed(images: ImagePool, pushes: int) -> Ring:
-    """Images of one grey level each, 10 · push + row of 255."""
+    """Returns uniformly grey images of level 10 · push + row of 255."""
     ring = images.create()
     for push in range(1, pushes + 1):
         levels = (10 * push + jnp.arange(ROWS)) / 255
