@@ -5,7 +5,7 @@ from pathlib import Path
 
 from cudfkd_jax.config import identity, loading, validate
 from cudfkd_jax.experiments import paper_numbers, plan
-from cudfkd_jax.experiments.launcher import Job, Outcome
+from cudfkd_jax.experiments.launcher import Cell, Outcome
 from cudfkd_jax.experiments.outcomes import (
     COLUMNS,
     Summary,
@@ -68,7 +68,7 @@ def compare(
     workdir.check_writable(folder)
     teacher = None
     if not base.teacher.checkpoint:
-        teacher = Job(
+        teacher = Cell(
             "teacher", folder / "teacher", (f"--config={file}", "--stage=teacher", *overrides), "teacher"
         )
         workdir.check_config(teacher.folder / teacher.part, identity.result_settings(base, "teacher"))
@@ -90,7 +90,7 @@ def compare(
     return outcomes
 
 
-def _planned(wanted: RunSpec, folder: Path, teacher: Job | None, checkpoint: str) -> PlannedRun:
+def _planned(wanted: RunSpec, folder: Path, teacher: Cell | None, checkpoint: str) -> PlannedRun:
     arguments = (
         f"--config={wanted.file}",
         "--stage=distill",
@@ -98,7 +98,7 @@ def _planned(wanted: RunSpec, folder: Path, teacher: Job | None, checkpoint: str
         f"--config.teacher.checkpoint={teacher.folder if teacher else checkpoint}",
         f"--config.seed={wanted.seed}",
     )
-    return PlannedRun(wanted, Job(wanted.name, folder, arguments), teacher)
+    return PlannedRun(wanted, Cell(wanted.name, folder, arguments), teacher)
 
 
 def write_table(folder: Path, methods: Sequence[str], outcomes: Sequence[Outcome]) -> str:

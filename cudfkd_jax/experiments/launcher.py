@@ -28,8 +28,8 @@ T = TypeVar("T")
 _PATIENCE_S = 60.0  # for a run of an earlier command to stop
 
 
-class Job(NamedTuple):
-    """One run.
+class Cell(NamedTuple):
+    """One run with its workdir.
 
     Attributes:
         name: the name shown to the user.
@@ -49,16 +49,16 @@ class Job(NamedTuple):
 class Outcome(NamedTuple):
     """The outcome of a run: its `summary.json`, or an error message."""
 
-    cell: Job
+    cell: Cell
     summary: dict[str, Any] | None
     error: str = ""
 
 
-def run_cells(cells: Sequence[Job], *, jobs: int = 1, say: Callable[[str], None] = print) -> list[Outcome]:
-    """Runs the unfinished jobs; a failed run does not affect the others.
+def run_cells(cells: Sequence[Cell], *, jobs: int = 1, say: Callable[[str], None] = print) -> list[Outcome]:
+    """Runs the unfinished cells; a failed run does not affect the others.
 
     Args:
-        cells: the jobs, in the order in which they start and are returned.
+        cells: in the order in which they start and are returned.
         jobs: number of concurrent runs, on the same devices.
         say: prints messages for the user.
 
@@ -71,7 +71,7 @@ def run_cells(cells: Sequence[Job], *, jobs: int = 1, say: Callable[[str], None]
     start, done, lock = time.monotonic(), 0, threading.Lock()
     leash, held = (os.fdopen(end, mode, buffering=0) for end, mode in zip(os.pipe(), ("rb", "wb"), strict=True))
 
-    def run(cell: Job) -> Outcome:
+    def run(cell: Cell) -> Outcome:
         nonlocal done
         outcome = Outcome(cell, None, "not begun") if held.closed else _run(cell, leash)
         with lock:
@@ -103,12 +103,12 @@ def check_finished(outcomes: Sequence[Outcome]) -> None:
         raise RunFailedError(f"{failed} of {len(outcomes)} runs failed; the same command tries them again")
 
 
-def finished(cell: Job) -> bool:
+def finished(cell: Cell) -> bool:
     """Returns whether a run is finished."""
     return (cell.folder / cell.part / SUMMARY).exists()
 
 
-def read_summary(cell: Job) -> dict[str, Any]:
+def read_summary(cell: Cell) -> dict[str, Any]:
     """Reads the summary of a finished run.
 
     Raises:
@@ -148,8 +148,8 @@ def _end_with_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def _run(cell: Job, leash: IO[bytes]) -> Outcome:
-    """Runs a job to its end, or until `leash` closes."""
+def _run(cell: Cell, leash: IO[bytes]) -> Outcome:
+    """Runs a cell to its end, or until `leash` closes."""
     cell.folder.parent.mkdir(parents=True, exist_ok=True)
     log = cell.folder.with_name(cell.folder.name + ".log")
     command = [sys.executable, "-m", "cudfkd_jax.experiments.child", *cell.arguments, f"--workdir={cell.folder}"]
@@ -165,7 +165,7 @@ def _run(cell: Job, leash: IO[bytes]) -> Outcome:
     return Outcome(cell, None, f"{said.removeprefix('cudfkd: ')} ({log})")
 
 
-def _complete(cell: Job, say: Callable[[str], None]) -> None:
+def _complete(cell: Cell, say: Callable[[str], None]) -> None:
     """Writes the report of a finished run whose process stopped before writing it."""
     try:
         report.write_missing(cell.folder)

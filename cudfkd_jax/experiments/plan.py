@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from cudfkd_jax.config import access, build, loading, validate
 from cudfkd_jax.config.identity import result_settings
 from cudfkd_jax.experiments import launcher
-from cudfkd_jax.experiments.launcher import Job, Outcome
+from cudfkd_jax.experiments.launcher import Cell, Outcome
 from cudfkd_jax.runs.teacher import find_teacher
 from cudfkd_jax.runtime.errors import UserError
 from cudfkd_jax.storage.workdir import TEACHER
@@ -40,11 +40,11 @@ class RunSpec(NamedTuple):
 
 
 class PlannedRun(NamedTuple):
-    """A run with its job and its teacher's, None for a given trained teacher."""
+    """A run with its cell and its teacher's, None for a given trained teacher."""
 
     wanted: RunSpec
-    cell: Job
-    teacher: Job | None
+    cell: Cell
+    teacher: Cell | None
 
 
 def load(wanted: RunSpec) -> ConfigDict:
@@ -96,14 +96,14 @@ def _plan(wanted: RunSpec, folder: Path, weights: dict[str, str]) -> PlannedRun:
     if updates := config.log.majorise_minimise_updates:  # affects no result, only the records
         decisive["log.majorise_minimise_updates"] = updates
     where = folder / "cells" / loading.digest(decisive)[:_NAME]
-    return PlannedRun(wanted, Job(wanted.name, where, tuple(arguments), _part(wanted.stage)), teacher)
+    return PlannedRun(wanted, Cell(wanted.name, where, tuple(arguments), _part(wanted.stage)), teacher)
 
 
-def _teacher_cell(wanted: RunSpec, config: ConfigDict, folder: Path) -> Job:
+def _teacher_cell(wanted: RunSpec, config: ConfigDict, folder: Path) -> Cell:
     name = f"teacher {config.teacher.module or config.teacher.arch} on {config.data.name}"
     if config.teacher.stop_accuracy:
         name += f", stopped at {config.teacher.stop_accuracy:g} %"
-    return Job(name, folder, (f"--config={wanted.file}", "--stage=teacher", *wanted.overrides), "teacher")
+    return Cell(name, folder, (f"--config={wanted.file}", "--stage=teacher", *wanted.overrides), "teacher")
 
 
 def distinct(planned: Sequence[PlannedRun]) -> list[PlannedRun]:
@@ -111,7 +111,7 @@ def distinct(planned: Sequence[PlannedRun]) -> list[PlannedRun]:
     return list({each.cell.folder: each for each in reversed(planned)}.values())[::-1]
 
 
-def missing_teachers(planned: Sequence[PlannedRun]) -> list[Job]:
+def missing_teachers(planned: Sequence[PlannedRun]) -> list[Cell]:
     """Returns the distinct untrained teachers of the unfinished runs."""
     needed = {p.teacher.folder: p.teacher for p in planned if p.teacher and not launcher.finished(p.cell)}
     return [teacher for teacher in needed.values() if not launcher.finished(teacher)]
@@ -185,7 +185,7 @@ def run(
 
 
 def _run(
-    wanted: Sequence[Job], jobs: int, say: Callable[[str], None], lost: dict[Path, str]
+    wanted: Sequence[Cell], jobs: int, say: Callable[[str], None], lost: dict[Path, str]
 ) -> dict[Path, Outcome]:
     found = {outcome.cell.folder: outcome for outcome in launcher.run_cells(wanted, jobs=jobs, say=say)}
     lost.update({folder: outcome.error for folder, outcome in found.items() if outcome.summary is None})

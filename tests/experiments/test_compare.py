@@ -13,7 +13,7 @@ import pytest
 from helpers import snapshot
 
 from cudfkd_jax.experiments import compare, launcher, paper_numbers, plan
-from cudfkd_jax.experiments.launcher import Job, Outcome
+from cudfkd_jax.experiments.launcher import Cell, Outcome
 from cudfkd_jax.runtime.errors import RunFailedError, StoppedError, UserError, choose
 from cudfkd_jax.storage import workdir
 
@@ -44,7 +44,7 @@ def _summary(acc1, dataset="digits", teacher="wrn16_2", student="wrn16_1"):
 
 
 def _outcome(tmp_path, method, seed, acc1=None, error="", **changes):
-    cell = Job(f"{method} seed {seed}", tmp_path / method / f"seed_{seed}", ())
+    cell = Cell(f"{method} seed {seed}", tmp_path / method / f"seed_{seed}", ())
     return Outcome(cell, None if acc1 is None else _summary(acc1, **changes), error)
 
 
@@ -142,7 +142,7 @@ def test_runs_that_fail_do_not_stop_the_others(tmp_path, monkeypatch):
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    runs = [Job(name, tmp_path / "runs" / name, (name,)) for name in ("bad", "good", "killed", "fine")]
+    runs = [Cell(name, tmp_path / "runs" / name, (name,)) for name in ("bad", "good", "killed", "fine")]
     for jobs, said_first in ((1, "run 1/4  bad  failed"), (2, "2 of 4 runs are finished already")):
         told = []
         outcomes = launcher.run_cells(runs, jobs=jobs, say=told.append)
@@ -167,7 +167,7 @@ def test_a_signal_to_the_command_alone_stops_its_runs(tmp_path, monkeypatch, num
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    runs = [Job(name, tmp_path / name, ()) for name in ("first", "second", "third")]
+    runs = [Cell(name, tmp_path / name, ()) for name in ("first", "second", "third")]
 
     def send():
         while not all((tmp_path / name).exists() for name in ("first", "second")):
@@ -214,7 +214,7 @@ def test_a_damaged_summary_is_an_error(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run/summary.json").write_text("{")
     with pytest.raises(UserError, match="is damaged"):
-        launcher.run_cells([Job("run", tmp_path / "run", ())])
+        launcher.run_cells([Cell("run", tmp_path / "run", ())])
 
 
 @pytest.mark.parametrize("report", [True, False])
@@ -223,7 +223,7 @@ def test_a_run_killed_before_its_report_gets_one(run_copy, report):
     page.unlink()
     kept = json.loads(settings.read_text())
     settings.write_text(json.dumps(kept | {"config": kept["config"] | {"log.report": report}}))
-    launcher.run_cells([Job("run", run_copy, ())], say=lambda text: None)
+    launcher.run_cells([Cell("run", run_copy, ())], say=lambda text: None)
     assert page.exists() == report
 
 

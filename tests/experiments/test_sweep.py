@@ -10,7 +10,7 @@ from helpers import snapshot
 from PIL import Image
 
 from cudfkd_jax.experiments import plan, sweep
-from cudfkd_jax.experiments.launcher import Job, Outcome
+from cudfkd_jax.experiments.launcher import Cell, Outcome
 from cudfkd_jax.experiments.plan import RunSpec
 from cudfkd_jax.experiments.sweep import Axis
 from cudfkd_jax.runtime.errors import UserError
@@ -62,7 +62,9 @@ def _outcome(place, **student):
         "devices": {"kind": "cpu", "count": 1},
         "versions": {"jax": "1"},
     }
-    return Outcome(Job(place, Path("cells", place), ()), summary if student else None, "" if student else "broken")
+    return Outcome(
+        Cell(place, Path("cells", place), ()), summary if student else None, "" if student else "broken"
+    )
 
 
 # Runs of a sweep
