@@ -34,6 +34,11 @@ def kept(config: ConfigDict) -> dict[str, Any]:
     return {key: value for key, value in flatten(config).items() if not key.startswith(PROCESSES)}
 
 
+def has_images(config: ConfigDict) -> bool:
+    """Returns whether there are images to train or to test on."""
+    return config.data.source != NO_DATA
+
+
 def distill_epoch(config: ConfigDict) -> Epoch:
     """Returns the schedule of steps in a data-free epoch."""
     d = config.distill

@@ -11,16 +11,14 @@ from cudfkd_jax.config.access import NO_DATA, distill_epoch, get
 from cudfkd_jax.config.networks import Pair
 from cudfkd_jax.config.optimisers import student_optimiser
 from cudfkd_jax.evaluation.summary import RunDescription
-from cudfkd_jax.models.capture import Variables
 from cudfkd_jax.models.classifier import Classifier
 from cudfkd_jax.models.optimisers import cosine_learning_rate, sgd
 from cudfkd_jax.runtime import processes
 from cudfkd_jax.runtime.devices import Devices, local_devices
 from cudfkd_jax.runtime.errors import UserError
 from cudfkd_jax.storage import checkpoint
-from cudfkd_jax.training.batching import batches_at_once
 from cudfkd_jax.training.distill_steps import Problem
-from cudfkd_jax.training.loops import Epoch, EpochFunction, distillation_steps, make_epoch_function
+from cudfkd_jax.training.loops import Epoch
 from cudfkd_jax.training.supervised_steps import Distillation, SupervisedProblem
 from cudfkd_jax.training.trainer import TrainerOptions
 
@@ -67,15 +65,6 @@ def problem(config: ConfigDict, pair: Pair) -> Problem:
         learning_rate=learning_rate,
         fold=config.fold_bn,
     )
-
-
-def distill_epochs(
-    config: ConfigDict, problem: Problem, teacher_variables: Variables, devices: Devices
-) -> EpochFunction:
-    """Returns the epoch function of a data-free run; `teacher_variables` are one copy."""
-    epoch, parts = distill_epoch(config), distillation_steps(problem)
-    batches = config.batches_at_once or batches_at_once(problem, teacher_variables, devices, epoch)
-    return make_epoch_function(config.loop, epoch, devices, parts, batches=batches)
 
 
 def supervised_epoch(config: ConfigDict, section: str, images: int) -> Epoch:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from cudfkd_jax.config import access, build, loading, validate
+from cudfkd_jax.config import access, build, jobs, loading, validate
 from cudfkd_jax.config.identity import result_settings
 from cudfkd_jax.experiments import launcher
 from cudfkd_jax.experiments.launcher import Cell, Outcome
@@ -81,7 +81,7 @@ def _plan(wanted: RunSpec, folder: Path, weights: dict[str, str]) -> PlannedRun:
     if config.teacher.checkpoint:
         asked = loading.digest({"checkpoint": config.teacher.checkpoint, **of_teacher})
         if asked not in weights:
-            found = find_teacher(config, folder)
+            found = find_teacher(jobs.teacher_source(config), folder)
             assert found
             weights[asked] = found.sha256
         identity = weights[asked]

@@ -1,7 +1,4 @@
-"""Timing of a run's steps on this machine, from which its duration is estimated.
-
-Networks have random weights, which take as long as trained ones.
-"""
+"""Timing of a run's steps on this machine, from which its duration is estimated."""
 
 import functools
 import statistics
@@ -10,9 +7,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 import jax
-from ml_collections import ConfigDict
 
-from cudfkd_jax.config import access, build, identity, networks, precision, validate
+from cudfkd_jax.config.budget import Pace
+from cudfkd_jax.config.jobs import DistillJob, SupervisedJob
+from cudfkd_jax.data import Split
 from cudfkd_jax.runtime.devices import Devices
 from cudfkd_jax.training import distill_steps, supervised_steps, trainer
 from cudfkd_jax.training.batching import batches_at_once
@@ -41,13 +39,6 @@ class Setup(NamedTuple):
         return make_epoch_function("scan", epoch, self.devices, self.parts, batches=self.batches)
 
 
-class Pace(NamedTuple):
-    """The duration of a run in seconds: up to the end of its first step, and per training epoch."""
-
-    start_s: float
-    epoch_s: float
-
-
 def timed(call: Callable[..., Result], *arguments: Any) -> tuple[Result, float]:
     """Returns a call's result, once it is ready, and the seconds until then."""
     begin = time.perf_counter()
@@ -55,47 +46,36 @@ def timed(call: Callable[..., Result], *arguments: Any) -> tuple[Result, float]:
     return result, time.perf_counter() - begin
 
 
-def set_up(config: ConfigDict) -> Setup:
-    """Builds the distillation of a configuration around a teacher with random weights.
-
-    Raises:
-        UserError: a setting is out of range.
-    """
-    validate.check(config)
-    validate.check_devices(config, ["distill"])
-    precision.settle(config)
-    devices, key = build.devices(config), identity.root_key(config, "distill")
-    net = networks.described(config, "teacher")
-    teacher = networks.classifier(config, net)
-    variables = trainer.initialise(lambda: teacher.init(key, net.image_shape))
-    problem = build.problem(config, networks.pair(config, net, variables))
+def set_up(job: DistillJob) -> Setup:
+    """Compiles nothing yet; initialises the state of a run."""
+    problem, variables, devices = job.problem, job.pair.teacher_variables, job.devices
     init = functools.partial(
-        distill_steps.init_state, key, variables, problem=problem, image_shape=net.image_shape
+        distill_steps.init_state,
+        job.key,
+        variables,
+        problem=problem,
+        image_shape=job.pair.student_net.image_shape,
     )
     on_cpu = devices.devices[0].platform == "cpu"
-    epoch = access.distill_epoch(config)
     return Setup(
         devices,
-        epoch,
-        ("python" if on_cpu else "scan") if config.loop == "auto" else config.loop,
+        job.epoch,
+        ("python" if on_cpu else "scan") if job.loop == "auto" else job.loop,
         distillation_steps(problem),
         devices.replicate(trainer.initialise(init)),
         (devices.replicate(variables),),
-        config.batches_at_once or batches_at_once(problem, variables, devices, epoch),
+        job.batches_at_once or batches_at_once(problem, variables, devices, job.epoch),
     )
 
 
-def distillation_pace(config: ConfigDict, *, by_steps: bool = False) -> Pace:
+def distillation_pace(make_job: Callable[[], DistillJob], *, by_steps: bool = False) -> Pace:
     """Times a few steps of each kind, or whole rounds of a compiled loop, after one for compilation.
 
     Args:
-        config: the run's configuration.
+        make_job: builds the job; part of the run's start.
         by_steps: always times single steps; a round of ADI alone has 1,400 of them.
-
-    Raises:
-        UserError: a setting is out of range.
     """
-    setup, set_up_s = timed(set_up, config)
+    setup, set_up_s = timed(lambda: set_up(make_job()))
     measure = _rounds if setup.loop == "scan" and not by_steps else _steps
     compile_s, round_s = measure(setup)
     return Pace(set_up_s + compile_s, round_s * setup.epoch.rounds)
@@ -131,28 +111,21 @@ def _steps(setup: Setup) -> tuple[float, float]:
     return compile_s, round_s
 
 
-def supervised_pace(config: ConfigDict, section: str) -> Pace:
-    """Times a few steps of training on the data; `section` is "teacher" or "scratch".
+def supervised_pace(make_job: Callable[[], tuple[SupervisedJob, Split]]) -> Pace:
+    """Times a few steps of training on the data.
 
-    Raises:
-        UserError: a setting is out of range, or the data cannot be read.
+    Args:
+        make_job: builds the job, without a teacher, and loads the training images; part of the run's start.
     """
     begin = time.perf_counter()
-    validate.check_devices(config, [section])
-    precision.settle(config)
-    images, labels = build.dataset(config, ("train",)).splits["train"]
-    devices, key = build.devices(config), identity.root_key(config, section)
-    epoch = build.supervised_epoch(config, section, len(labels))
-    role = "teacher" if section == "teacher" else "student"
-    network = networks.classifier(config, networks.described(config, role))
-    problem = build.supervised_problem(config, section, network, epoch, None)
-    init = functools.partial(supervised_steps.init_state, key, images, labels, problem=problem)
-    step = functools.partial(supervised_steps.supervised_step, problem=problem)
-    compiled = Steps(step).compile(devices).student
-    frozen = devices.replicate((images, labels))
-    state, _ = timed(compiled, devices.replicate(trainer.initialise(init)), *frozen)
+    job, (images, labels) = make_job()
+    init = functools.partial(supervised_steps.init_state, job.key, images, labels, problem=job.problem)
+    step = functools.partial(supervised_steps.supervised_step, problem=job.problem)
+    compiled = Steps(step).compile(job.devices).student
+    frozen = job.devices.replicate((images, labels))
+    state, _ = timed(compiled, job.devices.replicate(trainer.initialise(init)), *frozen)
     start_s, seconds = time.perf_counter() - begin, []
     for _ in range(_TAKEN):
         state, taken_s = timed(compiled, state, *frozen)
         seconds.append(taken_s)
-    return Pace(start_s, statistics.median(seconds) * epoch.steps)
+    return Pace(start_s, statistics.median(seconds) * job.epoch.steps)

@@ -7,30 +7,24 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
-from cudfkd_jax.config import access, build, identity
-from cudfkd_jax.config.methods import method_settings
-from cudfkd_jax.config.networks import Pair
+from cudfkd_jax.config.jobs import DistillJob
 from cudfkd_jax.data import Split
 from cudfkd_jax.evaluation import diagnostics, observations, samples
 from cudfkd_jax.evaluation.convergence import MajoriseMinimise
 from cudfkd_jax.evaluation.evaluator import StudentEvaluator
 from cudfkd_jax.evaluation.summary import SUMMARY, TEST_METRICS, distill_summary
 from cudfkd_jax.models import count_parameters
-from cudfkd_jax.models.classifier import Classifier
 from cudfkd_jax.runtime import processes
-from cudfkd_jax.runtime.devices import Devices
-from cudfkd_jax.runtime.errors import UserError
 from cudfkd_jax.runtime.memory import check_fits
 from cudfkd_jax.storage import records, weights
 from cudfkd_jax.storage.files import write_json
 from cudfkd_jax.storage.records import Record
 from cudfkd_jax.storage.weights import NetworkSpec, save_net
 from cudfkd_jax.training import distill_steps, trainer
-from cudfkd_jax.training.distill_steps import Problem
+from cudfkd_jax.training.batching import batches_at_once
+from cudfkd_jax.training.loops import EpochFunction, distillation_steps, make_epoch_function
 from cudfkd_jax.training.state import PREVIEW, RunState, purpose_key
 from cudfkd_jax.training.trainer import Callback
 
@@ -38,71 +32,49 @@ STUDENT, STUDENT_BEST, SAMPLES = "student", "student_best", "samples"
 _PREVIEWED = 64  # images per picture
 
 
-def check_shapes(config: ConfigDict, pair: Pair) -> None:
+def check_shapes(job: DistillJob) -> None:
     """Traces all steps without compiling or computing anything.
 
     Raises:
         UserError: the networks do not provide what the method needs, or the state does not fit into memory.
     """
-    student, shape = pair.student, pair.student_net.image_shape
-    _check_logits("teacher", pair.teacher, lambda: pair.teacher_variables, config)
-    _check_logits("student", student, lambda: student.init(jax.random.key(0), shape), config)
-    problem = build.problem(config, pair)
-    init = functools.partial(distill_steps.init_state, problem=problem, image_shape=tuple(config.data.image_shape))
-    state = jax.eval_shape(init, identity.root_key(config, "distill"), pair.teacher_variables)
-    check_fits("distill", (state, pair.teacher_variables), build.memory_settings(config, "distill"))
+    state = jax.eval_shape(_initial_state(job), job.key, job.pair.teacher_variables)
+    check_fits("distill", (state, job.pair.teacher_variables), job.memory_settings)
 
 
-def _check_logits(role: str, network: Classifier, variables: Callable[[], Any], config: ConfigDict) -> None:
-    images = jax.ShapeDtypeStruct((2, *config.data.image_shape), jnp.float32)
-    try:
-        logits = jax.eval_shape(lambda x, v: network(v, x).value, images, jax.eval_shape(variables))
-    except UserError:
-        raise
-    except Exception as error:  # a user's module can fail in any way
-        text = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        raise UserError(
-            f"the {role} cannot be applied to images {list(config.data.image_shape)}: {text}; "
-            f"fix --config.{role}.module, its weights or --config.data.image_shape"
-        ) from error
-    if getattr(logits, "shape", None) != (2, config.data.num_classes):
-        kind = f"shape {list(logits.shape)}" if hasattr(logits, "shape") else f"a {type(logits).__name__}"
-        raise UserError(
-            f"the {role} returns {kind} for 2 images, not logits [2, {config.data.num_classes}]; "
-            f"choose another --config.{role}.module or set --config.data.num_classes"
-        )
+def _initial_state(job: DistillJob) -> Callable[..., RunState]:
+    return functools.partial(
+        distill_steps.init_state, problem=job.problem, image_shape=job.pair.student_net.image_shape
+    )
 
 
-def distill(config: ConfigDict, workdir: Path, pair: Pair, test: Split | None) -> dict[str, Any]:
+def distill(job: DistillJob, workdir: Path, test: Split | None) -> dict[str, Any]:
     """Distils a student, or resumes its distillation in `workdir`.
 
     Args:
-        config: checked by `validate.check`.
+        job: the run.
         workdir: receives `metrics.jsonl`, `checkpoints/`, `samples/`, `student/` (the last student),
             `student_best/` (chosen on the test images) and, at the end, `summary.json`.
-        pair: the frozen teacher and the student.
         test: used only for evaluation; None measures agreement with the teacher on held-out synthetic images.
 
     Returns:
         The summary.
     """
-    devices = build.devices(config)
-    problem = build.problem(config, pair)
-    epoch = access.distill_epoch(config)
+    devices, problem, pair = job.devices, job.problem, job.pair
     net = pair.student_net
     frozen = devices.replicate(pair.teacher_variables)
     measure = StudentEvaluator(
         problem,
         frozen,
         devices,
-        batch_size=config.evaluation.batch_size,
+        batch_size=job.evaluation_batch_size,
         test=test,
-        synthetic_images=config.evaluation.synthetic_images,
+        synthetic_images=job.synthetic_images,
     )
     teacher = {"arch": pair.teacher_net.arch, **_parameters(pair.teacher_variables), **measure.teacher_metrics}
     if processes.is_first():
         observations.save_teacher(workdir, teacher)
-    convergence = _convergence(config, problem, frozen, devices)
+    convergence = _convergence(job, frozen)
 
     def evaluate(state: RunState) -> Callable[[], dict[str, float]]:
         metrics = measure(state)
@@ -112,26 +84,20 @@ def distill(config: ConfigDict, workdir: Path, pair: Pair, test: Split | None) -
     stage = trainer.Stage(
         name="distill",
         folder=workdir,
-        epochs=config.distill.epochs,
-        steps_per_epoch=epoch.steps,
-        images_per_step=config.distill.batch_size,
-        init=functools.partial(
-            distill_steps.init_state,
-            identity.root_key(config, "distill"),
-            pair.teacher_variables,
-            problem=problem,
-            image_shape=net.image_shape,
-        ),
-        run_epoch=build.distill_epochs(config, problem, pair.teacher_variables, devices),
+        epochs=job.settings.distill.epochs,
+        steps_per_epoch=job.epoch.steps,
+        images_per_step=job.settings.distill.batch_size,
+        init=functools.partial(_initial_state(job), job.key, pair.teacher_variables),
+        run_epoch=_epoch_function(job),
         frozen=(frozen,),
         evaluate=evaluate,
         devices=devices,
-        callbacks=(_BestStudent(workdir / STUDENT_BEST, net), _Pictures(config, workdir, problem, measure)),
+        callbacks=(_BestStudent(workdir / STUDENT_BEST, net), _Pictures(job, workdir, measure)),
         waits=test is None or convergence is not None,
     )
-    state, history = trainer.run(stage, build.trainer_options(config))
+    state, history = trainer.run(stage, job.options)
     summary = distill_summary(
-        run=build.description(config),
+        run=job.description,
         history=history,
         teacher=teacher,
         student={"arch": net.arch, **_parameters(state.student.variables)},
@@ -143,22 +109,26 @@ def distill(config: ConfigDict, workdir: Path, pair: Pair, test: Split | None) -
     return summary
 
 
-def _convergence(
-    config: ConfigDict, problem: Problem, teacher_variables: Any, devices: Devices
-) -> MajoriseMinimise | None:
-    updates = config.log.majorise_minimise_updates
-    if not updates:
+def _epoch_function(job: DistillJob) -> EpochFunction:
+    batches = job.batches_at_once or batches_at_once(
+        job.problem, job.pair.teacher_variables, job.devices, job.epoch
+    )
+    return make_epoch_function(job.loop, job.epoch, job.devices, distillation_steps(job.problem), batches=batches)
+
+
+def _convergence(job: DistillJob, teacher_variables: Any) -> MajoriseMinimise | None:
+    if not job.majorise_minimise_updates:
         return None
-    settings = method_settings(config)
+    settings = job.settings
     return MajoriseMinimise(
-        problem,
+        job.problem,
         teacher_variables,
-        devices,
+        job.devices,
         sample_loss=settings.sample_loss(),
-        strategy=config.curriculum.strategy,
+        strategy=settings.curriculum.strategy,
         lambda_t=settings.lambda_t(),
-        batch_size=config.distill.batch_size,
-        updates=updates,
+        batch_size=settings.distill.batch_size,
+        updates=job.majorise_minimise_updates,
     )
 
 
@@ -202,13 +172,13 @@ class _BestStudent(Callback):
 class _Pictures(Callback):
     """Callback that regularly saves and observes synthetic images and warns of problems."""
 
-    def __init__(self, config: ConfigDict, workdir: Path, problem: Problem, measure: StudentEvaluator):
-        self._config, self._workdir, self._measure = config, workdir, measure
-        self._preview = jax.jit(problem.method.preview, static_argnums=2)
+    def __init__(self, job: DistillJob, workdir: Path, measure: StudentEvaluator):
+        self._job, self._workdir, self._measure = job, workdir, measure
+        self._preview = jax.jit(job.problem.method.preview, static_argnums=2)
 
     def inspects(self, epoch: int) -> bool:
-        every = self._config.log.samples_every_epochs
-        return bool(every) and (epoch % every == 0 or epoch == self._config.distill.epochs)
+        every = self._job.samples_every_epochs
+        return bool(every) and (epoch % every == 0 or epoch == self._job.settings.distill.epochs)
 
     def on_epoch_end(self, state: RunState, history: list[Record]) -> Sequence[str]:
         epoch = len(history)
@@ -221,14 +191,17 @@ class _Pictures(Callback):
         synthetic = self._measure.observe(
             state,
             epoch,
-            sample_loss=method_settings(self._config).sample_loss(),
-            loss=self._config.distill.loss,
+            sample_loss=self._job.settings.sample_loss(),
+            loss=self._job.settings.distill.loss,
             workdir=self._workdir,
             picture=folder / f"classes_{epoch:04d}.png",
         )
         if synthetic is None:  # another process writes and warns
             return ()
-        return [*diagnostics.of_images(synthetic), *diagnostics.of_student(history, self._config.data.num_classes)]
+        return [
+            *diagnostics.of_images(synthetic),
+            *diagnostics.of_student(history, self._job.settings.data.num_classes),
+        ]
 
 
 def _parameters(variables: Any) -> dict[str, int]:

@@ -6,11 +6,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from cudfkd_jax.config import access, build, networks, precision, validate
+from cudfkd_jax.config import access, build, jobs, networks, precision, validate
 from cudfkd_jax.evaluation.predict import evaluate, make_predict
 from cudfkd_jax.evaluation.summary import evaluation_table
 from cudfkd_jax.runs import distill, supervised
-from cudfkd_jax.runs.teacher import abstract_variables, find_teacher
+from cudfkd_jax.runs.teacher import find_teacher
 from cudfkd_jax.runtime.errors import UserError
 from cudfkd_jax.storage import weights, workdir
 from cudfkd_jax.storage.weights import Trained
@@ -31,7 +31,7 @@ def evaluate_run(config: ConfigDict, folder: Path, say: Callable[[str], None] = 
     validate.check(config)
     validate.check_one_process(config, "--stage=evaluate")
     precision.settle(config, folder)
-    if config.data.source == access.NO_DATA:
+    if not access.has_images(config):
         raise UserError(
             f"--stage=evaluate measures on test images and data.source={access.NO_DATA} has none; "
             "name some with --config.data.source"
@@ -42,13 +42,13 @@ def evaluate_run(config: ConfigDict, folder: Path, say: Callable[[str], None] = 
         where = folder / name / supervised.NET if name in ("scratch", "kd") else folder / name
         if where.exists():
             nets[name] = weights.load_net(where)
-            weights.check_weights(nets[name].variables, abstract_variables(config, nets[name].net), where)
+            weights.check_weights(nets[name].variables, nets[name].net.abstract_variables(), where)
     if not nets:
         raise UserError(f"--workdir={folder} holds no trained network yet; run --stage=all first")
     test = build.dataset(config, ("test",)).splits["test"]
-    devices = build.devices(config)
+    devices, batch_size = build.devices(config), access.get(config, "evaluation.batch_size")
     logits = {
-        name: make_predict(networks.classifier(config, net.net), devices, config.evaluation.batch_size)(
+        name: make_predict(networks.classifier(config, net.net), devices, batch_size)(
             devices.replicate(net.variables), test.images
         )()
         for name, net in nets.items()
@@ -61,7 +61,7 @@ def evaluate_run(config: ConfigDict, folder: Path, say: Callable[[str], None] = 
 def _teacher_of_run(config: ConfigDict, folder: Path, say: Callable[[str], None]) -> Trained | None:
     """Returns the teacher of a distilled run; None, with a message, if it is missing or has changed since."""
     try:
-        teacher = find_teacher(config, folder)
+        teacher = find_teacher(jobs.teacher_source(config), folder)
     except UserError as error:
         say(f"measured without the teacher: {error}")
         return None

@@ -20,7 +20,7 @@ from cudfkd_jax.runtime.errors import RunFailedError, UserError
 from cudfkd_jax.runtime.imports import is_import_path
 from cudfkd_jax.storage import checkpoint, weights, workdir
 from cudfkd_jax.storage.files import write_json
-from cudfkd_jax.storage.formats import FORMATS, PYTORCH, Format, abstract_variables
+from cudfkd_jax.storage.formats import FORMATS, PYTORCH, Format
 from cudfkd_jax.storage.weights import Trained
 
 EXPORTS = "export"
@@ -77,7 +77,7 @@ def _load_student(folder: Path) -> Trained:
             f"--workdir={folder} holds no finished student; run --stage=all with its --config there first"
         )
     student = weights.load_net(where)
-    weights.check_weights(student.variables, abstract_variables(student), where)
+    weights.check_weights(student.variables, student.net.abstract_variables(), where)
     return student
 
 

@@ -19,13 +19,14 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from cudfkd_jax import report
-from cudfkd_jax.config import access, build, identity, networks, precision, validate
+from cudfkd_jax.config import access, build, identity, jobs, networks, precision, validate
+from cudfkd_jax.config.jobs import DistillJob, SupervisedJob
 from cudfkd_jax.config.networks import Pair
 from cudfkd_jax.data import Dataset, Split
 from cudfkd_jax.evaluation.summary import SUMMARY, describe
 from cudfkd_jax.models.capture import has_batch_norm
 from cudfkd_jax.runs import distill, supervised
-from cudfkd_jax.runs.teacher import abstract_variables, find_teacher
+from cudfkd_jax.runs.teacher import find_teacher
 from cudfkd_jax.runtime import processes
 from cudfkd_jax.runtime.errors import UserError
 from cudfkd_jax.runtime.memory import enough_memory
@@ -80,12 +81,13 @@ def _look(config: ConfigDict, stage: str, folder: Path, say: Callable[[str], Non
     """Returns the unfinished parts of a stage, and the packed teacher, if any; changes nothing."""
     workdir.check_writable(folder)
     workdir.check_free(folder)
-    if stage == "teacher" and config.teacher.checkpoint:
+    source = jobs.teacher_source(config)
+    if stage == "teacher" and source.checkpoint:
         raise UserError(
-            f"teacher.checkpoint={config.teacher.checkpoint} is given, so there is no teacher to train; "
+            f"teacher.checkpoint={source.checkpoint} is given, so there is no teacher to train; "
             "leave it out, or choose another --stage"
         )
-    teacher = find_teacher(config, folder)
+    teacher = find_teacher(source, folder)
     parts = ["teacher", "distill"] if stage == "all" else [stage]
     if stage == "all" and teacher:
         parts.remove("teacher")
@@ -96,7 +98,7 @@ def _look(config: ConfigDict, stage: str, folder: Path, say: Callable[[str], Non
         )
     validate.check_devices(config, parts)
     with_data = [part for part in parts if part != "distill"]
-    if with_data and config.data.source == access.NO_DATA:
+    if with_data and not access.has_images(config):
         raise UserError(
             f"data.source={access.NO_DATA} has no images to train on, as --stage={with_data[0]} does; "
             "name the data with --config.data.source, or a trained teacher with --config.teacher.checkpoint"
@@ -106,7 +108,7 @@ def _look(config: ConfigDict, stage: str, folder: Path, say: Callable[[str], Non
         workdir.check_config(_folder(folder, part), _settings(config, part, teacher))
     done = [part for part in parts if _say_finished(_folder(folder, part), say)]
     if "distill" in done:
-        _report(config, folder)
+        _report(access.get(config, "log.report"), folder)
     parts = [part for part in parts if part not in done]
     for part in parts:
         checkpoint.find_newest(_folder(folder, part) / trainer.CHECKPOINTS)
@@ -116,7 +118,7 @@ def _look(config: ConfigDict, stage: str, folder: Path, say: Callable[[str], Non
 def _prepare(config: ConfigDict, parts: list[str], teacher: Trained | None) -> Dataset | None:
     """Loads the data that the parts need and checks that all networks accept them."""
     dataset = None
-    if config.data.source != access.NO_DATA:
+    if access.has_images(config):
         dataset = build.dataset(config, ("test",) if parts == ["distill"] else ("train", "test"))
     _check_shapes(config, parts, dataset, teacher)
     return dataset
@@ -173,12 +175,12 @@ def run_pair(
     if processes.from_first(is_finished):
         return
     say = say if processes.is_first() else _say_nothing
-    processes.together(lambda: distill.check_shapes(config, pair))
+    job = processes.together(lambda: _checked(jobs.distill_job(config, pair)))
     _advise(config, say)
     with _locked(folder):
         processes.from_first(begin)
-        with enough_memory("distill", build.memory_settings(config, "distill")):
-            _distill(config, folder, pair, test, say)
+        with enough_memory("distill", job.memory_settings):
+            _distill(job, folder, test, say)
 
 
 def _run_part(
@@ -199,10 +201,11 @@ def _run_part(
     if part == "distill":
         assert teacher is not None
         test = dataset.splits["test"] if dataset else None
-        _distill(config, part_folder, networks.pair(config, teacher.net, teacher.variables), test, say)
+        job = jobs.distill_job(config, networks.pair(config, teacher.net, teacher.variables))
+        _distill(job, part_folder, test, say)
         return teacher
     assert dataset
-    supervised.train(config, part, part_folder, dataset, teacher)
+    supervised.train(_supervised_job(config, part, dataset, teacher), part_folder, dataset)
     if part != "teacher":
         return teacher
     return weights.unpack(
@@ -219,11 +222,11 @@ def _found_from_anywhere(config: ConfigDict) -> dict[str, Any]:
     return whole
 
 
-def _distill(config: ConfigDict, folder: Path, pair: Pair, test: Split | None, say: Callable[[str], None]) -> None:
-    if config.synthesis.bn_weight and not has_batch_norm(pair.teacher_variables):
+def _distill(job: DistillJob, folder: Path, test: Split | None, say: Callable[[str], None]) -> None:
+    if job.settings.synthesis.bn_weight and not has_batch_norm(job.pair.teacher_variables):
         say("the teacher has no BatchNorm: it is distilled without the BN term")
-    distill.distill(config, folder, pair, test)
-    processes.from_first(lambda: _report(config, folder))
+    distill.distill(job, folder, test)
+    processes.from_first(lambda: _report(job.report, folder))
 
 
 def _check_folder(workdir_: Path, folder: Path) -> None:
@@ -232,8 +235,8 @@ def _check_folder(workdir_: Path, folder: Path) -> None:
     workdir.check_links(workdir_, (folder, *(folder / name for name in _FOLDERS)))
 
 
-def _report(config: ConfigDict, folder: Path) -> None:
-    if config.log.report and report.is_missing(folder):
+def _report(wanted: bool, folder: Path) -> None:
+    if wanted and report.is_missing(folder):
         report.write_report(folder)
 
 
@@ -250,12 +253,20 @@ def _check_shapes(config: ConfigDict, parts: list[str], dataset: Dataset | None,
     for part in parts:
         if part != "distill":
             assert dataset
-            supervised.check_shapes(config, part, dataset, teacher)
-        elif teacher:
-            distill.check_shapes(config, networks.pair(config, teacher.net, teacher.variables))
+            supervised.check_shapes(_supervised_job(config, part, dataset, teacher), dataset)
         else:
-            net = networks.described(config, "teacher")
-            distill.check_shapes(config, networks.pair(config, net, abstract_variables(config, net)))
+            net = teacher.net if teacher else networks.described(config, "teacher")
+            variables = teacher.variables if teacher else net.abstract_variables()
+            _checked(jobs.distill_job(config, networks.pair(config, net, variables)))
+
+
+def _checked(job: DistillJob) -> DistillJob:
+    distill.check_shapes(job)
+    return job
+
+
+def _supervised_job(config: ConfigDict, part: str, dataset: Dataset, teacher: Trained | None) -> SupervisedJob:
+    return jobs.supervised_job(config, part, len(dataset.splits["train"].labels), teacher)
 
 
 def _settings(config: ConfigDict, part: str, teacher: Trained | None) -> dict[str, Any]:

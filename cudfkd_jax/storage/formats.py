@@ -12,8 +12,6 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax import export
 
-from cudfkd_jax import models
-from cudfkd_jax.models.classifier import Classifier
 from cudfkd_jax.runtime.errors import UserError
 from cudfkd_jax.storage import torch_files, torch_names
 from cudfkd_jax.storage.files import write_bytes
@@ -45,16 +43,6 @@ class Format(NamedTuple):
     check: Callable[[Path, Trained], None]
 
 
-def abstract_variables(trained: Trained) -> Any:
-    """Returns the shapes and dtypes of the architecture's variables."""
-    return jax.eval_shape(lambda: _classifier(trained).init(jax.random.key(0), trained.net.image_shape))
-
-
-def _classifier(trained: Trained) -> Classifier:
-    net = trained.net
-    return Classifier(models.build_classifier(net.arch, net.num_classes), net.mean, net.std, net.train_argument)
-
-
 def _check_equal(found: Mapping[str, Any], trained: Trained) -> None:
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b, strict=True), found, trained.variables)
 
@@ -65,7 +53,8 @@ def _write_state_dict(path: Path, trained: Trained) -> None:
 
 def _check_state_dict(path: Path, trained: Trained) -> None:
     _check_equal(
-        torch_names.to_variables(torch_files.read_state_dict(path), abstract_variables(trained), path), trained
+        torch_names.to_variables(torch_files.read_state_dict(path), trained.net.abstract_variables(), path),
+        trained,
     )
 
 
@@ -76,13 +65,13 @@ def _write_orbax(path: Path, trained: Trained) -> None:
 
 def _check_orbax(path: Path, trained: Trained) -> None:
     with ocp.StandardCheckpointer() as checkpointer:
-        found = checkpointer.restore(path.absolute(), abstract_variables(trained))
+        found = checkpointer.restore(path.absolute(), trained.net.abstract_variables())
     _check_equal(jax.tree.map(np.asarray, found), trained)
 
 
 def _write_stablehlo(path: Path, trained: Trained) -> None:
     shape = export.symbolic_shape(", ".join(["b", *map(str, trained.net.image_shape)]))
-    logits = jax.jit(lambda images: _classifier(trained)(trained.variables, images).value)
+    logits = jax.jit(lambda images: trained.net.classifier()(trained.variables, images).value)
     program = export.export(logits, platforms=PLATFORMS)
     exported = program(jax.ShapeDtypeStruct(shape, np.float32))
     try:
@@ -94,7 +83,7 @@ def _write_stablehlo(path: Path, trained: Trained) -> None:
 
 def _check_stablehlo(path: Path, trained: Trained) -> None:
     exported = export.deserialize(bytearray(path.read_bytes()))
-    network = jax.jit(lambda variables, images: _classifier(trained)(variables, images).value)
+    network = jax.jit(lambda variables, images: trained.net.classifier()(variables, images).value)
     for batch_size in _BATCH_SIZES:
         shape = (batch_size, *trained.net.image_shape)
         images = np.random.default_rng(batch_size).random(shape, np.float32)

@@ -18,7 +18,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from flax import serialization, traverse_util
+from jax.typing import DTypeLike
 
+from cudfkd_jax.models import build_classifier
+from cudfkd_jax.models.classifier import Classifier
 from cudfkd_jax.runtime.errors import UserError
 from cudfkd_jax.storage.files import write_bytes, write_json
 
@@ -53,6 +56,15 @@ class NetworkSpec:
             raise ValueError(f"mean={self.mean} and std={self.std} must hold {self.image_shape[2]} numbers each")
         if min(self.std) <= 0:
             raise ValueError(f"std={self.std} must be greater than 0")
+
+    def classifier(self, dtype: DTypeLike | None = None) -> Classifier:
+        """Builds the network; `dtype` and errors as for `models.build_classifier`."""
+        module = build_classifier(self.arch, self.num_classes, dtype)
+        return Classifier(module, self.mean, self.std, self.train_argument)
+
+    def abstract_variables(self) -> Any:
+        """Returns the shapes and dtypes of the network's variables, as a tree of `jax.ShapeDtypeStruct`."""
+        return jax.eval_shape(lambda: self.classifier().init(jax.random.key(0), self.image_shape))
 
 
 class Trained(NamedTuple):

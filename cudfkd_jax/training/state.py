@@ -86,7 +86,8 @@ def purpose_key(key: jax.Array, purpose: int, counter: jax.Array | int = 0) -> j
 
 def keep_if_finite(state: RunState, updated: RunState, metrics: Metrics, tally: str) -> RunState:
     """Returns `updated` if all metrics are finite; else `state`, marked failed, with these metrics as its last."""
-    finite = jnp.all(jnp.stack([jnp.all(jnp.isfinite(m)) for m in jax.tree.leaves(metrics)]))
+    checks = [jnp.all(jnp.isfinite(m)) for m in jax.tree.leaves(metrics)]
+    finite = jnp.all(jnp.stack(checks)) if checks else jnp.ones((), bool)
     good = finite & ~state.failed
     kept: RunState = jax.tree.map(functools.partial(jnp.where, good), updated, state)
     first_bad = ~finite & ~state.failed

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 
 from benchmarking import peers
-from cudfkd_jax.config import loading
+from cudfkd_jax.config import jobs, loading
 from cudfkd_jax.experiments import timing
 from cudfkd_jax.experiments.timing import Setup
 from cudfkd_jax.runtime import cli
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str]) -> None:
     loading.override(config, changes)
     cli.use_compilation_cache()
     begin = time.monotonic()
-    setup = timing.set_up(config)
+    setup = timing.set_up(jobs.untrained_job(config))
     if what == "ours":
         ours(setup)
     else:

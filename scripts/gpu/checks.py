@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from cudfkd_jax.config import loading, validate
+from cudfkd_jax.config import jobs, loading, validate
 from cudfkd_jax.experiments import timing
 from cudfkd_jax.experiments.timing import Setup
 from cudfkd_jax.methods import METHODS
@@ -67,7 +67,7 @@ def first_steps(config: ConfigDict, *, perturbations: int = 0) -> list[dict[str,
     Returns:
         One dictionary for the unperturbed steps and one per repetition.
     """
-    setup = timing.set_up(config)
+    setup = timing.set_up(jobs.untrained_job(config))
     parts = setup.parts.compile(setup.devices)
     found = []
     for seed in range(1 + perturbations):
@@ -153,9 +153,9 @@ def _check(name: str, reference: Mapping[str, np.ndarray]) -> dict[str, Any]:
         return _bfloat16(reference)
     jax.config.update("jax_default_matmul_precision", "highest")
     if name == PMAP:
-        return _pmap(timing.set_up(small_config("cudfkd")))
+        return _pmap(timing.set_up(jobs.untrained_job(small_config("cudfkd"))))
     if name == LOOPS:
-        return _loops(timing.set_up(small_config("cudfkd")))
+        return _loops(timing.set_up(jobs.untrained_job(small_config("cudfkd"))))
     return compare(first_steps(small_config(name))[0], _of(reference, name))
 
 

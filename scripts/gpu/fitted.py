@@ -11,9 +11,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from cudfkd_jax.config import access, loading
-from cudfkd_jax.experiments import budget, timing
-from cudfkd_jax.experiments.timing import Pace
+from cudfkd_jax.config import access, budget, jobs, loading
+from cudfkd_jax.config.budget import Pace
+from cudfkd_jax.experiments import timing
 from cudfkd_jax.runs import stages
 from cudfkd_jax.runtime import cli
 
@@ -34,7 +34,7 @@ def _run(arguments: Sequence[str]) -> None:
     config = loading.load(options.config)
     loading.override(config, changes)
     if options.epoch_s is None:
-        pace = timing.distillation_pace(config, by_steps=True)
+        pace = timing.distillation_pace(lambda: jobs.untrained_job(config), by_steps=True)
         spent = time.monotonic() - begin
     else:
         pace, spent = Pace(_START_S, options.epoch_s), 0.0

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax.profiler import ProfileData
 
-from cudfkd_jax.config import loading
+from cudfkd_jax.config import jobs, loading
 from cudfkd_jax.experiments import timing
 from cudfkd_jax.runtime import cli
 
@@ -37,7 +37,7 @@ def measure(file: str, changes: Sequence[str]) -> dict[str, Any]:
     """Traces rounds of a configuration after one warm-up round."""
     config = loading.load(file)
     loading.override(config, changes)
-    setup = timing.set_up(config)
+    setup = timing.set_up(jobs.untrained_job(config))
     drive = setup.scan(1) if setup.loop == "scan" else None
     assert drive, "only compiled loops can be traced"
     state = setup.state

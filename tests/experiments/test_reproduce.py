@@ -13,6 +13,7 @@ from helpers import snapshot
 from PIL import Image
 
 from cudfkd_jax.config import loading
+from cudfkd_jax.config.budget import Pace
 from cudfkd_jax.config.methods import method_settings
 from cudfkd_jax.evaluation import observations, samples
 from cudfkd_jax.experiments import paper_numbers, plan, reproduce
@@ -21,7 +22,6 @@ from cudfkd_jax.experiments.reproduce import catalogue, estimate, page
 from cudfkd_jax.experiments.reproduce.entry import SCALES, Run, Setting
 from cudfkd_jax.experiments.reproduce.jobs import Job, Result, count, prepare
 from cudfkd_jax.experiments.reproduce.run import _described
-from cudfkd_jax.experiments.timing import Pace
 from cudfkd_jax.methods import METHODS
 from cudfkd_jax.objectives import losses
 from cudfkd_jax.runtime.errors import UserError

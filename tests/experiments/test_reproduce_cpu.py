@@ -9,11 +9,11 @@ import pytest
 from helpers import snapshot
 
 from cudfkd_jax.config import loading
+from cudfkd_jax.config.budget import Pace
 from cudfkd_jax.config.methods import method_settings
 from cudfkd_jax.evaluation import observations
 from cudfkd_jax.experiments import plan, reproduce
 from cudfkd_jax.experiments.reproduce import catalogue, estimate, jobs
-from cudfkd_jax.experiments.timing import Pace
 from cudfkd_jax.methods import METHODS
 
 _ROOT = Path(__file__).parents[2]

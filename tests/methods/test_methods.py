@@ -20,7 +20,6 @@ from cudfkd_jax.config import methods, networks, optimisers
 from cudfkd_jax.methods import METHODS
 from cudfkd_jax.methods.generative import generator_optimiser
 from cudfkd_jax.runs import stages
-from cudfkd_jax.runs.teacher import abstract_variables
 from cudfkd_jax.runtime.errors import UserError
 
 _TESTS = Path(__file__).parents[1]
@@ -118,13 +117,8 @@ def test_a_method_of_batch_norm_refuses_a_teacher_without(method):
 def test_settings_that_do_not_go_together_are_refused(method, settings, text):
     config = tiny.get_config(f"method={method}")
     config.update_from_flattened_dict(settings)
-    net = networks.described(config, "teacher")
     with pytest.raises(UserError, match=text):
-        methods.method(config, networks.pair(config, net, _abstract(config, net)))
-
-
-def _abstract(config, net):
-    return abstract_variables(config, net)
+        methods.method(config, _pair(config))
 
 
 @pytest.mark.parametrize("additions", [{"memory.capacity": 8}, {"generator.ema_decay": 0.9}])
@@ -139,7 +133,7 @@ def test_a_memory_and_an_average_are_added_to_generators(additions):
 
 def _pair(config):
     net = networks.described(config, "teacher")
-    return networks.pair(config, net, _abstract(config, net))
+    return networks.pair(config, net, net.abstract_variables())
 
 
 @pytest.mark.parametrize("key", ["memory.capacity", "generator.ema_decay"])

@@ -12,12 +12,13 @@ import pytest
 from helpers import flip_byte, snapshot
 
 from cudfkd_jax import main, models
+from cudfkd_jax.config.jobs import teacher_source
 from cudfkd_jax.models.classifier import Classifier
 from cudfkd_jax.runs import export
 from cudfkd_jax.runs.teacher import find_teacher
 from cudfkd_jax.runtime.errors import RunFailedError, UserError
 from cudfkd_jax.storage import weights
-from cudfkd_jax.storage.formats import FORMATS, Format, abstract_variables
+from cudfkd_jax.storage.formats import FORMATS, Format
 from cudfkd_jax.storage.weights import NetworkSpec, Trained
 
 PACKAGES = {"torch": "torch", "safetensors": "safetensors", "stablehlo": "flatbuffers"}  # optional packages
@@ -64,7 +65,7 @@ def _random_student(arch: str, image_shape=(8, 8, 1)) -> Trained:
     channels = image_shape[2]
     net = NetworkSpec(arch, 7, image_shape, (0.4,) * channels, (0.3,) * channels, {})
     random = np.random.default_rng(0)
-    abstract = abstract_variables(Trained(net, {}, ""))
+    abstract = net.abstract_variables()
     variables = jax.tree.map(lambda leaf: random.uniform(0.01, 0.2, leaf.shape).astype(np.float32), abstract)
     return Trained(net, variables, "")
 
@@ -286,5 +287,5 @@ def test_an_export_is_a_teacher_for_the_next_run(run_copy, tiny_config, tmp_path
     pytest.importorskip("safetensors")
     _export(run_copy, "safetensors")
     tiny_config.teacher.checkpoint = str(run_copy / "export/safetensors/student.safetensors")
-    teacher = find_teacher(tiny_config, tmp_path / "next")
+    teacher = find_teacher(teacher_source(tiny_config), tmp_path / "next")
     assert teacher.sha256 == weights.load_net(run_copy / "student").sha256

@@ -48,12 +48,12 @@ def recorded(monkeypatch):
     """Replaces both kinds of training by records of their arguments."""
     calls = []
 
-    def train_(config, section, folder, dataset, teacher):
-        calls.append((section, folder, sorted(dataset.splits), teacher and teacher.sha256))
+    def train_(job, folder, dataset):
+        calls.append((job.section, folder, sorted(dataset.splits), job.teacher and job.teacher.sha256))
         raise KeyboardInterrupt
 
-    def distill_(config, folder, pair, test):
-        calls.append(("distill", folder, len(test.labels), weights.digest(pair.teacher_variables)))
+    def distill_(job, folder, test):
+        calls.append(("distill", folder, len(test.labels), weights.digest(job.pair.teacher_variables)))
         raise KeyboardInterrupt
 
     monkeypatch.setattr(supervised, "train", train_)

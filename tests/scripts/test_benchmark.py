@@ -16,7 +16,7 @@ import benchmark
 import xla_flags
 from benchmarking import ceilings, costs, measure, ours, peers, table
 from benchmarking.timing import alternate, median_ratio
-from cudfkd_jax.config import build, defaults
+from cudfkd_jax.config import build, defaults, jobs
 from cudfkd_jax.experiments import timing
 from cudfkd_jax.models import build_classifier
 from cudfkd_jax.runtime.errors import UserError
@@ -138,7 +138,7 @@ def test_the_scan_begins_where_an_epoch_does():
     config = _tiny_config()
     config.loop = "scan"
     config.distill.update(student_steps=2, rounds_per_epoch=2)
-    run = ours.Ours(timing.set_up(config)._replace(devices=ONE_DEVICE))
+    run = ours.Ours(timing.set_up(jobs.untrained_job(config))._replace(devices=ONE_DEVICE))
     run.first(ours.STUDENT)
     (seconds,) = run.epoch()["epoch"]
     assert seconds > 0

@@ -18,6 +18,7 @@ from helpers import snapshot
 from PIL import Image
 
 from cudfkd_jax import main
+from cudfkd_jax.config.jobs import teacher_source
 from cudfkd_jax.models import MODELS, build_classifier
 from cudfkd_jax.runs import teacher
 from cudfkd_jax.runtime.errors import UserError
@@ -264,13 +265,13 @@ def test_a_long_list_of_differences_is_cut(tmp_path):
 def test_a_teacher_of_another_kind_is_named(arch, num_classes, text, tmp_path):
     config = tiny.get_config()
     config.teacher.checkpoint = str(_save(tmp_path / "teacher.pth", _state_dict(arch, num_classes)))
-    assert text in _refused(teacher.find_teacher, config, tmp_path / "run")
+    assert text in _refused(teacher.find_teacher, teacher_source(config), tmp_path / "run")
 
 
 def test_a_teacher_for_other_channels_is_refused(tmp_path):
     config = tiny.get_config()  # for grey images
     config.teacher.checkpoint = str(_save(tmp_path / "teacher.pth", _state_dict()))
-    text = _refused(teacher.find_teacher, config, tmp_path / "run")
+    text = _refused(teacher.find_teacher, teacher_source(config), tmp_path / "run")
     assert "conv1.weight is [16, 3, 3, 3] and should be [16, 1, 3, 3]" in text
 
 
@@ -351,7 +352,7 @@ def test_what_holds_a_program_is_refused_with_the_way_to_convert_it(tmp_path):
     config = tiny.get_config()
     config.teacher.checkpoint = str(path)
     assert "save the network's state_dict() with torch.save" in _refused(
-        teacher.find_teacher, config, tmp_path / "run"
+        teacher.find_teacher, teacher_source(config), tmp_path / "run"
     )
 
 

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from cudfkd_jax.config import identity
+from cudfkd_jax.config import identity, jobs
+from cudfkd_jax.config.budget import Pace
 from cudfkd_jax.experiments import launcher, plan, timing
 from cudfkd_jax.experiments.plan import PlannedRun, RunSpec
-from cudfkd_jax.experiments.timing import Pace
 from cudfkd_jax.runtime import cli
 from cudfkd_jax.runtime.errors import RunFailedError, UserError
 
@@ -81,9 +81,10 @@ def _measure(wanted: RunSpec, section: str, begun: float) -> Pace | str:
     process_s = time.time() - begun
     config = plan.load(wanted)
     try:
-        pace = (
-            timing.distillation_pace(config) if section == "distill" else timing.supervised_pace(config, section)
-        )
+        if section == "distill":
+            pace = timing.distillation_pace(lambda: jobs.untrained_job(config))
+        else:
+            pace = timing.supervised_pace(lambda: jobs.first_supervised_job(config, section))
     except UserError:
         raise
     except Exception as error:  # for example out of memory, which the run will report

@@ -6,10 +6,9 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from cudfkd_jax.config import loading
+from cudfkd_jax.config import budget, loading
+from cudfkd_jax.config.budget import Pace
 from cudfkd_jax.config.methods import method_settings
-from cudfkd_jax.experiments import budget
-from cudfkd_jax.experiments.timing import Pace
 
 _FILE = "configs/cifar10.py:teacher=wrn40_2,student=wrn16_1"
 

@@ -1,11 +1,18 @@
 """Shortening a distillation to a time budget."""
 
-from ml_collections import ConfigDict
+from typing import NamedTuple
 
-from cudfkd_jax.experiments.timing import Pace
+from ml_collections import ConfigDict
 
 _FEWEST_EPOCHS = 20  # curves with fewer points show little, and α_adv(t) moves once per epoch
 _IN_EPOCHS = (("memory", "every_epochs"), ("evaluation", "stability_from"), ("log", "samples_every_epochs"))
+
+
+class Pace(NamedTuple):
+    """The duration of a run in seconds: up to the end of its first step, and per training epoch."""
+
+    start_s: float
+    epoch_s: float
 
 
 def fit(config: ConfigDict, seconds: float, pace: Pace) -> float:
