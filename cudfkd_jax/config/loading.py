@@ -16,6 +16,7 @@ from cudfkd_jax.config import access, defaults, presets, validate
 from cudfkd_jax.config.methods import add_section, use_method
 from cudfkd_jax.runtime.errors import UserError
 from cudfkd_jax.storage import workdir
+from cudfkd_jax.storage.files import read_object
 
 _KINDS = {int: "a whole number", float: "a number", bool: "true or false", tuple: "a tuple", str: "a text"}
 
@@ -100,15 +101,15 @@ def read_config(folder: Path) -> ConfigDict:
     path = next((p / workdir.CONFIG for p in places if (p / workdir.CONFIG).exists()), None)
     if path is None:
         raise UserError(f"--workdir={folder} holds no run (no {workdir.CONFIG}); name a run's folder")
-    config = defaults.get_config().lock()
+    config, what = defaults.get_config().lock(), " or of another version; restore it"
+    saved = read_object(path, what, "config")
     try:
-        saved = json.loads(path.read_text(encoding="utf-8"))["config"]
         add_section(config, saved["method"])
         config.update_from_flattened_dict(
             {key: tuple(value) if isinstance(value, list) else value for key, value in saved.items()}
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is damaged or of another version; restore it") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is damaged{what}") from error
     return config
 
 

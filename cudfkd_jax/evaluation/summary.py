@@ -5,17 +5,20 @@ import resource
 import statistics
 import sys
 from importlib import metadata
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from cudfkd_jax.evaluation.metrics import stability
 from cudfkd_jax.models import count_parameters
 from cudfkd_jax.runtime.devices import Devices
 from cudfkd_jax.storage import records
+from cudfkd_jax.storage.files import read_object
 from cudfkd_jax.storage.records import Record
 from cudfkd_jax.storage.weights import Trained
 from cudfkd_jax.training.progress import duration
 
 SUMMARY = "summary.json"
+DAMAGED = "; remove it, and the same command writes it again"  # after "… is damaged"
 _PACKAGES = ("cudfkd_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 _NO_STABILITY = {"mean": None, "variance": None}
 SYNTHETIC = "_synthetic"  # suffix of metrics measured on synthetic images
@@ -31,6 +34,15 @@ class RunDescription(NamedTuple):
     compute_dtype: str
     method: str
     stability_from: int
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """Reads the summary of a finished stage from its folder.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    return read_object(folder / SUMMARY, DAMAGED)
 
 
 def distill_summary(

@@ -5,7 +5,6 @@ When the parent process ends, even if it is killed, its runs save their states a
 
 import concurrent.futures
 import concurrent.futures.process
-import json
 import multiprocessing
 import os
 import subprocess
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple, TypeVar
 
 from cudfkd_jax import report
-from cudfkd_jax.evaluation.summary import SUMMARY
+from cudfkd_jax.evaluation.summary import SUMMARY, read_summary
 from cudfkd_jax.runtime.errors import RunFailedError, StoppedError, UserError
 from cudfkd_jax.runtime.signals import raise_on_sigterm
 from cudfkd_jax.storage import workdir
@@ -44,6 +43,11 @@ class Cell(NamedTuple):
     arguments: tuple[str, ...]
     part: str = ""
     recorded: bool = False
+
+    @property
+    def results(self) -> Path:
+        """The folder of its stage's results."""
+        return self.folder / self.part
 
 
 class Outcome(NamedTuple):
@@ -89,7 +93,7 @@ def run_cells(cells: Sequence[Cell], *, jobs: int = 1, say: Callable[[str], None
     for cell in cells:
         if cell not in waiting and not cell.part and not cell.recorded:
             _complete(cell, say)
-    return [outcomes.get(cell) or Outcome(cell, read_summary(cell)) for cell in cells]
+    return [outcomes.get(cell) or Outcome(cell, read_summary(cell.results)) for cell in cells]
 
 
 def check_finished(outcomes: Sequence[Outcome]) -> None:
@@ -105,20 +109,7 @@ def check_finished(outcomes: Sequence[Outcome]) -> None:
 
 def finished(cell: Cell) -> bool:
     """Returns whether a run is finished."""
-    return (cell.folder / cell.part / SUMMARY).exists()
-
-
-def read_summary(cell: Cell) -> dict[str, Any]:
-    """Reads the summary of a finished run.
-
-    Raises:
-        UserError: the file is damaged.
-    """
-    path = cell.folder / cell.part / SUMMARY
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"{path} is damaged; remove it, and the same command writes it again") from error
+    return (cell.results / SUMMARY).exists()
 
 
 def elsewhere(function: Callable[..., T], *arguments: Any) -> T:
@@ -159,7 +150,7 @@ def _run(cell: Cell, leash: IO[bytes]) -> Outcome:
             command, stdin=leash, stdout=stream, stderr=subprocess.STDOUT, check=False
         ).returncode
     if status == 0:
-        return Outcome(cell, read_summary(cell))
+        return Outcome(cell, read_summary(cell.results))
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     said = next((line for line in reversed(lines) if line.startswith("cudfkd: ")), f"exit status {status}")
     return Outcome(cell, None, f"{said.removeprefix('cudfkd: ')} ({log})")

@@ -3,7 +3,6 @@
 import dataclasses
 import io
 import itertools
-import json
 import math
 import re
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from cudfkd_jax.evaluation import observations as observed
 from cudfkd_jax.evaluation.summary import SUMMARY
 from cudfkd_jax.runtime.errors import UserError
 from cudfkd_jax.storage import records, workdir
+from cudfkd_jax.storage.files import read_object
 from cudfkd_jax.storage.records import Record
 
 METRICS, SAMPLES = "metrics.jsonl", "samples"
@@ -125,10 +125,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     path = folder / workdir.CONFIG
     if not path.is_file():
         raise UserError(f"--workdir={folder} holds no distilled run (no {workdir.CONFIG}); name a run's folder")
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8"))["config"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged or of another version; restore it") from error
+    return read_object(path, " or of another version; restore it", "config")
 
 
 def _read_records(path: Path, notes: list[str]) -> list[Record]:
@@ -169,8 +166,8 @@ def _read_object(path: Path, notes: list[str]) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        return read_object(path, "")
+    except UserError:
         notes.append(f"{path.name} is damaged and left out.")
         return {}
 

@@ -1,7 +1,6 @@
 """Distillation from Python: takes networks as objects, needs no data set and returns the student."""
 
 import contextlib
-import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ from cudfkd_jax.config.loading import from_settings
 from cudfkd_jax.config.networks import Pair
 from cudfkd_jax.data import Split
 from cudfkd_jax.data.base import make_split
-from cudfkd_jax.evaluation.summary import SUMMARY
+from cudfkd_jax.evaluation.summary import read_summary
 from cudfkd_jax.models.classifier import Classifier
 from cudfkd_jax.runs import stages
 from cudfkd_jax.runs.distill import STUDENT
@@ -100,8 +99,7 @@ def distill(
 
 
 def _result(folder: Path) -> dict[str, Any]:
-    summary = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))
-    return {"student": weights.pack(weights.load_net(folder / STUDENT)), "summary": summary}
+    return {"student": weights.pack(weights.load_net(folder / STUDENT)), "summary": read_summary(folder)}
 
 
 def _settings(

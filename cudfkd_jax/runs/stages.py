@@ -11,7 +11,6 @@ Each process reads the data itself.
 
 import contextlib
 import functools
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from cudfkd_jax.config import access, build, identity, jobs, networks, precision
 from cudfkd_jax.config.jobs import DistillJob, SupervisedJob
 from cudfkd_jax.config.networks import Pair
 from cudfkd_jax.data import Dataset, Split
-from cudfkd_jax.evaluation.summary import SUMMARY, describe
+from cudfkd_jax.evaluation.summary import DAMAGED, SUMMARY, describe, read_summary
 from cudfkd_jax.models.capture import has_batch_norm
 from cudfkd_jax.runs import distill, supervised
 from cudfkd_jax.runs.teacher import find_teacher
@@ -74,7 +73,7 @@ def run(config: ConfigDict, stage: str, folder: Path, say: Callable[[str], None]
         for part in parts:
             with enough_memory(part, build.memory_settings(config, part)):
                 teacher = _run_part(config, part, folder, dataset, teacher, say)
-            processes.from_first(functools.partial(_say_finished, _folder(folder, part), say))
+            processes.from_first(functools.partial(_say_results, _folder(folder, part), say))
 
 
 def _look(config: ConfigDict, stage: str, folder: Path, say: Callable[[str], None]) -> dict[str, Any]:
@@ -106,7 +105,9 @@ def _look(config: ConfigDict, stage: str, folder: Path, say: Callable[[str], Non
     for part in parts:
         _check_folder(folder, _folder(folder, part))
         workdir.check_config(_folder(folder, part), _settings(config, part, teacher))
-    done = [part for part in parts if _say_finished(_folder(folder, part), say)]
+    done = [part for part in parts if (_folder(folder, part) / SUMMARY).exists()]
+    for part in done:
+        _say_results(_folder(folder, part), say)
     if "distill" in done:
         _report(access.get(config, "log.report"), folder)
     parts = [part for part in parts if part not in done]
@@ -280,14 +281,11 @@ def _folder(folder: Path, part: str) -> Path:
     return folder if part == "distill" else folder / part
 
 
-def _say_finished(folder: Path, say: Callable[[str], None]) -> bool:
-    """Returns whether a stage is finished in its folder, and if so reports its results."""
-    path = folder / SUMMARY
-    if not path.exists():
-        return False
+def _say_results(folder: Path, say: Callable[[str], None]) -> None:
+    """Reports the results of a stage that is finished in its folder."""
+    summary = read_summary(folder)
     try:
-        text = describe(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged; remove it, and the same command writes it again") from error
+        text = describe(summary)
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder / SUMMARY} is damaged{DAMAGED}") from error
     say(f"{text}\nfinished: {folder}")
-    return True

@@ -1,10 +1,12 @@
-"""Atomic writes of small files."""
+"""Small files: atomic writes, and JSON that may be damaged."""
 
 import contextlib
 import json
 import os
 from pathlib import Path
 from typing import Any
+
+from cudfkd_jax.runtime.errors import UserError
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -30,3 +32,21 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Writes readable JSON with `write_bytes`."""
     write_bytes(path, (json.dumps(value, indent=2) + "\n").encode())
+
+
+def read_object(path: Path, remedy: str, key: str = "") -> dict[str, Any]:
+    """Reads a JSON object, or the object at its `key`.
+
+    Args:
+        path: the file.
+        remedy: ends the error message: what is suspected, and what to do.
+        key: "" for the whole file.
+
+    Raises:
+        UserError: the file is missing or damaged, or lacks the key.
+    """
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+        return dict(held[key] if key else held)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged{remedy}") from error

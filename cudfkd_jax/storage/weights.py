@@ -23,7 +23,7 @@ from jax.typing import DTypeLike
 from cudfkd_jax.models import build_classifier
 from cudfkd_jax.models.classifier import Classifier
 from cudfkd_jax.runtime.errors import UserError
-from cudfkd_jax.storage.files import write_bytes, write_json
+from cudfkd_jax.storage.files import read_object, write_bytes, write_json
 
 WEIGHTS, DESCRIPTION = "weights.msgpack", "net.json"
 _NEXT_WEIGHTS, _NEXT_DESCRIPTION = "next.msgpack", "next.json"
@@ -128,8 +128,8 @@ def _end_commit(folder: Path) -> None:
 def _read_description(path: Path) -> dict[str, Any]:
     """Returns a file's JSON object, empty if the file is missing or damaged."""
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        return read_object(path, "")
+    except UserError:
         return {}
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cudfkd_jax.runtime.errors import UserError
-from cudfkd_jax.storage.files import write_json
+from cudfkd_jax.storage.files import read_object, write_json
 
 CONFIG = "config.json"
 TEACHER = "teacher weights (sha256)"  # the setting that replaces all of a teacher's
@@ -135,11 +135,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
     Raises:
         UserError: the settings cannot be read.
     """
-    path = folder / CONFIG
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8"))["results"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged; restore it, or move {folder} away to start again") from error
+    return read_object(folder / CONFIG, f"; restore it, or move {folder} away to start again", "results")
 
 
 def write_config(folder: Path, config: dict[str, Any], whole: dict[str, Any]) -> None:

@@ -5,17 +5,17 @@ A workdir contains runs in `cells/<hash of the settings that affect the results>
 and its pictures.
 """
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from cudfkd_jax.evaluation.summary import DAMAGED
 from cudfkd_jax.experiments import plan
 from cudfkd_jax.experiments.launcher import finished
 from cudfkd_jax.experiments.reproduce import catalogue, estimate, page
 from cudfkd_jax.experiments.reproduce.entry import with_method
 from cudfkd_jax.experiments.reproduce.jobs import Job, Result, all_runs, changes_text, count, prepare
 from cudfkd_jax.runtime.errors import UserError
-from cudfkd_jax.storage.files import write_json
+from cudfkd_jax.storage.files import read_object, write_json
 from cudfkd_jax.storage.workdir import check_writable
 from cudfkd_jax.training.progress import duration
 
@@ -89,10 +89,7 @@ def _check_scale(folder: Path, scale: str) -> None:
     path = folder / _STATE
     if not path.exists():
         return
-    try:
-        held = dict(json.loads(path.read_text(encoding="utf-8")))["scale"]
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"{path} is damaged; remove it, and the same command writes it again") from error
+    held = read_object(path, DAMAGED).get("scale")
     if held != scale:
         raise UserError(f"--workdir={folder} holds --scale={held}; name another one for {scale}")
 
