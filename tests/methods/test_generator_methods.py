@@ -385,7 +385,7 @@ def test_images_come_from_the_exponential_average_of_the_generator():
     assert _equal(aux.average, state.variables)
     for step in range(3):
         state, aux = synthesise(state, aux, step)
-        assert _equal(aux.state, state)  # training mode does not use it
+        assert _equal(aux.state, state)  # training does not depend on the average
         expected = jax.tree.map(lambda mean, new: decay * mean + (1 - decay) * new, expected, state.variables)
         jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), aux.average, expected)
 

@@ -217,7 +217,7 @@ class LinearEncoder(nn.Module):
         return tuple(x @ self.param(name, nn.initializers.normal(0.5), (4, 3)) for name in ("mean", "log_var"))
 
 
-LOGITS = np.random.default_rng(5).normal(0, 1, (4, 6))  # of the linear teacher's weights
+LOGITS = np.random.default_rng(5).normal(0, 1, (4, 6))  # of the linear teacher
 
 
 def _linear_teacher(images, **_):
