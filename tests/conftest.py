@@ -1,5 +1,6 @@
 """What tests of whole runs share: a tiny configuration, and one finished run of it."""
 
+import fcntl
 import os
 import shutil
 from pathlib import Path
@@ -9,9 +10,11 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
     [str(Path(__file__).parent / "support"), *filter(None, [os.environ.get("PYTHONPATH")])]
 )
 
+# Most of the time goes into compiling programs that run for a moment; without optimisation it is almost halved.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 # Compiled programs are kept between tests, their subprocesses and calls of pytest; JAX reads this when imported.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "xla"))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import pytest
 import tiny
@@ -28,9 +31,13 @@ def tiny_config():
 @pytest.fixture(scope="session")
 def finished_run(tmp_path_factory) -> Path:
     """The workdir of a finished tiny run; copy it (`run_copy`) before changing anything in it."""
-    folder = tmp_path_factory.mktemp("finished") / "run"
-    stages.run(tiny.get_config(), "all", folder, say=lambda text: None)
-    return folder
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    with (shared / "finished.lock").open("w") as lock:  # the first worker trains, the others find it finished
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        stages.run(tiny.get_config(), "all", shared / "finished", say=lambda text: None)
+    return shared / "finished"
 
 
 @pytest.fixture

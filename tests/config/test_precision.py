@@ -84,7 +84,6 @@ def test_a_given_dtype_stays(machine, tiny_config):
 @pytest.mark.long
 def test_a_run_keeps_its_dtype_on_another_machine(monkeypatch, finished_run, tiny_config, tmp_path):
     tiny_config.teacher.checkpoint = str(finished_run)
-    tiny_config.distill.epochs = 1
     monkeypatch.setattr(precision, "_suited", lambda devices: "bfloat16")
     for _ in range(2):
         tiny_config.compute_dtype = "auto"

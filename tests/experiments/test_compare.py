@@ -187,7 +187,6 @@ def test_a_signal_to_the_command_alone_stops_its_runs(tmp_path, monkeypatch, num
 def test_two_methods_side_by_side(tmp_path, capsys):
     """Runs a real comparison of one teacher and two students, then reruns it when all results exist."""
     arguments = [f"--config={_TINY}", "--methods=cudfkd,dafl", "--seeds=3", f"--workdir={tmp_path}"]
-    arguments += ["--config.distill.epochs=1", "--config.evaluation.stability_from=1"]
     assert _script("compare").main(arguments) == 0
     table = (tmp_path / "table.md").read_text(encoding="utf-8")
     assert table in capsys.readouterr().out and "| cudfkd | 1/1 |" in table and "| dafl | 1/1 |" in table

@@ -363,10 +363,9 @@ def test_a_real_figure(tmp_path, tiny_configs, finished_run, monkeypatch, capsys
     script = _script("reproduce")
     monkeypatch.setattr(script, "_CONFIGS", tiny_configs)
     arguments = ["fig5", f"--workdir={tmp_path}", f"--config.teacher.checkpoint={finished_run}"]
-    arguments += ["--config.distill.epochs=1"]
     assert script.main(arguments) == 0
     said = capsys.readouterr().out
-    assert "timing a round, 1 of 1: distill" in said and re.search(r"estimate: \d+ s for 1 runs", said)
+    assert "timing a round, 1 of 1: distill" in said and re.search(r"estimate: [\w ]+ s for 1 runs", said)
     assert (tmp_path / "fig5/fig5.png").exists() and (tmp_path / "fig5/fig5_early.png").exists()
     before = {name: value for name, value in snapshot(tmp_path).items() if name.startswith("cells/")}
     assert script.main(arguments) == 0

@@ -466,7 +466,6 @@ def _differences():
         "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
         "JAX_ENABLE_X64": "1",
         "JAX_PLATFORMS": "cpu",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # compiles in half the time
     }
     process = subprocess.run(
         [sys.executable, __file__], env=environment, capture_output=True, text=True, check=False

@@ -154,6 +154,18 @@ def _rewrites() -> bool:
     return new and platform.machine() == "x86_64" and "avx512f" in flags and jax.default_backend() == "cpu"
 
 
+@pytest.fixture
+def optimised():
+    """Enables the compiler passes that conftest.py disables, because calls of oneDNN depend on them."""
+    before = jax.config.jax_disable_most_optimizations
+    jax.config.update("jax_disable_most_optimizations", False)
+    onednn.available.cache_clear()
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+    onednn.available.cache_clear()
+
+
+@pytest.mark.usefixtures("optimised")
 @pytest.mark.skipif(not _rewrites(), reason="this jaxlib does not call oneDNN here")
 @pytest.mark.parametrize("stride", [1, 2])
 def test_convolution_and_both_gradients_are_calls_of_onednn(stride):
@@ -179,6 +191,7 @@ def test_convolution_and_both_gradients_are_calls_of_onednn(stride):
     assert calls(bfloat16=False) == 0
 
 
+@pytest.mark.usefixtures("optimised")
 @pytest.mark.skipif(not _rewrites(), reason="this jaxlib does not call oneDNN here")
 @pytest.mark.parametrize("stride", [1, 2])
 def test_a_loop_calls_onednn_with_the_same_layouts(stride):

@@ -21,6 +21,7 @@ from cudfkd_jax import main, report
 from cudfkd_jax.config import access, defaults, loading
 from cudfkd_jax.evaluation import observations, samples
 from cudfkd_jax.objectives import losses
+from cudfkd_jax.report import plot
 from cudfkd_jax.runs import stages
 from cudfkd_jax.runtime.errors import UserError
 
@@ -96,6 +97,18 @@ def _make_run(folder: Path, *, epochs: int = _EPOCHS, **settings) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True)
+def _plain_layout(request, monkeypatch):
+    """Halves the time of a report whose figures nobody looks at: no room is made for their text."""
+    if "looked_at" not in request.fixturenames:
+        monkeypatch.setitem(plot._STYLE, "figure.constrained_layout.use", False)
+
+
+@pytest.fixture
+def looked_at():
+    """For reports whose figures are as users get them."""
+
+
 @pytest.fixture
 def made(tmp_path):
     return _make_run(tmp_path / "made")
@@ -129,7 +142,7 @@ def _report(folder: Path) -> _Page:
 # Contents
 
 
-def test_a_finished_run_has_every_part(made):
+def test_a_finished_run_has_every_part(looked_at, made):
     page = _report(made)
     figures = ("accuracy", "loyalty", "losses", "curriculum", "difficulty", "loyalty_histogram", "classes")
     for name in figures:
@@ -198,7 +211,7 @@ def test_the_majorise_minimise_curve(made):
     assert "Majorise–minimise inequality (Eq. 8)" in page.text and "F(L′) ≤ Q: it bounds" in page.text
 
 
-def test_many_classes(tmp_path):
+def test_many_classes(looked_at, tmp_path):
     folder = _make_run(tmp_path / "many")
     teacher, student = np.random.default_rng(0).normal(size=(2, 500, 100))
     test = observations.of_test_images(teacher, student, np.arange(500) % 100)
@@ -417,7 +430,7 @@ def test_the_picture_by_class_has_a_row_per_class(tmp_path):
 
 @pytest.mark.skipif(_CHROMIUM is None, reason="needs Chromium")
 @pytest.mark.parametrize("width", [400, 1200])
-def test_a_browser_shows_it_without_complaint(made, tmp_path, width):
+def test_a_browser_shows_it_without_complaint(looked_at, made, tmp_path, width):
     """Checks for console messages, undecoded pictures and elements wider than the window."""
     path = report.write_report(made)
     markup = path.read_text()

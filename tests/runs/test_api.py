@@ -141,6 +141,6 @@ def test_a_teacher_with_nan_is_refused():
 
 
 def test_the_package_offers_its_functions_and_no_others():
-    assert cudfkd_jax.load_config("tests/support/tiny.py").distill.epochs == 16
+    assert cudfkd_jax.load_config("tests/support/tiny.py").distill.epochs == 4
     with pytest.raises(AttributeError, match="no attribute 'distil'"):
         cudfkd_jax.distil  # noqa: B018

@@ -141,8 +141,7 @@ def test_a_full_disk_ends_a_run_with_one_line_and_room_lets_it_go_on(finished_ru
         *(f"{run}", 'cp -r "$disk/run" "$disk"/../kept'),
         arguments=(
             *(tmp_path / "disk", _TINY, f"--config.teacher.checkpoint={finished_run}"),
-            *("--config.distill.epochs=2", "--config.checkpoint.every_seconds=0"),
-            *("--config.log.tensorboard=true", "--config.log.report=false"),
+            *("--config.checkpoint.every_seconds=0", "--config.log.tensorboard=true", "--config.log.report=false"),
         ),
     )
     first, _, second = done.stdout.partition("room\n")
@@ -210,7 +209,6 @@ def test_a_read_only_workdir_is_refused_and_can_be_read(run_copy):
 
 def test_a_file_where_checkpoints_belong_ends_the_run_with_one_line(finished_run, tmp_path, tiny_config):
     tiny_config.teacher.checkpoint = str(finished_run)
-    tiny_config.distill.epochs = 1
     tiny_config.checkpoint.every_seconds = 0.0
     write = trainer.records.append
     with (
@@ -253,7 +251,6 @@ def test_what_a_run_was_given_is_found_from_another_directory(finished_run, tmp_
     Path("teacher").symlink_to(finished_run)
     tiny_config.data.update(source="npz", dir="data.npz")
     tiny_config.teacher.checkpoint = "teacher"
-    tiny_config.distill.epochs = 1
     stages.run(tiny_config, "distill", Path("run"), lambda text: None)
     monkeypatch.chdir(tmp_path)
     config = loading.read_config(tmp_path / "here/run")

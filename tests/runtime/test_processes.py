@@ -242,9 +242,12 @@ def test_an_error_of_one_process_is_one_line_and_ends_all(tmp_path, arguments, o
     assert not folder.exists()
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_methods_with_memories_reach_the_same_state(tmp_path):
-    """Compares in float64; memories and pools have the same shape for every number of processes."""
+    """Compares in float64, as on two devices of one process (`test_inversion.py`, `test_pre_dfkd.py`).
+
+    Memories and pools have the same shape for every number of processes.
+    """
     address = _address()
     commands = [
         [

@@ -14,8 +14,8 @@ def get_config(arguments: str = ""):
     config.generator.update(latent_dim=8, width=4)
     config.distill.student_steps = 2
     defaults.scale_steps(config, student_steps=4, synthesis_steps=3, batch_size=32)
-    config.distill.update(epochs=16, loss="kl" if config.method == "cudfkd" else config.distill.loss)
+    config.distill.update(epochs=4, loss="kl" if config.method == "cudfkd" else config.distill.loss)
     config.cmi.update(bank_rows=64, bank_draws=48, head_width=8)
     config.evaluation.stability_from = 0
-    config.log.update(tensorboard=False, samples_every_epochs=8)
+    config.log.update(tensorboard=False, samples_every_epochs=2)
     return config
