@@ -12,7 +12,7 @@ from benchmarking import ceilings, peers
 from benchmarking.ceilings import Ceilings
 from benchmarking.ours import Ours
 from benchmarking.timing import alternate, timing
-from cudfkd_jax.config import build
+from cudfkd_jax.config import build, jobs
 from cudfkd_jax.evaluation import summary
 from cudfkd_jax.experiments.timing import set_up, timed
 
@@ -56,7 +56,7 @@ def measure_all(
 def _measure(config: ConfigDict, repeats: int, *, peer: str, imports_s: float) -> dict[str, Any]:
     if peer:
         peers.check(config, build.devices(config))
-    setup, set_up_s = timed(set_up, config)
+    setup, set_up_s = timed(lambda: set_up(jobs.untrained_job(config)))
     ours = Ours(setup)
     first = {kind: ours.first(kind) for kind in ours.kinds}
     passes = {"each step": ours.each_step, "round": ours.round}

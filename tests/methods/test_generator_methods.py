@@ -286,8 +286,10 @@ def test_a_map_of_zeros_has_a_finite_distance_and_no_gradient(dtype):
 
 def test_without_weight_the_loss_is_the_plain_one_and_sees_no_maps(maps):
     student, teacher = (outputs._replace(stages=()) for outputs in maps)
-    loss, metrics = zskt.attention_student_loss(sample_loss=KL, attention_weight=0.0)(student, teacher, 0, SINGLE)
-    plain, plain_metrics = plain_student_loss(KL)(student, teacher, 0, SINGLE)
+    loss, metrics = zskt.attention_student_loss(sample_loss=KL, attention_weight=0.0)(
+        student, teacher, None, 0, SINGLE
+    )
+    plain, plain_metrics = plain_student_loss(KL)(student, teacher, None, 0, SINGLE)
     assert float(loss) == float(plain)
     assert metrics.keys() == plain_metrics.keys()
     assert zskt.student_capture(0.0) == ()
@@ -302,7 +304,7 @@ def _trace_attention(student: nn.Module, teacher: nn.Module):
         for module in (student, teacher):
             network = Classifier(module, (0.5,) * 3, (0.5,) * 3)
             outputs.append(network(network.init(key, IMAGE_SHAPE), images, capture=(STAGES,)))
-        return zskt.attention_student_loss(sample_loss=KL, attention_weight=1.0)(*outputs, 0, SINGLE)
+        return zskt.attention_student_loss(sample_loss=KL, attention_weight=1.0)(*outputs, None, 0, SINGLE)
 
     return jax.eval_shape(trace, jax.random.key(0), jnp.zeros((2, *IMAGE_SHAPE)))
 

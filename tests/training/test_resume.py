@@ -21,6 +21,7 @@ def test_saving_inside_epochs_changes_nothing(finished_run, tiny_config, tmp_pat
         name: [int(path.name) for path in checkpoint.checkpoints(tmp_path / name / "checkpoints")]
         for name in ("ends", "every_step")
     }
-    assert saved["ends"] == [steps_per_epoch, 2 * steps_per_epoch]
-    assert saved["every_step"] == list(range(1, 2 * steps_per_epoch + 1))
+    steps = d.epochs * steps_per_epoch
+    assert saved["ends"] == list(range(steps_per_epoch, steps + 1, steps_per_epoch))
+    assert saved["every_step"] == list(range(1, steps + 1))
     assert outcome(tmp_path / "ends") == outcome(tmp_path / "every_step")
