@@ -28,7 +28,8 @@ Distils a trained image classifier into a smaller one without its training data 
                       scratch    train the student on the data, for comparison
                       kd         ordinary distillation with the data, for comparison
                       distill    distil without data
-                      evaluate   measure a run's networks on the test images; needs only --workdir
+                      evaluate   measure a run's networks on the test images; needs only --workdir, or for
+                                 a teacher alone --config and --config.teacher.checkpoint
                       export     write a run's student to WORKDIR/export/FORMAT/; needs only --workdir, --format
                       report     write WORKDIR/report.html of a run in any state; needs only --workdir
   --format=FORMAT     of --stage=export: orbax, safetensors, torch or stablehlo
@@ -74,6 +75,8 @@ def _run(arguments: Sequence[str]) -> None:
         if rest and not options.config:
             raise UserError(f"unexpected argument {rest[0]!r}; --stage=export takes --workdir and --format")
         export.export(folder, options.format)
+    elif options.stage == "evaluate" and options.config and not options.workdir and config.teacher.checkpoint:
+        evaluate.evaluate_teacher(config)
     elif options.stage == "evaluate":
         config = loading.read_config(folder)
         loading.override(config, rest)

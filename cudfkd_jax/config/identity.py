@@ -30,7 +30,10 @@ _RESULT_KEYS = {
     "distill": (*_EVERYWHERE, "student", "method", *_METHODS, "distill", "evaluation"),
 }
 # Settings in these sections that do not affect results.
-_NO_RESULT_KEYS = ("data.dir", "evaluation.batch_size", "evaluation.stability_from", "teacher.checkpoint")
+_NO_RESULT_KEYS = (
+    *("data.dir", "evaluation.batch_size", "evaluation.stability_from"),
+    *("teacher.checkpoint", "teacher.checkpoint_key", "teacher.verify"),
+)
 
 # Settings added after runs had been recorded and named, each with the value that those runs used implicitly. At
 # that value a setting is not part of a run's identity, so earlier runs keep their names and resume.

@@ -99,25 +99,35 @@ class TeacherSource(NamedTuple):
 
     Attributes:
         checkpoint: a trained network or the workdir of another run; "": the run trains its teacher.
+        checkpoint_key: the entry of a PyTorch file that holds the weights; "": the first of the usual ones.
         net: describes the teacher that the configuration asks for.
         is_module: whether it is the user's own module.
+        verify: whether a teacher that does not recognise the test images stops the run.
+        padding, flip: the augmentation in training on these data.
         settings: the settings that identify a teacher trained by the run.
     """
 
     checkpoint: str
+    checkpoint_key: str
     net: NetworkSpec
     is_module: bool
+    verify: bool
+    padding: int
+    flip: bool
     settings: dict[str, Any]
 
 
 def teacher_source(config: ConfigDict) -> TeacherSource:
     """Returns where the configuration's teacher comes from."""
-    t = config.teacher
     return TeacherSource(
-        t.checkpoint,
-        networks.described(config, "teacher"),
-        bool(t.module),
-        identity.result_settings(config, "teacher"),
+        checkpoint=config.teacher.checkpoint,
+        checkpoint_key=config.teacher.checkpoint_key,
+        net=networks.described(config, "teacher"),
+        is_module=bool(config.teacher.module),
+        verify=config.teacher.verify,
+        padding=config.data.padding,
+        flip=config.data.flip,
+        settings=identity.result_settings(config, "teacher"),
     )
 
 

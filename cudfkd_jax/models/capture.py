@@ -149,7 +149,12 @@ def mode_arguments(module: nn.Module, *, train: bool, train_argument: str = "") 
 
 def has_batch_norm(variables: Variables) -> bool:
     """Returns whether a module with these variables has a BatchNorm layer with running statistics."""
-    return bool(_bn_scopes(variables.get("batch_stats", {})))
+    return bool(batch_norm_layers(variables))
+
+
+def batch_norm_layers(variables: Variables) -> list[str]:
+    """Returns the paths of the BatchNorm layers with running statistics, in the order of `Outputs.bn`."""
+    return ["/".join(scope) for scope in _bn_scopes(variables.get("batch_stats", {}))]
 
 
 def _interceptor(axis: Axis, capture: Sequence[str]):

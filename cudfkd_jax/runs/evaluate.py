@@ -10,7 +10,7 @@ from cudfkd_jax.config import access, build, jobs, networks, precision, validate
 from cudfkd_jax.evaluation.predict import evaluate, make_predict
 from cudfkd_jax.evaluation.summary import evaluation_table
 from cudfkd_jax.runs import distill, supervised
-from cudfkd_jax.runs.teacher import find_teacher
+from cudfkd_jax.runs.teacher import find_teacher, verify_teacher
 from cudfkd_jax.runtime.errors import UserError
 from cudfkd_jax.storage import weights, workdir
 from cudfkd_jax.storage.weights import Trained
@@ -28,14 +28,8 @@ def evaluate_run(config: ConfigDict, folder: Path, say: Callable[[str], None] = 
         The test metrics by network, for those of "teacher", "student", "student_best", "scratch" and "kd" that
         exist.
     """
-    validate.check(config)
-    validate.check_one_process(config, "--stage=evaluate")
+    _check(config)
     precision.settle(config, folder)
-    if not access.has_images(config):
-        raise UserError(
-            f"--stage=evaluate measures on test images and data.source={access.NO_DATA} has none; "
-            "name some with --config.data.source"
-        )
     teacher = _teacher_of_run(config, folder, say)
     nets = {"teacher": teacher} if teacher else {}
     for name in (distill.STUDENT, distill.STUDENT_BEST, "scratch", "kd"):
@@ -56,6 +50,40 @@ def evaluate_run(config: ConfigDict, folder: Path, say: Callable[[str], None] = 
     measured = {name: evaluate(value, test.labels, logits.get("teacher")) for name, value in logits.items()}
     say(evaluation_table(nets, measured))
     return measured
+
+
+def evaluate_teacher(config: ConfigDict, say: Callable[[str], None] = print) -> dict[str, float]:
+    """Evaluates the teacher that `teacher.checkpoint` names on the test images, without a run.
+
+    Args:
+        config: with `teacher.checkpoint`.
+        say: receives messages for the user.
+
+    Returns:
+        Its test metrics.
+    """
+    _check(config)
+    precision.settle(config)
+    source = jobs.teacher_source(config)
+    teacher = find_teacher(source, Path(), say)
+    assert teacher
+    test, network = build.dataset(config, ("test",)).splits["test"], networks.classifier(config, teacher.net)
+    verify_teacher(source._replace(verify=False), network, teacher, test, say)
+    devices = build.devices(config)
+    predict = make_predict(network, devices, access.get(config, "evaluation.batch_size"))
+    measured = evaluate(predict(devices.replicate(teacher.variables), test.images)(), test.labels, None)
+    say(evaluation_table({"teacher": teacher}, {"teacher": measured}))
+    return measured
+
+
+def _check(config: ConfigDict) -> None:
+    validate.check(config)
+    validate.check_one_process(config, "--stage=evaluate")
+    if not access.has_images(config):
+        raise UserError(
+            f"--stage=evaluate measures on test images and data.source={access.NO_DATA} has none; "
+            "name some with --config.data.source"
+        )
 
 
 def _teacher_of_run(config: ConfigDict, folder: Path, say: Callable[[str], None]) -> Trained | None:

@@ -25,7 +25,7 @@ from cudfkd_jax.data import Dataset, Split
 from cudfkd_jax.evaluation.summary import DAMAGED, SUMMARY, describe, read_summary
 from cudfkd_jax.models.capture import has_batch_norm
 from cudfkd_jax.runs import distill, supervised
-from cudfkd_jax.runs.teacher import find_teacher
+from cudfkd_jax.runs.teacher import find_teacher, verify_teacher
 from cudfkd_jax.runtime import processes
 from cudfkd_jax.runtime.errors import UserError
 from cudfkd_jax.runtime.memory import enough_memory
@@ -68,6 +68,7 @@ def run(config: ConfigDict, stage: str, folder: Path, say: Callable[[str], None]
     if not parts:
         return
     dataset = processes.together(lambda: _prepare(config, parts, teacher))
+    processes.from_first(lambda: _verify(config, parts, folder, dataset, teacher, say))
     _advise(config, say)
     with _locked(folder):
         for part in parts:
@@ -86,7 +87,7 @@ def _look(config: ConfigDict, stage: str, folder: Path, say: Callable[[str], Non
             f"teacher.checkpoint={source.checkpoint} is given, so there is no teacher to train; "
             "leave it out, or choose another --stage"
         )
-    teacher = find_teacher(source, folder)
+    teacher = find_teacher(source, folder, say)
     parts = ["teacher", "distill"] if stage == "all" else [stage]
     if stage == "all" and teacher:
         parts.remove("teacher")
@@ -123,6 +124,21 @@ def _prepare(config: ConfigDict, parts: list[str], teacher: Trained | None) -> D
         dataset = build.dataset(config, ("test",) if parts == ["distill"] else ("train", "test"))
     _check_shapes(config, parts, dataset, teacher)
     return dataset
+
+
+def _verify(
+    config: ConfigDict,
+    parts: list[str],
+    folder: Path,
+    dataset: Dataset | None,
+    teacher: Trained | None,
+    say: Callable[[str], None],
+) -> None:
+    """Verifies a teacher from elsewhere before the first step of a data-free run."""
+    source = jobs.teacher_source(config)
+    if source.checkpoint and teacher and dataset and "distill" in parts and not (folder / workdir.CONFIG).exists():
+        network = networks.classifier(config, teacher.net)
+        verify_teacher(source, network, teacher, dataset.splits["test"], say)
 
 
 @contextlib.contextmanager

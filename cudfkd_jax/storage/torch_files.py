@@ -3,52 +3,84 @@
 Files are loaded with `weights_only=True`, so that no code from a file is executed.
 """
 
+import argparse
 import io
 import re
+import tarfile
 import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
-from cudfkd_jax.runtime.errors import UserError
+from cudfkd_jax.runtime.errors import UserError, unknown
 from cudfkd_jax.storage.files import write_bytes
 
 StateDict = dict[str, np.ndarray]  # float32 arrays by PyTorch name
 
-_WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
-_PREFIXES = ("module.", "_orig_mod.", "model.")  # DataParallel, torch.compile, Lightning
+# Keys under which training programs save a state dict, the first present one is taken.
+WRAPPERS = (
+    *("state_dict", "model_state_dict", "model", "net", "model_state", "model_dict", "weights", "params"),
+    *("ema", "model_ema", "state_dict_ema", "ema_state_dict"),
+)
 _COUNTER = "num_batches_tracked"  # of PyTorch's BatchNorm; does not affect the layer's output
+# Tensors of other programs in a state dict: operation counts of thop, the counter of averaged models, losses.
+_BESIDE = re.compile(r"(.*\.)?(total_ops|total_params|n_averaged)|(criterion|loss)\..*")
+_NORMALISATION = re.compile(r"(?:.*\.)?(mean|std)")  # buffers of a layer that normalises images
 _REMEDY = "save the network's state_dict() with torch.save"
 
 
-def read_state_dict(path: Path) -> StateDict:
+class TorchWeights(NamedTuple):
+    """The contents of a file.
+
+    Attributes:
+        state_dict: the network's weights, without a prefix that all names share.
+        notes: what was chosen or left out, for the user.
+        normalisation: buffers called `mean` and `std`, as flat arrays.
+    """
+
+    state_dict: StateDict
+    notes: tuple[str, ...]
+    normalisation: dict[str, np.ndarray]
+
+
+def read_weights(path: Path, key: str = "") -> TorchWeights:
     """Reads a `.safetensors` file or, under any other suffix, a file from `torch.save`.
 
-    Returns:
-        The tensors as float32 arrays (float16, bfloat16 and float64 are cast), without their wrapper
-        (`{'state_dict': ...}` and the like), a prefix common to all names (DataParallel's `module.`) and
-        `num_batches_tracked`.
+    Tensors become float32 arrays (float16, bfloat16 and float64 are cast). `num_batches_tracked` and known tensors
+    of other programs are left out.
+
+    Args:
+        path: the file.
+        key: the entry of the file that holds the state dict; "" takes the first of `WRAPPERS` that is there.
 
     Raises:
-        UserError: the file cannot be read, is not a state dict, contains code or non-finite values, or the package
-            that reads it is not installed.
+        UserError: the file cannot be read, is not a state dict, contains code or non-finite values, lacks the key,
+            or the package that reads it is not installed.
     """
-    if path.suffix == ".onnx":
-        raise UserError(
-            f"{path} is an ONNX file, a graph that need not hold the network's weights by name; "
-            f"{_REMEDY} where it was exported, and give that file"
-        )
-    tensors = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
-    if not tensors:
+    _check_kind(path)
+    notes: list[str] = []
+    tensors = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path, key, notes)
+    beside = [name for name in tensors if _BESIDE.fullmatch(name)]
+    buffers = {name: match[1] for name in tensors if (match := _NORMALISATION.fullmatch(name))}
+    weights = {name: value for name, value in tensors.items() if name not in (*beside, *buffers)}
+    if beside:
+        notes.append(f"left out beside the weights: {', '.join(beside[:3])}{' and more' * (len(beside) > 3)}")
+    if not weights:
         raise UserError(f"{path} holds no weights; {_REMEDY}")
-    for name, value in tensors.items():
+    for name, value in weights.items():
         if not np.isfinite(value).all():
             raise UserError(f"{path}: {name} holds NaN or infinite values; choose a sound checkpoint")
-    return _without_prefixes(tensors)
+    normalisation = {kind: tensors[name].reshape(-1) for name, kind in buffers.items()}
+    return TorchWeights(_without_prefix(weights), tuple(notes), normalisation)
+
+
+def read_state_dict(path: Path) -> StateDict:
+    """Returns only the weights of `read_weights`."""
+    return read_weights(path).state_dict
 
 
 def write_state_dict(path: Path, state_dict: Mapping[str, np.ndarray]) -> None:
@@ -79,12 +111,12 @@ def _read_safetensors(path: Path) -> StateDict:
         detail = (str(error).splitlines() or [""])[0]
         raise UserError(f"{path} is damaged or no safetensors file ({detail}); copy or save it again") from error
     for name, value in tensors.items():
-        if not (jnp.issubdtype(value.dtype, np.floating) or name.endswith(_COUNTER)):
+        if not (jnp.issubdtype(value.dtype, np.floating) or name.endswith(_COUNTER) or _BESIDE.fullmatch(name)):
             raise _not_real(path, name, value.dtype)
     return {name: value.astype(np.float32) for name, value in tensors.items() if not name.endswith(_COUNTER)}
 
 
-def _read_torch(path: Path) -> StateDict:
+def _read_torch(path: Path, key: str, notes: list[str]) -> StateDict:
     torch = _torch(path)
     if _is_torchscript(path):
         raise UserError(
@@ -92,36 +124,81 @@ def _read_torch(path: Path) -> StateDict:
             f"torch.save(torch.jit.load({path.name!r}).state_dict(), 'weights.pth') and give that file"
         )
     try:
-        with warnings.catch_warnings(action="ignore"):
+        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(_harmless()):
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch and its unpickler raise errors of many types
         raise UserError(f"{path} {_refusal(error)}") from error
-    tensors = _unwrap(loaded)
+    tensors = _unwrap(loaded, path, key, notes)
     if tensors is None or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
         keys = f" with {', '.join(map(str, list(loaded)[:5]))}" if isinstance(loaded, Mapping) else ""
         raise UserError(f"{path} holds no state dict but a {type(loaded).__name__}{keys}; {_REMEDY}")
     tensors = {str(name): value for name, value in tensors.items() if not str(name).endswith(_COUNTER)}
     for name, value in tensors.items():
-        if value.layout != torch.strided or value.device.type != "cpu" or not value.is_floating_point():
+        real = value.is_floating_point() or _BESIDE.fullmatch(name)
+        if value.layout != torch.strided or value.device.type != "cpu" or not real:
             raise _not_real(path, name, f"{value.dtype}, {value.layout}, {value.device}")
         if value.numel() * value.element_size() > value.untyped_storage().nbytes():
             raise UserError(f"{path}: {name} repeats values instead of holding them; save it .contiguous()")
     return {name: value.detach().to(torch.float32).numpy() for name, value in tensors.items()}
 
 
-def _unwrap(loaded: Any) -> Mapping[Any, Any] | None:
+def _unwrap(loaded: Any, path: Path, key: str, notes: list[str]) -> Mapping[Any, Any] | None:
+    if key and not (isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping)):
+        held = [str(name) for name, value in loaded.items() if isinstance(value, Mapping)]
+        raise unknown("teacher.checkpoint_key", key, held)
     while isinstance(loaded, Mapping):
-        inner = next((loaded[key] for key in _WRAPPERS if isinstance(loaded.get(key), Mapping)), None)
-        if inner is None:
+        found = [name for name in WRAPPERS if isinstance(loaded.get(name), Mapping)]
+        if not found:
             return loaded
-        loaded = inner
+        chosen = key or found[0]
+        if len(found) > 1:
+            others = ", ".join(name for name in found if name != chosen)
+            notes.append(
+                f"read {chosen!r} of {path.name}, which also has {others} (--config.teacher.checkpoint_key)"
+            )
+        loaded, key = loaded[chosen], ""
     return None
 
 
-def _without_prefixes(tensors: StateDict) -> StateDict:
-    while prefix := next((p for p in _PREFIXES if all(name.startswith(p) for name in tensors)), None):
+def _without_prefix(tensors: StateDict) -> StateDict:
+    """Removes leading parts that all names share, such as `module.` of DataParallel or `1.` of a Sequential."""
+    while len(first := {name.partition(".")[0] for name in tensors}) == 1 and all("." in name for name in tensors):
+        prefix = f"{first.pop()}."
         tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
     return tensors
+
+
+def _harmless() -> list[Any]:
+    """Returns the types beside weights that files may hold: none of them runs code from the file."""
+    scalar = np.float64(0).__reduce__()[0]
+    scalars = [(scalar, f"numpy.{module}.multiarray.scalar") for module in ("core", "_core")]
+    return [
+        argparse.Namespace,
+        np.dtype,
+        *scalars,
+        *(type(np.dtype(kind)) for kind in ("f4", "f8", "i4", "i8", "?")),
+    ]
+
+
+def _check_kind(path: Path) -> None:
+    """Rejects files that are no weights but often lie in their place."""
+    if path.suffix == ".onnx":
+        raise UserError(
+            f"{path} is an ONNX file, a graph that need not hold the network's weights by name; "
+            f"{_REMEDY} where it was exported, and give that file"
+        )
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(512).lstrip().lower()
+        legacy = path.suffix != ".safetensors" and tarfile.is_tarfile(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}; check the path") from error
+    if head.startswith(b"version https://git-lfs"):
+        raise UserError(f"{path} is a pointer of Git LFS, not the file itself; run git lfs pull")
+    if head.startswith((b"<!doctype html", b"<html")):
+        raise UserError(f"{path} is an HTML page, not weights; download the file itself")
+    if legacy:
+        raise UserError(f"{path} is in the tar form of PyTorch before 0.1.10; load it there, and {_REMEDY}")
 
 
 def _is_torchscript(path: Path) -> bool:

@@ -107,7 +107,7 @@ def test_outside_of_the_parts_there_is_a_line_too(monkeypatch, ends, finished_ru
     assert line == "out of memory on this machine; lower --config.evaluation.batch_size, or free memory"
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_batch_that_no_machine_holds(finished_run, tmp_path, ends):
     """Makes XLA request a terabyte."""
     line = ends(

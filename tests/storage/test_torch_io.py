@@ -1,5 +1,6 @@
 """Tests of PyTorch weights: the same numbers in both directions, and one-line errors for invalid files."""
 
+import argparse
 import collections
 import functools
 import io
@@ -7,6 +8,7 @@ import json
 import os
 import pickle
 import sys
+import tarfile
 import warnings
 from pathlib import Path
 
@@ -17,7 +19,7 @@ import tiny
 from helpers import snapshot
 from PIL import Image
 
-from cudfkd_jax import main
+from cudfkd_jax import defaults, main
 from cudfkd_jax.config.jobs import teacher_source
 from cudfkd_jax.models import MODELS, build_classifier
 from cudfkd_jax.runs import teacher
@@ -177,6 +179,19 @@ def test_a_real_teacher_has_the_accuracy_that_it_came_with():
         lambda s: {f"module.{name}": value for name, value in s.items()},
         lambda s: {f"_orig_mod.module.{name}": value for name, value in s.items()},
         lambda s: {"state_dict": {f"model.{name}": value for name, value in s.items()}, "hyper_parameters": {}},
+        *(lambda s, key=key: {key: s, "optimizer": {"state": {}}} for key in torch_files.WRAPPERS),
+        *(
+            lambda s, prefix=prefix: {f"{prefix}.{name}": value for name, value in s.items()}
+            for prefix in ("net", "network", "backbone", "encoder", "1", "student.trunk")
+        ),
+        lambda s: {**s, "criterion.weight": torch.ones(10), "total_ops": torch.ones(1, dtype=torch.float64)},
+        lambda s: {"n_averaged": torch.tensor(3), **{f"module.{name}": value for name, value in s.items()}},
+        lambda s: {
+            "state_dict": s,
+            "args": argparse.Namespace(lr=0.1),
+            "best": np.float64(93.1),
+            "n": np.int64(2),
+        },
         lambda s: {name: value for name, value in s.items() if "num_batches" not in name},
         lambda s: {name: torch.nn.Parameter(value) for name, value in s.items() if value.ndim},
         lambda s: collections.OrderedDict(reversed(s.items())),
@@ -186,6 +201,52 @@ def test_wrappers_and_prefixes_are_taken_off(wrap, tmp_path):
     state_dict = _state_dict()
     bare = _read(_save(tmp_path / "bare.pth", state_dict))
     _assert_equal(_read(_save(tmp_path / "wrapped.pth.tar", wrap(state_dict))), bare)
+
+
+def test_of_several_state_dicts_one_is_chosen_and_named(tmp_path):
+    plain, averaged = _state_dict(), {name: value + 1 for name, value in _state_dict().items()}
+    path = _save(tmp_path / "both.pth", {"model": plain, "ema": averaged})
+    read = torch_files.read_weights(path)
+    assert read.notes == ("read 'model' of both.pth, which also has ema (--config.teacher.checkpoint_key)",)
+    np.testing.assert_array_equal(read.state_dict["fc.bias"], plain["fc.bias"])
+    chosen = torch_files.read_weights(path, "ema").state_dict
+    np.testing.assert_array_equal(chosen["fc.bias"], averaged["fc.bias"])
+    text = _refused(torch_files.read_weights, path, "emma")
+    assert text == "unknown teacher.checkpoint_key 'emma' (did you mean 'ema'?); valid: model, ema"
+
+
+@pytest.mark.parametrize("scale", [1, 255])
+def test_a_layer_that_normalises_is_compared_with_the_configuration(scale, tmp_path):
+    named = {f"1.{name}": value for name, value in _state_dict().items()}
+    buffers = {"0.mean": torch.tensor(MEAN * scale).view(1, 3, 1, 1), "0.std": torch.tensor(STD * scale)}
+    config = defaults.with_arguments("wrn10_1", "wrn10_1", {})
+    config.teacher.checkpoint = str(_save(tmp_path / "net.pth", named | buffers))
+    found = teacher.find_teacher(teacher_source(config), tmp_path / "run")
+    _assert_equal(found.variables, _read(_save(tmp_path / "bare.pth", _state_dict())))
+    config.data.mean = (0.5, 0.5, 0.5)
+    text = _refused(teacher.find_teacher, teacher_source(config), tmp_path / "run")
+    assert "data.mean is (0.5, 0.5, 0.5); set --config.data.mean" in text
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "is a pointer of Git LFS, not the file"),
+        (b"\n<!DOCTYPE html><html><body>Sign in</body></html>", "is an HTML page, not weights"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_what_lies_in_the_place_of_weights_is_named(content, text, suffix, tmp_path):
+    path = tmp_path / f"net{suffix}"
+    path.write_bytes(content)
+    assert text in _read_refused(path)
+
+
+def test_the_tar_form_is_named(tmp_path):
+    path = tmp_path / "net.pth"
+    with tarfile.open(path, "w") as archive:
+        archive.addfile(tarfile.TarInfo("storages"))
+    assert "is in the tar form of PyTorch before 0.1.10" in _read_refused(path)
 
 
 def test_torchvisions_names_are_known(tmp_path):

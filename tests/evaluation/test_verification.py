@@ -1,0 +1,150 @@
+"""Tests of the verification of teachers: what a right and a wrong one look like, and what happens then."""
+
+import contextlib
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from cudfkd_jax import main
+from cudfkd_jax.config import build
+from cudfkd_jax.config.jobs import teacher_source
+from cudfkd_jax.evaluation import verification
+from cudfkd_jax.evaluation.verification import Verification
+from cudfkd_jax.models.capture import BNStatistics
+from cudfkd_jax.models.classifier import Classifier
+from cudfkd_jax.runs import stages
+from cudfkd_jax.runs.teacher import find_teacher
+from cudfkd_jax.runtime.errors import UserError
+from cudfkd_jax.storage import torch_files, torch_names
+
+RIGHT = Verification(images=360, accuracy=95.0, chance=20.0, deviation=0.01, layer="bn1")
+
+
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+def test_the_deviation_is_relative(scale):
+    mean, std = scale * np.array([1.0, -2.0]), scale * np.array([1.0, 2.0])
+    same = BNStatistics(mean, std**2, mean, std**2)
+    assert verification.relative_deviation(same) == 0
+    moved = same._replace(mean=mean + scale * np.array([0.5, 0.0]), var=(1.5 * std) ** 2)
+    assert verification.relative_deviation(moved) == pytest.approx((0.25 + 0.25 * 5) / 10)
+
+
+def test_limits_are_wider_for_few_images():
+    assert RIGHT._replace(images=64).limit > RIGHT.limit > 0.015
+    assert not RIGHT.is_strange and not RIGHT.is_guessing
+    assert RIGHT._replace(deviation=0.2).is_strange and RIGHT._replace(accuracy=10.0).is_guessing
+
+
+@pytest.fixture(scope="module", name="trained")
+def _trained(tmp_path_factory):
+    """Returns a teacher of more than 90 % and the test images."""
+    config, folder = tiny.get_config(), tmp_path_factory.mktemp("teacher")
+    config.teacher.update(epochs=8, batch_size=64)
+    stages.run(config, "teacher", folder, say=lambda text: None)
+    config.teacher.checkpoint = str(folder)
+    return find_teacher(teacher_source(config), folder), build.dataset(config, ("test",)).splits["test"]
+
+
+def _verify(trained, **changes):
+    teacher, test = trained
+    net = dataclasses.replace(teacher.net, **changes)
+    return verification.verify(net.classifier(), teacher.variables, test, padding=1, flip=False)
+
+
+def test_another_normalisation_deviates(trained):
+    right = _verify(trained)
+    assert right.images == 359 and right.accuracy > 90 and not right.is_strange, right
+    assert _verify(trained, mean=(0.0,), std=(1.0,)).is_strange
+
+
+class Softmax(nn.Module):
+    @nn.compact
+    def __call__(self, x, train=False):
+        return nn.softmax(nn.Dense(10)(x.reshape(len(x), -1)))
+
+
+class Batchwise(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(10)(nn.BatchNorm(use_running_average=False)(x).reshape(len(x), -1))
+
+
+@pytest.mark.parametrize("module", [Softmax(), Batchwise()], ids=lambda module: type(module).__name__)
+def test_outputs_that_are_no_logits_are_noticed(trained, module):
+    network = Classifier(module, (0.3,), (0.3,))
+    variables = module.init(jax.random.key(0), jnp.ones((4, 8, 8, 1)))
+    found = verification.verify(network, variables, trained[1], padding=0, flip=False)
+    assert found.probabilities == isinstance(module, Softmax)
+    assert found.depends == isinstance(module, Batchwise)
+
+
+@pytest.mark.parametrize("kind", ["probabilities", "depends"])
+def test_they_are_refused(trained, tmp_path, monkeypatch, kind):
+    with pytest.raises(
+        UserError, match={"probabilities": "Leave out its softmax", "depends": "evaluation mode"}[kind]
+    ):
+        _told(trained, tmp_path, monkeypatch, RIGHT._replace(**{kind: True}))
+
+
+def _file(trained, tmp_path, change=lambda name, value: value):
+    """Writes the teacher as a PyTorch program would."""
+    state_dict = torch_names.to_state_dict(trained[0].variables)
+    path = tmp_path / "teacher.safetensors"
+    torch_files.write_state_dict(path, {name: change(name, value) for name, value in state_dict.items()})
+    return path
+
+
+def _told(trained, tmp_path, monkeypatch, found, **settings):
+    config = tiny.get_config()
+    config.teacher.update(checkpoint=str(_file(trained, tmp_path)), verify=True)
+    config.update_from_flattened_dict(settings)
+    monkeypatch.setattr(verification, "verify", lambda *_, **__: found)
+
+    def distill(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stages.distill, "distill", distill)
+    said = []
+    with contextlib.suppress(KeyboardInterrupt):
+        stages.run(config, "distill", tmp_path / "run", said.append)
+    return " ".join(said)
+
+
+@pytest.mark.parametrize(
+    ("found", "text"),
+    [
+        (RIGHT, "teacher: 95.0 % of 360 test images right; BatchNorm statistics deviate by 0.010 at most, at bn1"),
+        (RIGHT._replace(deviation=0.5), "warning: the teacher's BatchNorm statistics do not fit these images"),
+    ],
+)
+def test_what_is_found_is_said(trained, tmp_path, monkeypatch, found, text):
+    told = _told(trained, tmp_path, monkeypatch, found)
+    assert text in told
+    assert ("warning" in told) == found.is_strange
+
+
+def test_weights_that_fit_by_name_and_guess_stop_the_run(trained, tmp_path, monkeypatch):
+    guessing = RIGHT._replace(accuracy=10.0, deviation=0.5)
+    with pytest.raises(
+        UserError, match=r"10\.0 % of 360 .* near chance; .* Set --config\.teacher\.verify=false to go on"
+    ):
+        _told(trained, tmp_path, monkeypatch, guessing)
+    assert not (tmp_path / "run").exists()
+    told = _told(trained, tmp_path, monkeypatch, guessing, **{"teacher.verify": False})
+    assert "warning: the teacher's accuracy is near chance" in told
+
+
+def test_a_teacher_is_measured_without_a_run(trained, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    path = _file(trained, tmp_path)
+    command = [f"--config={tiny.__file__}", "--stage=evaluate", f"--config.teacher.checkpoint={path}"]
+    assert main.main(command) == 0
+    text = capsys.readouterr().out
+    assert "test images right; BatchNorm statistics" in text
+    assert f"{trained[0].net.metrics['acc1']:.2f}" in text
+    assert sorted(p.name for p in tmp_path.iterdir()) == [path.name]
