@@ -283,9 +283,29 @@ def test_a_folder_without_a_run(tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_export_is_a_teacher_for_the_next_run(run_copy, tiny_config, tmp_path):
-    pytest.importorskip("safetensors")
-    _export(run_copy, "safetensors")
-    tiny_config.teacher.checkpoint = str(run_copy / "export/safetensors/student.safetensors")
+@pytest.mark.parametrize("kind", ["safetensors", "orbax"])
+@pytest.mark.parametrize("whole", [True, False])
+def test_an_export_is_a_teacher_for_the_next_run(run_copy, tiny_config, tmp_path, kind, whole):
+    """Checks that it brings its normalisation, and is refused for an architecture that it does not have."""
+    if kind in PACKAGES:
+        pytest.importorskip(PACKAGES[kind])
+    _export(run_copy, kind)
+    tiny_config.data.update(mean=(0.9,), std=(0.9,))
+    folder = run_copy / "export" / kind
+    tiny_config.teacher.checkpoint = str(folder if whole else folder / FILES[kind])
     teacher = find_teacher(teacher_source(tiny_config), tmp_path / "next")
     assert teacher.sha256 == weights.load_net(run_copy / "student").sha256
+    assert (teacher.net.mean, teacher.net.std) == ((0.3,), (0.3,))
+    tiny_config.teacher.arch = "wrn16_1"
+    with pytest.raises(UserError, match="has arch wrn10_1 and the configuration wrn16_1"):
+        find_teacher(teacher_source(tiny_config), tmp_path / "next")
+
+
+def test_a_workdir_whose_teacher_was_imported_is_a_teacher(finished_run, run_copy, tiny_config, tmp_path):
+    shutil.rmtree(run_copy / "teacher")
+    settings = json.loads((run_copy / "config.json").read_text())
+    settings["config"]["teacher.checkpoint"] = str(finished_run)
+    (run_copy / "config.json").write_text(json.dumps(settings))
+    tiny_config.teacher.checkpoint = str(run_copy)
+    teacher = find_teacher(teacher_source(tiny_config), tmp_path / "next")
+    assert teacher.sha256 == weights.load_net(finished_run / "teacher/net").sha256
