@@ -157,11 +157,10 @@ def _rewrites() -> bool:
 @pytest.fixture
 def optimised():
     """Enables the compiler passes that conftest.py disables, because calls of oneDNN depend on them."""
-    before = jax.config.jax_disable_most_optimizations
     jax.config.update("jax_disable_most_optimizations", False)
     onednn.available.cache_clear()
     yield
-    jax.config.update("jax_disable_most_optimizations", before)
+    jax.config.update("jax_disable_most_optimizations", True)
     onednn.available.cache_clear()
 
 
