@@ -45,7 +45,7 @@ def find_teacher(
         places = (path, path / "teacher" / supervised.NET, path / supervised.NET)
         try:
             if (path / EXPORTED).is_file():
-                path = path / str(_exported(path)["file"])
+                path = path / str(_exported(path).get("file", ""))
             if path.is_file():
                 return _import_teacher(source, path, say)
             where = next((place for place in places if (place / weights.DESCRIPTION).exists()), None)
@@ -55,9 +55,10 @@ def find_teacher(
         if orbax:
             return _import_teacher(source, orbax, say)
         if where is None and (path / workdir.CONFIG).is_file():
-            origin = read_object(path / workdir.CONFIG, "; restore it", "config").get("teacher.checkpoint")
+            settings = read_object(path / workdir.CONFIG, "; restore it", "config")
+            origin, key = settings.get("teacher.checkpoint"), settings.get("teacher.checkpoint_key", "")
             if origin and origin != source.checkpoint:
-                return find_teacher(source._replace(checkpoint=origin), folder, say)
+                return find_teacher(source._replace(checkpoint=origin, checkpoint_key=key), folder, say)
         if where is None:
             raise UserError(
                 f"teacher.checkpoint={path} is neither a trained network (a folder with {weights.DESCRIPTION}), "
@@ -106,9 +107,7 @@ def _described_beside(path: Path) -> NetworkSpec | None:
     if held.get("file") != path.name:
         return None
     try:
-        fields: dict[str, Any] = {field.name: held[field.name] for field in dataclasses.fields(NetworkSpec)}
-        fields |= {key: tuple(value) for key, value in fields.items() if isinstance(value, list)}
-        return NetworkSpec(**fields)
+        return weights.network_spec({field.name: held[field.name] for field in dataclasses.fields(NetworkSpec)})
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path.with_name(EXPORTED)} is damaged; restore it, or move it away") from error
 

@@ -147,7 +147,7 @@ def load_net(folder: Path) -> Trained:
     try:
         description, content = _read_pair(folder)
         sha256 = description.pop("sha256")
-        net = _net(description)
+        net = network_spec(description)
     except OSError as error:
         raise UserError(f"no network in {folder}: {error.strerror} ({error.filename})") from error
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
@@ -171,7 +171,7 @@ def pack(trained: Trained) -> dict[str, Any]:
 
 def unpack(packed: dict[str, Any]) -> Trained:
     """Inverts `pack`."""
-    return Trained(_net(packed["net"]), packed["variables"], packed["sha256"])
+    return Trained(network_spec(packed["net"]), packed["variables"], packed["sha256"])
 
 
 def check_weights(variables: Any, expected: Any, where: Path) -> None:
@@ -199,7 +199,8 @@ def check_weights(variables: Any, expected: Any, where: Path) -> None:
         )
 
 
-def _net(description: dict[str, Any]) -> NetworkSpec:
+def network_spec(description: dict[str, Any]) -> NetworkSpec:
+    """Returns the network that a description in JSON, whose tuples are lists, names by its fields."""
     fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in description.items()}
     return NetworkSpec(**fields)
 
