@@ -15,7 +15,7 @@ from cudfkd_jax.models import generator
 from cudfkd_jax.models.capture import mode_arguments
 from cudfkd_jax.objectives import curriculum, student
 from cudfkd_jax.runtime.devices import local_devices
-from cudfkd_jax.runtime.errors import UserError, choose
+from cudfkd_jax.runtime.errors import UserError, choose, require
 from cudfkd_jax.storage import checkpoint
 from cudfkd_jax.training import loops, trainer
 
@@ -72,6 +72,13 @@ _CHOICES: dict[str, Sequence[str]] = {
     "curriculum.granularity": student.GRANULARITIES,
     "curriculum.ramp": curriculum.ALPHA_SCHEDULES,
 }
+# Settings that only some methods read (`MethodSpec.reads`), with the values at which they have no effect.
+_READ_BY_SOME: dict[str, Any] = {
+    "synthesis.adversarial_mask": "agreement",
+    "generator.ema_decay": 0.0,
+    "memory.capacity": 0,
+    "log.majorise_minimise_updates": 0,
+}
 
 
 def check(config: ConfigDict) -> None:
@@ -84,31 +91,31 @@ def check(config: ConfigDict) -> None:
     for key, valid in _CHOICES.items():
         choose(key, get(config, key), valid)
     for key in _POSITIVE:
-        _require(key, get(config, key), get(config, key) > 0, "must be greater than 0")
+        require(key, get(config, key), get(config, key) > 0, "must be greater than 0")
     for key in _NOT_NEGATIVE:
-        _require(key, get(config, key), get(config, key) >= 0, "must not be negative")
+        require(key, get(config, key), get(config, key) >= 0, "must not be negative")
     for key in _BELOW_ONE:
-        _require(key, get(config, key), get(config, key) < 1, "must be less than 1")
+        require(key, get(config, key), get(config, key) < 1, "must be less than 1")
     for key, value in flatten(config).items():
         if isinstance(value, float):
             _check_number(key, value)
         elif isinstance(value, int):  # counts are int32 in the steps, and a seed has 32 bits
-            _require(key, value, value < 2**31, "must be less than 2**31")
+            require(key, value, value < 2**31, "must be less than 2**31")
     for key, limit in _AT_MOST.items():
-        _require(key, get(config, key), get(config, key) <= limit, f"must be at most {limit}")
+        require(key, get(config, key), get(config, key) <= limit, f"must be at most {limit}")
     for method in {**METHODS, chosen.name: chosen}.values():
         if method.settings:
             setting.check(method.name, method.settings(**config[method.name]))
     _check_length(config)
     for section in ("teacher", "scratch", "kd"):
         s = config[section]
-        _require(
+        require(
             f"{section}.warmup_epochs",
             s.warmup_epochs,
             s.warmup_epochs < s.epochs,
             "must be less than epochs",
         )
-    _require("kd.weight", config.kd.weight, 0 <= config.kd.weight <= 1, "must lie in [0, 1]")
+    require("kd.weight", config.kd.weight, 0 <= config.kd.weight <= 1, "must lie in [0, 1]")
     if config.batches_at_once and config.distill.student_steps % config.batches_at_once:
         raise UserError(
             f"batches_at_once={config.batches_at_once} does not divide distill.student_steps="
@@ -135,14 +142,9 @@ def check(config: ConfigDict) -> None:
 
 def _check_additions(config: ConfigDict, chosen: MethodSpec) -> None:
     """Rejects settings that the method does not read."""
-    for key, neutral, taken_by in (
-        ("synthesis.adversarial_mask", "agreement", lambda spec: spec.name == "cudfkd"),
-        ("generator.ema_decay", 0.0, lambda spec: spec.takes_average),
-        ("memory.capacity", 0, lambda spec: spec.takes_memory),
-        ("log.majorise_minimise_updates", 0, lambda spec: spec.weighs_samples),
-    ):
-        if (value := get(config, key)) != neutral and not taken_by(chosen):
-            can = ", ".join(spec.name for spec in METHODS.values() if taken_by(spec))
+    for key, neutral in _READ_BY_SOME.items():
+        if (value := get(config, key)) != neutral and key not in chosen.reads:
+            can = ", ".join(spec.name for spec in METHODS.values() if key in spec.reads)
             raise UserError(f"{key}={value} is for {can}; leave it {neutral} for {config.method}")
 
 
@@ -175,7 +177,7 @@ def check_processes(config: ConfigDict) -> None:
         raise UserError(
             f"distributed.coordinator={d.coordinator} is not host:port; set --config.distributed.coordinator"
         )
-    _require("distributed.processes", d.processes, d.processes >= 0, "must not be negative")
+    require("distributed.processes", d.processes, d.processes >= 0, "must not be negative")
     if d.processes and d.process >= d.processes:
         raise UserError(
             f"distributed.process={d.process} of distributed.processes={d.processes}: they are counted from 0; "
@@ -213,16 +215,11 @@ def check_dtype_settled(config: ConfigDict, what: str) -> None:
         )
 
 
-def _require(key: str, value: Any, holds: bool, rule: str) -> None:
-    if not holds:
-        raise UserError(f"{key}={value} {rule}; set --config.{key}")
-
-
 def _check_number(key: str, value: float) -> None:
     """Rejects values that are neither 0 nor normal numbers in float32, in which steps compute."""
-    _require(key, value, math.isfinite(value), "must be a finite number")
+    require(key, value, math.isfinite(value), "must be a finite number")
     least, most = 2.0**-126, 2.0**127
-    _require(key, value, value == 0 or least <= abs(value) <= most, f"must be 0 or from {least:.2g} to {most:.2g}")
+    require(key, value, value == 0 or least <= abs(value) <= most, f"must be 0 or from {least:.2g} to {most:.2g}")
 
 
 def _check_length(config: ConfigDict) -> None:
@@ -247,7 +244,7 @@ def _check_batches(config: ConfigDict) -> None:
     shape = tuple(config.data.image_shape)
     for key in _BATCHES:
         size, numbers = get(config, key), get(config, key) * math.prod(shape)
-        _require(key, size, numbers < 2**31, f"images of data.image_shape={shape} must be less than 2**31 numbers")
+        require(key, size, numbers < 2**31, f"images of data.image_shape={shape} must be less than 2**31 numbers")
 
 
 def _check_image(config: ConfigDict) -> None:
@@ -271,8 +268,8 @@ def _check_image(config: ConfigDict) -> None:
             )
         for value in d[key]:
             _check_number(f"data.{key}", float(value))
-    _require("data.std", tuple(d.std), all(value > 0 for value in d.std), "must be greater than 0")
-    _require("data.num_classes", d.num_classes, d.num_classes > 1, "must be at least 2")
+    require("data.std", tuple(d.std), all(value > 0 for value in d.std), "must be greater than 0")
+    require("data.num_classes", d.num_classes, d.num_classes > 1, "must be at least 2")
     factor = 2**config.generator.stages
     if shape[0] % factor or shape[1] % factor:
         raise UserError(

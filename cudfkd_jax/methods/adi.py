@@ -43,7 +43,7 @@ from cudfkd_jax.objectives.inversion import InversionLoss
 from cudfkd_jax.objectives.student import StudentLoss
 from cudfkd_jax.objectives.terms import Metrics
 from cudfkd_jax.runtime.devices import Axis
-from cudfkd_jax.runtime.errors import UserError
+from cudfkd_jax.runtime.errors import require
 
 
 class InversionState(struct.PyTreeNode):
@@ -95,8 +95,8 @@ def build(context: MethodContext) -> Method:
 
 def check(settings: MethodSettings) -> None:
     """Rejects ADI without its main term."""
-    if not settings.synthesis.bn_weight:
-        raise UserError("synthesis.bn_weight=0.0 must be > 0; set --config.synthesis.bn_weight")
+    weight = settings.synthesis.bn_weight
+    require("synthesis.bn_weight", weight, weight > 0, "must be > 0")
 
 
 def inversion_method(

@@ -88,10 +88,9 @@ class MethodSpec:
         check: raises `UserError` for settings that the method cannot take, before any network is built.
         needs_batch_norm: whether the method is defined by the teacher's BatchNorm statistics.
         pooled: whether the student is trained on crops and flips of a pool of images, one batch per round.
-        takes_average: whether `generator.ema_decay` may average the generator's weights.
-        takes_memory: whether `memory.capacity` may be set.
+        reads: settings of other sections that only some methods read; the others refuse them. The average of a
+            generator, a memory, the mask of Eq. 4, and the test of Eq. 8, which needs self-paced weights.
         replays: whether every student batch holds an eighth of past images, as with a memory.
-        weighs_samples: whether the student's loss is self-paced (Eq. 6), so that Eq. 8 can be tested.
         memory_settings: the method's own settings on which the use of memory depends.
     """
 
@@ -103,10 +102,8 @@ class MethodSpec:
     check: Callable[[MethodSettings], None] = _accept
     needs_batch_norm: bool = False
     pooled: bool = False
-    takes_average: bool = False
-    takes_memory: bool = False
+    reads: tuple[str, ...] = ()
     replays: bool = False
-    weighs_samples: bool = False
     memory_settings: tuple[str, ...] = ()
 
     def recipe_for(self, context: RecipeContext) -> Recipe:

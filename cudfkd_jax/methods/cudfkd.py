@@ -122,5 +122,8 @@ def _unmasked(
 
 # The recipe is the default configuration; settings that depend on the data set are in `configs/`.
 SPEC = MethodSpec(
-    name="cudfkd", label="CuDFKD", build=build, takes_average=True, takes_memory=True, weighs_samples=True
+    name="cudfkd",
+    label="CuDFKD",
+    build=build,
+    reads=(*generative.READS, "synthesis.adversarial_mask", "log.majorise_minimise_updates"),
 )

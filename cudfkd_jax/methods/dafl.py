@@ -58,6 +58,5 @@ SPEC = MethodSpec(
         "distill": {**benchmark.KL, **benchmark.FIVE_TO_ONE},
         "synthesis": {"class_weight": 1.0, "activation_weight": 1e-3, "balance_weight": 20.0},
     },
-    takes_average=True,
-    takes_memory=True,
+    reads=generative.READS,
 )

@@ -54,6 +54,5 @@ SPEC = MethodSpec(
         "generator": {**benchmark.LARGE_GENERATOR, "schedule": "cosine"},
         "distill": {**benchmark.KL, **benchmark.FIVE_TO_ONE, "loss": "l1"},
     },
-    takes_average=True,
-    takes_memory=True,
+    reads=generative.READS,
 )

@@ -77,6 +77,5 @@ SPEC = MethodSpec(
         "synthesis": {"adversarial_weight": 1.0, "bn_weight": 1.0, "class_weight": 1.0, "balance_weight": 20.0},
     },
     needs_batch_norm=True,
-    takes_average=True,
-    takes_memory=True,
+    reads=generative.READS,
 )

@@ -223,6 +223,6 @@ SPEC = MethodSpec(
     label="MB-DFKD",
     build=build,
     recipe={**SHARED_RECIPE, "memory": {"capacity": 1280, "every_epochs": 5}},
-    takes_memory=True,
+    reads=("memory.capacity",),
     replays=True,
 )

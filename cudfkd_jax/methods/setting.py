@@ -15,7 +15,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from cudfkd_jax.runtime.errors import UserError, choose
+from cudfkd_jax.runtime.errors import choose, require
 
 
 class _Rule(NamedTuple):
@@ -67,5 +67,4 @@ def check(section: str, own: Any) -> None:
         if valid := field.metadata.get("valid"):
             choose(key, value, valid)
         for rule in field.metadata.get("rules", ()):
-            if not rule.holds(value):
-                raise UserError(f"{key}={value} {rule.text}; set --config.{key}")
+            require(key, value, rule.holds(value), rule.text)

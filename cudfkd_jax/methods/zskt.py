@@ -158,6 +158,5 @@ SPEC = MethodSpec(
     build=build,
     recipe=recipe,
     settings=Settings,
-    takes_average=True,
-    takes_memory=True,
+    reads=generative.READS,
 )

@@ -3,6 +3,7 @@
 import difflib
 import signal
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 
 class UserError(Exception):
@@ -55,3 +56,19 @@ def choose(kind: str, value: str, valid: Sequence[str]) -> None:
     """
     if value not in valid:
         raise unknown(kind, value, valid)
+
+
+def require(key: str, value: Any, holds: bool, rule: str) -> None:
+    """Checks the value of a setting.
+
+    Args:
+        key: the setting's dotted key.
+        value: shown in the message.
+        holds: whether the value is valid.
+        rule: what it must be, such as "must not be negative".
+
+    Raises:
+        UserError: the value is not valid.
+    """
+    if not holds:
+        raise UserError(f"{key}={value} {rule}; set --config.{key}")

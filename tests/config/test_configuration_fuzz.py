@@ -65,7 +65,7 @@ def place(tmp_path_factory):
 
 def _with_teacher(arguments):
     needs_one = arguments[1] in ("--stage=kd", "--stage=distill")
-    given = any(argument.startswith("--config.teacher.checkpoint") for argument in arguments)
+    given = any(argument.startswith("--config.teacher.checkpoint=") for argument in arguments)
     return [*arguments, "--config.teacher.checkpoint=teacher"] if needs_one and not given else arguments
 
 

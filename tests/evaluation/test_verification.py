@@ -71,7 +71,7 @@ class Softmax(nn.Module):
 class Batchwise(nn.Module):
     @nn.compact
     def __call__(self, x):
-        return nn.Dense(10)(nn.BatchNorm(use_running_average=False)(x).reshape(len(x), -1))
+        return nn.Dense(10)((x - x.mean(0)).reshape(len(x), -1))
 
 
 @pytest.mark.parametrize("module", [Softmax(), Batchwise()], ids=lambda module: type(module).__name__)

@@ -53,6 +53,8 @@ SENSIBLE: dict[str, Sequence[Any]] = {
     "teacher.module": ("", "nets:Small", "no_such_module:Net"),
     "teacher.train_argument": ("", "train", "not train", "training"),
     "teacher.checkpoint": ("",),
+    "teacher.checkpoint_key": ("", "ema"),
+    "teacher.verify": _SWITCHES,
     "teacher.stop_accuracy": (0.0, 50.0, 99.5),
     **{f"teacher.{key}": values for key, values in _TRAINED.items()},
     "student.arch": _NETWORKS,
