@@ -32,10 +32,10 @@ demo: $(VENV)/.installed-runtime ## a teacher, a student without data, the table
 	$(BIN)/python -m cudfkd_jax.main --config=configs/digits.py --config.compute_dtype=auto --workdir=runs/digits
 
 test: $(VENV)/.installed ## the tests
-	$(BIN)/python -m pytest -n $(WORKERS) --dist=worksteal -m "not slow"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist=loadfile --no-loadscope-reorder -m "not slow"
 
 test-all: $(VENV)/.installed ## these and the campaigns: kills, damaged files, long runs, nine methods twice
-	$(BIN)/python -m pytest -n $(WORKERS) --dist=worksteal
+	$(BIN)/python -m pytest -n $(WORKERS) --dist=loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.installed ## style, format, layers and types
 	$(BIN)/ruff check

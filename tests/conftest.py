@@ -3,6 +3,7 @@
 import fcntl
 import os
 import shutil
+from collections import Counter
 from pathlib import Path
 
 # Programs that tests start find the helpers, too.
@@ -36,7 +37,9 @@ def finished_run(tmp_path_factory) -> Path:
         shared = shared.parent
     with (shared / "finished.lock").open("w") as lock:  # the first worker trains, the others find it finished
         fcntl.flock(lock, fcntl.LOCK_EX)
-        stages.run(tiny.get_config(), "all", shared / "finished", say=lambda text: None)
+        config = tiny.get_config()
+        config.log.report = True
+        stages.run(config, "all", shared / "finished", say=lambda text: None)
     return shared / "finished"
 
 
@@ -47,5 +50,6 @@ def run_copy(finished_run, tmp_path) -> Path:
 
 
 def pytest_collection_modifyitems(items):
-    """Long tests first, so that workers end together."""
-    items.sort(key=lambda item: not {"long", "slow"} & {mark.name for mark in item.iter_markers()})
+    """Files with the most long tests first, so that workers, which take one file at a time, end together."""
+    long = Counter(item.path for item in items if {"long", "slow"} & {mark.name for mark in item.iter_markers()})
+    items.sort(key=lambda item: -long[item.path])

@@ -135,7 +135,7 @@ def test_without_weights_the_bound_is_the_loss():
 
 def test_a_run_records_the_shares_and_shows_them(finished_run, tmp_path, tiny_config):
     tiny_config.teacher.checkpoint = str(finished_run)
-    tiny_config.log.majorise_minimise_updates = 2
+    tiny_config.log.update(majorise_minimise_updates=2, report=True)
     stages.run(tiny_config, "distill", tmp_path, say=lambda text: None)
     record, *_ = records.read(tmp_path / "metrics.jsonl")
     assert record["majorised"] == 100 and record["minimised"] in (0, 50, 100) and record["latent_objective"] > 0

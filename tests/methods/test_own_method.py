@@ -115,7 +115,8 @@ SECTION = MethodSpec(name="data", label="mine", build=_noise)
 @pytest.mark.long
 def test_a_method_may_have_neither_state_nor_metrics(finished_run, tmp_path):
     config = tiny.get_config("method=test_own_method:NOISE")
-    config.update_from_flattened_dict({"teacher.checkpoint": str(finished_run), "distill.epochs": 2})
+    changes = {"teacher.checkpoint": str(finished_run), "distill.epochs": 2, "log.report": True}
+    config.update_from_flattened_dict(changes)
     stages.run(config, "distill", tmp_path / "run", say=lambda text: None)
     assert (tmp_path / "run/report.html").exists()
     record = json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[1])

@@ -63,7 +63,7 @@ def check_gradients(ours, exact, x: np.ndarray, kernel: np.ndarray) -> None:
     padding=st.sampled_from(["SAME", "VALID", "torch", ((2, 0), (0, 1))]),
 )
 @hypothesis.settings(
-    max_examples=25,
+    max_examples=15,
     deadline=None,
     derandomize=True,
     suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],

@@ -56,7 +56,6 @@ def test_a_kill_around_a_checkpoint_does_not_lose_the_best_student(
     best = weights.load_net(finished_run / "student_best").net.metrics["epoch"]
     tiny_config.teacher.checkpoint = str(finished_run)
     tiny_config.checkpoint.every_seconds = 0.0
-    tiny_config.log.report = False
     stage_net = weights.stage_net
 
     def stage_and_arm(*arguments):
@@ -84,7 +83,7 @@ def test_runs_end_with_the_command_that_began_them(finished_run, tmp_path):
     command = [
         *(sys.executable, _ROOT / "scripts/compare.py", _TINY, "--methods=cudfkd", "--seeds=0"),
         *(f"--config.teacher.checkpoint={finished_run}", "--config.checkpoint.every_seconds=1000"),
-        *("--config.distill.rounds_per_epoch=30", "--config.distill.epochs=4", f"--workdir={tmp_path}"),
+        *("--config.distill.rounds_per_epoch=30", "--config.distill.epochs=3", f"--workdir={tmp_path}"),
     ]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         _wait_for(_has_epochs, cell, 1)
@@ -141,7 +140,7 @@ def test_a_full_disk_ends_a_run_with_one_line_and_room_lets_it_go_on(finished_ru
         *(f"{run}", 'cp -r "$disk/run" "$disk"/../kept'),
         arguments=(
             *(tmp_path / "disk", _TINY, f"--config.teacher.checkpoint={finished_run}"),
-            *("--config.checkpoint.every_seconds=0", "--config.log.tensorboard=true", "--config.log.report=false"),
+            *("--config.checkpoint.every_seconds=0", "--config.log.tensorboard=true"),
         ),
     )
     first, _, second = done.stdout.partition("room\n")
@@ -284,6 +283,7 @@ def test_a_finished_teacher_may_be_a_link(run_copy, tmp_path, tiny_config):
 def test_links_of_files_are_replaced_and_not_followed(run_copy, tmp_path, tiny_config):
     """Checks that files outside the workdir are unchanged."""
     _unfinished(run_copy, ("summary.json",))
+    tiny_config.log.report = True
     linked = ("metrics.jsonl", "config.json", "student/weights.msgpack", "report.html")
     for index, name in enumerate(linked):
         (run_copy / name).rename(tmp_path / str(index))

@@ -97,6 +97,7 @@ def test_a_finished_run_says_so_and_does_nothing(run_copy, tiny_config, stage, r
 
 def test_a_finished_run_without_its_report_gets_one(run_copy, tiny_config):
     page = run_copy / "report.html"
+    tiny_config.log.report = True
     (run_copy / "summary.json").touch()  # the page is older, from before the end of the run
     _run(tiny_config, "all", run_copy)
     assert page.stat().st_mtime_ns >= (run_copy / "summary.json").stat().st_mtime_ns

@@ -18,5 +18,5 @@ def get_config(arguments: str = ""):
     config.distill.update(epochs=4, loss="kl" if config.method == "cudfkd" else config.distill.loss)
     config.cmi.update(bank_rows=64, bank_draws=48, head_width=8)
     config.evaluation.stability_from = 0
-    config.log.update(tensorboard=False, samples_every_epochs=2)
+    config.log.update(tensorboard=False, samples_every_epochs=2, report=False)
     return config

@@ -11,7 +11,7 @@ from cudfkd_jax.storage import checkpoint
 @pytest.mark.parametrize("compute_dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_saving_inside_epochs_changes_nothing(finished_run, tiny_config, tmp_path, compute_dtype):
     tiny_config.compute_dtype = compute_dtype
-    tiny_config.teacher.checkpoint = str(finished_run)
+    tiny_config.teacher.checkpoint, tiny_config.distill.epochs = str(finished_run), 2
     for name, seconds in (("ends", 0.0), ("every_step", 1e-6)):
         tiny_config.checkpoint.update(every_seconds=seconds, keep=100)
         stages.run(tiny_config, "distill", tmp_path / name, say=lambda text: None)
