@@ -201,6 +201,8 @@ def test_a_configuration_file_need_not_set_everything(place, refused):
             "data.image_shape=(2048, 8, 1)",
             "data.image_shape=(2048, 8, 1) must be at most 1024 pixels high and wide",
         ),
+        ("data.class_order=numeric", "unknown data.class_order 'numeric'; valid: auto, natural, text, wnids"),
+        ("data.class_order=natural", "data.class_order=natural is for data.source=folder; leave it auto for"),
         ("data.padding=2000", "data.padding=2000 must be at most 1024"),
         ("pre_dfkd.memory_steps=1000", "pre_dfkd.memory_steps=1000 must be at most 100"),
         (

@@ -40,17 +40,24 @@ def devices(config: ConfigDict) -> Devices:
     return local_devices(config.devices, bfloat16=config.compute_dtype == "bfloat16")
 
 
-def dataset(config: ConfigDict, splits: Sequence[str]) -> data.Dataset:
-    """Loads only these splits of the data."""
+def dataset(
+    config: ConfigDict, splits: Sequence[str], say: Callable[[str], None] = lambda text: None
+) -> data.Dataset:
+    """Loads only these splits of the data; `say` receives what the user should know of the reading."""
     d = config.data
-    return data.load(
+    found = data.load(
         d.source,
         name=d.name,
         directory=d.dir,
         image_shape=tuple(d.image_shape),
         num_classes=d.num_classes,
         splits=splits,
+        class_order=d.class_order,
+        resize=d.resize,
     )
+    for note in found.notes:
+        say(note)
+    return found
 
 
 def problem(config: ConfigDict, pair: Pair) -> Problem:

@@ -39,7 +39,13 @@ def get_config() -> ConfigDict:
     # synthetic images.
     data.source = "tfds"
     data.dir = ""  # directory of the data; "": the source's default
+    # The order of class folders, which numbers the labels: "text" (1, 10, 2), "natural" (1, 2, 10), "wnids" (as
+    # Tiny ImageNet's wnids.txt lists them), or "auto": as text, which is refused where "natural" differs.
+    data.class_order = "auto"
     data.image_shape = (32, 32, 3)
+    # Bring images of other sizes to image_shape: scaled (bilinear, antialiased) until the shorter side fits, then
+    # cropped to the centre. False: such images are refused.
+    data.resize = False
     data.num_classes = 10
     data.mean = (0.4914, 0.4822, 0.4465)  # per channel, of images in [0, 1]
     data.std = (0.2023, 0.1994, 0.2010)

@@ -35,9 +35,13 @@ _NO_RESULT_KEYS = (
     *("teacher.checkpoint", "teacher.checkpoint_key", "teacher.verify"),
 )
 
-# Settings added after runs had been recorded and named, each with the value that those runs used implicitly. At
-# that value a setting is not part of a run's identity, so earlier runs keep their names and resume.
-_ADDED_LATER = {"synthesis.adversarial_mask": "agreement"}
+# Settings added after runs had been recorded and named, each with the values that compute what those runs did. At
+# these values a setting is not part of a run's identity, so earlier runs keep their names and resume.
+_ADDED_LATER: dict[str, tuple[Any, ...]] = {
+    "synthesis.adversarial_mask": ("agreement",),
+    "data.class_order": ("auto", "text"),
+    "data.resize": (False,),
+}
 
 
 def result_settings(config: ConfigDict, stage: str) -> dict[str, Any]:
@@ -56,7 +60,7 @@ def result_settings(config: ConfigDict, stage: str) -> dict[str, Any]:
         for key, value in flatten(config).items()
         if key.split(".")[0] in sections
         and key not in _NO_RESULT_KEYS
-        and not (key in _ADDED_LATER and value == _ADDED_LATER[key])
+        and value not in _ADDED_LATER.get(key, ())
         and key not in ignored
     }
 

@@ -61,6 +61,7 @@ _CHOICES: dict[str, Sequence[str]] = {
     "on_nan": trainer.ON_NAN,
     "compute_dtype": ("float32", "bfloat16", AUTO),
     "data.source": (*data.SOURCES, NO_DATA),
+    "data.class_order": data.CLASS_ORDERS,
     "generator.size": generator.SIZES,
     "generator.schedule": generative.SCHEDULES,
     "generator.initialisation": generator.INITIALISATIONS,
@@ -134,6 +135,11 @@ def check(config: ConfigDict) -> None:
     _check_additions(config, chosen)
     chosen.check(methods.method_settings(config))
     _check_image(config)
+    if config.data.class_order != AUTO and config.data.source != "folder":
+        raise UserError(
+            f"data.class_order={config.data.class_order} is for data.source=folder; leave it {AUTO} for "
+            f"data.source={config.data.source}"
+        )
     _check_batches(config)
     for role in ("teacher", "student"):
         network = networks.classifier(config, networks.described(config, role))

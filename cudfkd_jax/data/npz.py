@@ -1,4 +1,4 @@
-"""An .npz file with x_train, y_train, x_test and y_test; object arrays are refused and nothing is unpickled."""
+"""An .npz file with images and labels of both splits; object arrays are refused and nothing is unpickled."""
 
 import math
 import zipfile
@@ -7,15 +7,18 @@ from typing import IO
 
 import numpy as np
 
-from cudfkd_jax.data.base import Dataset, Request, make_split, one_line
+from cudfkd_jax.data.base import Dataset, Request, make_split, one_line, printable
 from cudfkd_jax.runtime.errors import UserError
 
+# Names of the images and labels of a split: Keras's, and those of MedMNIST (J. Yang et al., "MedMNIST v2", 2023).
+_NAMES = (("x_{}", "y_{}"), ("{}_images", "{}_labels"))
 _MAX_DEFLATE_RATIO = 1032  # deflate packs at most 258 bytes into 2 bits
 
 
 def load(request: Request) -> Dataset:
-    """Reads x_<split>, uint8 [N, H, W, C] or [N, H, W], and y_<split>, integers [N] or [N, 1].
+    """Reads images, uint8 [N, H, W, C] or [N, H, W], and labels, integers [N] or [N, 1].
 
+    The arrays are x_<split> and y_<split>, or <split>_images and <split>_labels, as in MedMNIST's files.
     `request.directory` is the file, or a folder that contains `<name>.npz`. The file has no class names.
 
     Raises:
@@ -29,15 +32,14 @@ def load(request: Request) -> Dataset:
     splits = {}
     with _open(path) as archive:
         for split in request.splits:
-            images = _read(archive, path, f"x_{split}")
-            labels = _read(archive, path, f"y_{split}")
+            images, labels = (_read(archive, path, name) for name in _names(archive, split))
             if images.ndim == 3:
                 images = images[..., None]
-            if labels.ndim == 2 and labels.shape[1] == 1:
-                labels = labels[:, 0]
             splits[split] = make_split(images, labels, request.num_classes, f"{path} ({split})")
+        unread = _unread(archive)
     shapes = [split.images.shape[1:] for split in splits.values()]
-    return Dataset(request.num_classes, (), shapes[0], splits)
+    notes = (printable(f"data: arrays not read in {path}: {', '.join(unread)}"),) if unread else ()
+    return Dataset(request.num_classes, (), shapes[0], splits, notes)
 
 
 def _open(path: Path) -> zipfile.ZipFile:
@@ -45,6 +47,19 @@ def _open(path: Path) -> zipfile.ZipFile:
         return zipfile.ZipFile(path)
     except Exception as error:  # a damaged zip directory raises errors of many types
         raise UserError(f"{path} is damaged: {one_line(error)}; save the file again") from error
+
+
+def _names(archive: zipfile.ZipFile, split: str) -> tuple[str, str]:
+    """Returns the names of a split's images and labels."""
+    pairs = [(images.format(split), labels.format(split)) for images, labels in _NAMES]
+    members = archive.namelist()
+    return next((pair for pair in pairs if f"{pair[0]}.npy" in members), pairs[0])
+
+
+def _unread(archive: zipfile.ZipFile) -> list[str]:
+    """Returns the names of the arrays that belong to no split."""
+    known = {name for split in ("train", "test") for name in _names(archive, split)}
+    return sorted({name.removesuffix(".npy") for name in archive.namelist()} - known)
 
 
 def _read(archive: zipfile.ZipFile, path: Path, key: str) -> np.ndarray:
@@ -55,7 +70,8 @@ def _read(archive: zipfile.ZipFile, path: Path, key: str) -> np.ndarray:
         found = ", ".join(sorted(name.removesuffix(".npy") for name in archive.namelist()))
         raise UserError(
             f"{path} has no array {key!r}, only: {found or 'nothing'}; "
-            "it needs x_train, y_train, x_test and y_test"
+            "it needs x_train, y_train, x_test and y_test, or train_images, train_labels, test_images and "
+            "test_labels"
         ) from None
     try:
         with archive.open(member) as file:

@@ -40,7 +40,8 @@ def load(request: Request) -> Dataset:
         raise UserError(f"{builder.data_dir} has the features {', '.join(features)}, needed: image and label")
     where = f"{request.name} in {builder.data_dir}"
     check_num_classes(features["label"].num_classes, request, where)
-    check_image_shape(features["image"].shape, request, where)
+    shape = features["image"].shape
+    check_image_shape((*request.image_shape[:2], shape[2]) if request.resize else shape, request, where)
 
     splits = {split: _read_split(request, split, builder, where) for split in request.splits}
     classes = tuple(features["label"].names or ())
@@ -69,7 +70,7 @@ def _read_split(request: Request, split: str, builder: Any, where: str) -> Split
     def open_image(index: int) -> tuple[str, io.BytesIO]:
         return f"{split}[{index}] of {where}", io.BytesIO(examples[index]["image"])
 
-    images = decode_images(len(examples), open_image, request.image_shape)
+    images = decode_images(len(examples), open_image, request.image_shape, resize=request.resize)
     labels = np.array([example["label"] for example in examples])
     return make_split(images, labels, request.num_classes, where)
 

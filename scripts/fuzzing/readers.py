@@ -169,12 +169,15 @@ def _make_npz(folder: Path) -> Path:
     return folder / "images.npz"
 
 
+_SUFFIXES = ("png", "jpg", "tif", "webp", "bmp", "ppm")
+
+
 def _make_folder(folder: Path) -> Path:
     from PIL import Image
 
     for split in ("train", "test"):
-        for index, image in enumerate(_images(4)):
-            path = folder / "images" / split / f"class_{index % 2}" / f"{index}.{('png', 'jpg')[index // 2]}"
+        for index, image in enumerate(_images(2 * len(_SUFFIXES))):
+            path = folder / "images" / split / f"class_{index % 2}" / f"{index}.{_SUFFIXES[index // 2]}"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image).save(path)
     return folder / "images"

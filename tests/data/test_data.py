@@ -42,6 +42,17 @@ def test_missing_directory(source, tmp_path):
         load(source, tmp_path / "nowhere")
 
 
+def test_a_digest_follows_labels_and_images():
+    random = np.random.RandomState(0)
+    images, labels = random.randint(0, 256, (50, 4, 4, 1)).astype(np.uint8), np.arange(50, dtype=np.int32)
+    known = data.digest(data.Split(images, labels))
+    assert known == data.digest(data.Split(images.copy(), labels.copy()))
+    changed = images.copy()
+    changed[7] = 0
+    others = [(images, labels[::-1]), (images[::-1], labels), (images[1:], labels[1:]), (changed, labels)]
+    assert len({known, *(data.digest(data.Split(*other)) for other in others)}) == 5
+
+
 # -------------------------------------------------------------------------------------------- digits
 
 
@@ -147,12 +158,50 @@ def test_npz_test_split_alone_needs_no_training_arrays(tmp_path):
         ({"y_test": np.full(12, 10)}, r"labels run from 10 to 10, outside 0\.\.9"),
         ({"y_test": np.full(12, -1)}, r"labels run from -1 to -1"),
         ({"y_test": np.full(12, 2**32)}, r"labels run from 4294967296"),  # 0 once cast to int32
+        ({"y_test": np.arange(12) % 10 + 1}, r"labels run from 1 to 10, so they begin at 1; expected 0\.\.9"),
+        (
+            {"x_test": np.zeros((12, 3, 8, 8), np.uint8)},
+            r"\[12, 3, 8, 8\], channels first; expected channels last",
+        ),
+        ({"x_test": np.zeros((12, 1, 8, 8), np.float32)}, r"\[12, 1, 8, 8\], channels first"),
     ],
 )
 def test_npz_wrong_arrays(tmp_path, changes, message):
     np.savez(tmp_path / "mine.npz", **{**npz_arrays(), **changes})
     with pytest.raises(UserError, match=message):
         load_npz(tmp_path / "mine.npz", splits=("test",))
+
+
+def test_npz_by_the_names_of_medmnist(tmp_path):
+    arrays = npz_arrays(shape=(8, 8))
+    renamed = {f"{split}_images": arrays[f"x_{split}"] for split in ("train", "test")}
+    renamed |= {f"{split}_labels": arrays[f"y_{split}"][:, None].astype(np.uint8) for split in ("train", "test")}
+    np.savez(tmp_path / "mine.npz", val_images=np.zeros(3), val_labels=np.zeros(3), **renamed)
+    dataset = load_npz(tmp_path, image_shape=(8, 8, 1))
+    for split in ("train", "test"):
+        np.testing.assert_array_equal(dataset.splits[split].images[..., 0], arrays[f"x_{split}"])
+        np.testing.assert_array_equal(dataset.splits[split].labels, arrays[f"y_{split}"])
+    (note,) = dataset.notes
+    assert note.endswith("mine.npz: val_images, val_labels")
+    assert load_npz(tmp_path, image_shape=(8, 8, 1), splits=("test",)).notes == (note,)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_npz_of_other_sizes_is_resized(tmp_path, channels):
+    from PIL import Image
+
+    arrays = npz_arrays(shape=(8, 12, channels))
+    np.savez(tmp_path / "mine.npz", **arrays)
+    with pytest.raises(UserError, match=r"--config\.data\.resize=true"):
+        load_npz(tmp_path, image_shape=(4, 4, channels))
+    dataset = load_npz(tmp_path, image_shape=(4, 4, channels), resize=True)
+    assert dataset.image_shape == (4, 4, channels)
+    for image, source in zip(dataset.splits["test"].images, arrays["x_test"], strict=True):
+        source = source[..., 0] if channels == 1 else source
+        scaled = np.asarray(Image.fromarray(source).resize((6, 4), Image.Resampling.BILINEAR))
+        np.testing.assert_array_equal(image, scaled[:, 1:5].reshape(image.shape))
+    with pytest.raises(UserError, match=r"have shape \(4, 4, "):
+        load_npz(tmp_path, image_shape=(4, 4, 4 - channels), resize=True)
 
 
 def test_npz_wrong_keys(tmp_path):

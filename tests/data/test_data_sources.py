@@ -250,6 +250,194 @@ def test_folder_transposed_size_is_another_size(root):
         load(root)
 
 
+@pytest.mark.parametrize("suffix", [".bmp", ".webp", ".tif", ".TIFF", ".ppm", ".pgm"])
+def test_folder_other_formats(root, suffix):
+    mode = "L" if suffix == ".pgm" else "RGB"
+    for c, name in enumerate(CLASSES):
+        path = root / "test" / name / f"0{suffix}"
+        path.parent.mkdir(parents=True)
+        pixels = np.random.RandomState(c).randint(0, 256, (6, 5, 3)[: 2 + (mode == "RGB")]).astype(np.uint8)
+        Image.fromarray(pixels).save(path, **({"lossless": True} if suffix == ".webp" else {}))
+    images = load(root, ("test",)).splits["test"].images
+    np.testing.assert_array_equal(images[2], pixels if mode == "RGB" else np.repeat(pixels[..., None], 3, axis=2))
+
+
+@pytest.mark.parametrize("suffix", ["tif", "webp"])
+def test_folder_image_of_several_pages(root, suffix):
+    write_tree(root)
+    pages = [Image.new("RGB", (5, 6), (level, 0, 0)) for level in (10, 200)]
+    pages[0].save(root / "train" / "bee" / f"pages.{suffix}", save_all=True, append_images=pages[1:])
+    with pytest.raises(UserError, match=rf"pages\.{suffix} has several pages or frames"):
+        load(root)
+
+
+def test_folder_what_is_not_read_is_counted_and_named_in_one_line(root):
+    expected = write_tree(root)
+    assert load(root).notes == ()
+    (root / "train" / "ant" / ".DS_Store").write_text("hidden")
+    for name in ("a.gif", "b.gif", "c.gif", "line\nbreak.gif"):
+        (root / "train" / "ant" / name).write_text("no image")
+    write_image(root / "train" / "ant" / "more" / "0.png", 0)
+    write_image(root / "test" / "stray.png", 0)
+    dataset = load(root)
+    np.testing.assert_array_equal(dataset.splits["train"].images, expected["train"])
+    (note,) = dataset.notes
+    assert "files of other types: 4 (train/ant/a.gif, train/ant/b.gif, train/ant/c.gif, ...)" in note
+    assert "nested folders: 1 (train/ant/more)" in note
+    assert "files beside the class folders: 1 (test/stray.png)" in note
+    assert "DS_Store" not in note and note.isprintable()
+
+
+def test_folder_both_layouts_at_once_are_told(root):
+    write_tree(root)
+    inner = write_image(root / "train" / "bee" / "images" / "0.png", 5)
+    dataset = load(root)
+    np.testing.assert_array_equal(dataset.splits["train"].images[3], inner)
+    assert len(dataset.splits["train"].labels) == 7
+    (note,) = dataset.notes
+    named = "train/bee/000.png, train/bee/001.png, train/bee/002.png"
+    assert f"images beside a folder images/: 3 ({named})" in note
+
+
+def test_folder_of_nested_folders_alone_says_what_it_holds(root):
+    for name in CLASSES:
+        write_image(root / "test" / name / "left" / "0.png", 0)
+    with pytest.raises(UserError, match=r"no images in .*ant: .*; nested folders: 1 \(test/ant/left\)$"):
+        load(root, ("test",))
+
+
+def test_tiny_imagenet_as_it_unpacks_is_read_whole(root):
+    tiny_imagenet(root)
+    assert load(root).notes == ()
+    write_image(root / "val" / "images" / "more.png", 0)
+    (note,) = load(root).notes
+    assert "images without a line in val_annotations.txt: 1 (val/images/more.png)" in note
+
+
+# --------------------------------------------------------------------------------------- order of classes
+
+
+def write_classes(root, names):
+    for c, name in enumerate(names):
+        write_image(root / "test" / name / "0.png", c)
+
+
+def test_class_order_is_asked_for_where_text_and_numbers_differ(root):
+    write_classes(root, [str(number) for number in range(1, 11)])
+    with pytest.raises(UserError) as caught:
+        load(root, ("test",), num_classes=10)
+    message = str(caught.value)
+    assert "text (1, 10, 2, 3, 4, 5, 6, 7, 8, 9) and another as numbers (1, 2, 3, 4, 5, 6, 7, 8, 9, 10)" in message
+    assert "--config.data.class_order=text or natural" in message and "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("order", "classes"), [("text", ("a1", "a10", "a2", "a02b")), ("natural", ("a1", "a2", "a02b", "a10"))]
+)
+def test_class_order_numbers_the_labels_and_is_told(root, order, classes):
+    classes = tuple(sorted(classes)) if order == "text" else classes
+    write_classes(root, sorted(classes))
+    dataset = load(root, ("test",), num_classes=4, class_order=order)
+    assert dataset.classes == classes
+    for image, label in zip(*dataset.splits["test"], strict=True):
+        expected = np.asarray(Image.open(root / "test" / classes[label] / "0.png"))
+        np.testing.assert_array_equal(image, expected)
+    assert dataset.notes == (f"data: classes in the order {order}: {', '.join(classes)}",)
+
+
+@pytest.mark.parametrize(
+    "names", [("001", "002", "010"), ("ant", "bee", "cow"), ("n01443537", "n01629819", "n02056570")]
+)
+def test_class_order_is_not_asked_for_where_both_agree(root, names):
+    write_classes(root, names)
+    for order in ("auto", "text", "natural"):
+        dataset = load(root, ("test",), class_order=order)
+        assert (dataset.classes, dataset.notes) == (names, ())
+
+
+def test_class_order_of_many_classes_is_shortened(root):
+    write_classes(root, [str(number) for number in range(40)])
+    (note,) = load(root, ("test",), num_classes=40, class_order="natural").notes
+    assert note.endswith(": 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, ..., 39")
+
+
+def test_tiny_imagenet_in_its_own_order(root):
+    tiny_imagenet(root)
+    dataset = load(root, class_order="wnids")
+    assert dataset.classes == ("n03", "n01", "n02")
+    np.testing.assert_array_equal(dataset.splits["test"].labels, [0, 1, 2, 1])
+    np.testing.assert_array_equal(dataset.splits["train"].labels, [0, 1, 2])
+    assert dataset.notes == ("data: classes in the order wnids: n03, n01, n02",)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, r"has no wnids\.txt; set --config\.data\.class_order"),
+        ("n01 n02", r"does not list every class folder once \(n03\)"),
+        ("n01 n02 n03 n04", r"\(n04\)"),
+        ("n01 n02 n03 n03", r"\(it repeats some\)"),
+    ],
+)
+def test_tiny_imagenet_without_its_own_order(root, content, message):
+    tiny_imagenet(root)
+    (root / "wnids.txt").unlink() if content is None else (root / "wnids.txt").write_text(content)
+    with pytest.raises(UserError, match=message):
+        load(root, class_order="wnids")
+
+
+# ------------------------------------------------------------------------------------------ other sizes
+
+
+def test_resize_scales_the_shorter_side_and_crops_the_centre(root):
+    wide = write_image(root / "test" / "ant" / "0.png", 0, size=(40, 12))
+    tall = write_image(root / "test" / "bee" / "0.png", 1, size=(10, 48))
+    fits = write_image(root / "test" / "cow" / "0.png", 2)
+    images = load(root, ("test",), resize=True).splits["test"].images
+    # 40x12 to 20x6 and 10x48 to 5x24, by Pillow's antialiased filter, of which the middle remains.
+    scaled = Image.fromarray(wide).resize((20, 6), Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(images[0], np.asarray(scaled)[:, 8:13])
+    scaled = Image.fromarray(tall).resize((5, 24), Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(images[1], np.asarray(scaled)[9:15])
+    np.testing.assert_array_equal(images[2], fits)
+    # Antialiased: a pixel of 5x5 averages a region of noise, instead of picking four pixels of it.
+    assert images[0].std() < 0.7 * wide.std()
+
+
+def test_resize_is_asked_for(root):
+    write_tree(root)
+    write_image(root / "train" / "bee" / "large.png", 0, size=(10, 12))
+    with pytest.raises(UserError, match=r"large\.png has 10x12 pixels.*--config\.data\.resize=true"):
+        load(root)
+
+
+def test_resize_has_a_cache_of_its_own(root, cache):
+    write_tree(root)
+    write_image(root / "test" / "bee" / "large.png", 0, size=(10, 12))
+    resized = load(root, ("test",), resize=True).splits["test"].images
+    with pytest.raises(UserError, match=r"large\.png has 10x12 pixels"):
+        load(root, ("test",))
+    (root / "test" / "bee" / "large.png").unlink()
+    load(root, ("test",))
+    assert len(list(cache.iterdir())) == 2
+    assert len(load(root, ("test",), resize=True).splits["test"].images) == len(resized) - 1
+
+
+@pytest.mark.parametrize(
+    ("size", "message"), [((10_000, 10_000), "decompression bomb"), ((1, 60_000), "too narrow")]
+)
+def test_resize_decodes_no_bomb(root, size, message):
+    write_tree(root)
+    content = png_bomb(*size)
+    if message == "too narrow":
+        file = io.BytesIO()
+        Image.new("L", size).save(file, "PNG")
+        content = file.getvalue()
+    (root / "test" / "bee" / "bad.png").write_bytes(content)
+    with pytest.raises(UserError, match=rf"cannot read the image .*bad\.png.*{message}"):
+        load(root, ("test",), resize=True, image_shape=(64, 64, 3))
+
+
 # --------------------------------------------------------------------------------------------- cache
 
 
@@ -403,8 +591,19 @@ def test_tfds_tfrecord_is_refused_with_the_command_that_prepares_it_again(tfds_d
 def test_tfds_unlike_the_configuration(tfds_dir):
     with pytest.raises(UserError, match=r"10 classes.*--config\.data\.num_classes=10"):
         load_tfds(tfds_dir, num_classes=3)
-    with pytest.raises(UserError, match=r"\(32, 32, 3\).*\(32, 32, 1\)"):
-        load_tfds(tfds_dir, image_shape=(32, 32, 1))
+    for resize in (False, True):
+        with pytest.raises(UserError, match=r"\(32, 32, 3\).*\(32, 32, 1\)"):
+            load_tfds(tfds_dir, image_shape=(32, 32, 1), resize=resize)
+    with pytest.raises(UserError, match=r"\(32, 32, 3\).*\(16, 16, 3\).*--config\.data\.resize=true"):
+        load_tfds(tfds_dir, image_shape=(16, 16, 3))
+
+
+def test_tfds_of_other_sizes_is_resized(tfds_dir):
+    images, labels = load_tfds(tfds_dir, ("test",), image_shape=(16, 16, 3), resize=True).splits["test"]
+    expected = [Image.fromarray(tfds_pixels(i)).resize((16, 16), Image.Resampling.BILINEAR) for i in range(12)]
+    assert {(bytes(image), int(label)) for image, label in zip(images, labels, strict=True)} == {
+        (np.asarray(image).tobytes(), i % 10) for i, image in enumerate(expected)
+    }
 
 
 def test_tfds_not_prepared_and_no_tensorflow(tmp_path, monkeypatch):

@@ -43,6 +43,8 @@ SENSIBLE: dict[str, Sequence[Any]] = {
     "data.name": ("", "digits", "ein Name"),
     "data.source": ("digits", "npz", "folder", "none"),
     "data.dir": ("",),
+    "data.class_order": ("auto", "auto", "auto", "text"),
+    "data.resize": _SWITCHES,
     "data.image_shape": ((8, 8, 1), (16, 8, 1), (8, 8, 3), (4, 4, 1), (2, 2, 1)),
     "data.num_classes": (2, 3, 10, 100),
     "data.mean": ((0.3,), (0.3, 0.4, 0.5)),
