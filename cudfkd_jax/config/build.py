@@ -115,14 +115,15 @@ def supervised_problem(
     )
 
 
-def description(config: ConfigDict) -> RunDescription:
-    """Returns the settings that a summary repeats."""
+def description(config: ConfigDict, classes: Sequence[str]) -> RunDescription:
+    """Returns what a summary repeats: settings, and the class names in label order."""
     return RunDescription(
         dataset=config.data.name,
         seed=config.seed,
         compute_dtype=config.compute_dtype,
         method=config.method,
         stability_from=config.evaluation.stability_from,
+        classes=tuple(classes),
     )
 
 

@@ -1,6 +1,7 @@
 """Jobs: what a configuration asks of a data-free run or of a training on data, without the configuration."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -131,19 +132,20 @@ def teacher_source(config: ConfigDict) -> TeacherSource:
     )
 
 
-def distill_job(config: ConfigDict, pair: Pair) -> DistillJob:
+def distill_job(config: ConfigDict, pair: Pair, classes: Sequence[str] = ()) -> DistillJob:
     """Builds the job of distilling a pair of networks without data.
 
     Args:
         config: checked, with a settled dtype.
         pair: the teacher's variables may be shapes, to check them.
+        classes: names of the classes in label order, if known.
 
     Raises:
         UserError: the networks do not provide logits or what the method needs.
     """
     networks.check_logits(pair)
     return DistillJob(
-        **_common(config, "distill"),
+        **_common(config, "distill", classes),
         epoch=access.distill_epoch(config),
         pair=pair,
         problem=build.problem(config, pair),
@@ -172,7 +174,9 @@ def untrained_job(config: ConfigDict) -> DistillJob:
     return distill_job(config, networks.pair(config, net, variables))
 
 
-def supervised_job(config: ConfigDict, section: str, images: int, teacher: Trained | None) -> SupervisedJob:
+def supervised_job(
+    config: ConfigDict, section: str, images: int, teacher: Trained | None, classes: Sequence[str] = ()
+) -> SupervisedJob:
     """Builds the job of training a network on data.
 
     Args:
@@ -180,6 +184,7 @@ def supervised_job(config: ConfigDict, section: str, images: int, teacher: Train
         section: see `SupervisedJob`.
         images: number of training images.
         teacher: required for "kd".
+        classes: names of the classes in label order, if known.
 
     Raises:
         UserError: `images` is less than the batch size, or the run has too many steps to count.
@@ -189,7 +194,7 @@ def supervised_job(config: ConfigDict, section: str, images: int, teacher: Train
     epoch = build.supervised_epoch(config, section, images)
     problem = build.supervised_problem(config, section, networks.classifier(config, net), epoch, helper)
     return SupervisedJob(
-        **_common(config, section),
+        **_common(config, section, classes),
         epoch=epoch,
         section=section,
         net=net,
@@ -213,13 +218,13 @@ def first_supervised_job(config: ConfigDict, section: str) -> tuple[SupervisedJo
     return supervised_job(config, section, len(images.labels), None), images
 
 
-def _common(config: ConfigDict, part: str) -> dict[str, Any]:
+def _common(config: ConfigDict, part: str, classes: Sequence[str]) -> dict[str, Any]:
     return {
         "key": identity.root_key(config, part),
         "devices": build.devices(config),
         "loop": config.loop,
         "evaluation_batch_size": config.evaluation.batch_size,
         "options": build.trainer_options(config),
-        "description": build.description(config),
+        "description": build.description(config, classes),
         "memory_settings": build.memory_settings(config, part),
     }

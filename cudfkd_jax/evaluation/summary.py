@@ -27,13 +27,17 @@ _AGAINST_TEACHER = tuple(name + SYNTHETIC for name in TEST_METRICS[2:])
 
 
 class RunDescription(NamedTuple):
-    """The settings of a run that its summary repeats; `stability_from` is an epoch, counted from 1."""
+    """What the summary of a run repeats.
+
+    `stability_from` is an epoch, counted from 1; `classes` are the class names in label order, empty if unknown.
+    """
 
     dataset: str
     seed: int
     compute_dtype: str
     method: str
     stability_from: int
+    classes: tuple[str, ...] = ()
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
@@ -89,6 +93,7 @@ def common_summary(run: RunDescription, history: list[Record], devices: Devices)
     """Returns the entries common to the summaries of all stages."""
     return {
         "dataset": run.dataset,
+        "classes": list(run.classes),
         "seed": run.seed,
         "compute_dtype": run.compute_dtype,
         "epochs": len(history),

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cudfkd_jax.evaluation.summary import COLUMNS
-from cudfkd_jax.report.read import Run, is_finite, is_number
+from cudfkd_jax.report.read import Run, is_finite, is_number, printable
 from cudfkd_jax.storage import records
 
 Row = tuple[str, ...]
@@ -56,6 +56,7 @@ def facts(run: Run) -> list[Row]:
     named: list[Row] = [
         ("method", str(config.get("method", "?"))),
         ("data", f"{config['data.name']}, to measure only" if config.get("data.name") else "none"),
+        *_classes(summary.get("classes")),
         ("seed", str(config.get("seed", "?"))),
         (
             "epochs",
@@ -96,6 +97,12 @@ def configuration_file(run: Run) -> str:
         "    config.update_from_flattened_dict(SETTINGS)\n"
         "    return config\n"
     )
+
+
+def _classes(names: Any) -> list[Row]:
+    if not isinstance(names, list) or not names:  # an earlier run, or data without names
+        return []
+    return [("classes", printable(", ".join(f"{label} {name}" for label, name in enumerate(names))))]
 
 
 def _object(summary: dict[str, Any], name: str) -> dict[str, Any]:

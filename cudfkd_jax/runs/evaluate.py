@@ -6,6 +6,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from cudfkd_jax import data
 from cudfkd_jax.config import access, build, jobs, networks, precision, validate
 from cudfkd_jax.evaluation.predict import evaluate, make_predict
 from cudfkd_jax.evaluation.summary import evaluation_table
@@ -39,7 +40,9 @@ def evaluate_run(config: ConfigDict, folder: Path, say: Callable[[str], None] = 
             weights.check_weights(nets[name].variables, nets[name].net.abstract_variables(), where)
     if not nets:
         raise UserError(f"--workdir={folder} holds no trained network yet; run --stage=all first")
-    test = build.dataset(config, ("test",)).splits["test"]
+    test = build.dataset(config, ("test",), say).splits["test"]
+    if workdir.read_test_images(folder) not in (None, data.digest(test)):
+        say("warning: these are other test images than the run began with")
     devices, batch_size = build.devices(config), access.get(config, "evaluation.batch_size")
     logits = {
         name: make_predict(networks.classifier(config, net.net), devices, batch_size)(
@@ -67,7 +70,7 @@ def evaluate_teacher(config: ConfigDict, say: Callable[[str], None] = print) -> 
     source = jobs.teacher_source(config)
     teacher = find_teacher(source, Path(), say)
     assert teacher
-    test, network = build.dataset(config, ("test",)).splits["test"], networks.classifier(config, teacher.net)
+    test, network = build.dataset(config, ("test",), say).splits["test"], networks.classifier(config, teacher.net)
     verify_teacher(source._replace(verify=False), network, teacher, test, say)
     devices = build.devices(config)
     predict = make_predict(network, devices, access.get(config, "evaluation.batch_size"))

@@ -95,6 +95,8 @@ def _describe(folder: Path, format_: str, student: Trained) -> dict[str, Any]:
             "weights_sha256": student.sha256,
             "teacher": {**summary["teacher"], "weights_sha256": settings[workdir.TEACHER]},
             "dataset": summary["dataset"],
+            # Summaries and exports of earlier runs have no classes.
+            **{key: summary[key] for key in ("classes",) if key in summary},
             "versions": {
                 "run": summary["versions"],
                 "export": {package: metadata.version(package) for package in sorted({"jax", kind.package})},

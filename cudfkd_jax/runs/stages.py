@@ -17,7 +17,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from cudfkd_jax import report
+from cudfkd_jax import data, report
 from cudfkd_jax.config import access, build, identity, jobs, networks, precision, validate
 from cudfkd_jax.config.jobs import DistillJob, SupervisedJob
 from cudfkd_jax.config.networks import Pair
@@ -67,7 +67,8 @@ def run(config: ConfigDict, stage: str, folder: Path, say: Callable[[str], None]
     parts, teacher = found["parts"], found["teacher"] and weights.unpack(found["teacher"])
     if not parts:
         return
-    dataset = processes.together(lambda: _prepare(config, parts, teacher))
+    dataset = processes.together(lambda: _prepare(config, parts, teacher, say))
+    processes.from_first(lambda: _check_test_images(parts, folder, dataset))
     processes.from_first(lambda: _verify(config, parts, folder, dataset, teacher, say))
     _advise(config, say)
     with _locked(folder):
@@ -117,13 +118,25 @@ def _look(config: ConfigDict, stage: str, folder: Path, say: Callable[[str], Non
     return {"parts": parts, "teacher": teacher and weights.pack(teacher)}
 
 
-def _prepare(config: ConfigDict, parts: list[str], teacher: Trained | None) -> Dataset | None:
+def _prepare(
+    config: ConfigDict, parts: list[str], teacher: Trained | None, say: Callable[[str], None]
+) -> Dataset | None:
     """Loads the data that the parts need and checks that all networks accept them."""
     dataset = None
     if access.has_images(config):
-        dataset = build.dataset(config, ("test",) if parts == ["distill"] else ("train", "test"))
+        dataset = build.dataset(config, ("test",) if parts == ["distill"] else ("train", "test"), say)
     _check_shapes(config, parts, dataset, teacher)
     return dataset
+
+
+def _check_test_images(parts: list[str], folder: Path, dataset: Dataset | None) -> None:
+    digest = _digest(dataset.splits["test"] if dataset else None)
+    for part in parts:
+        workdir.check_test_images(_folder(folder, part), digest)
+
+
+def _digest(test: Split | None) -> str | None:
+    return data.digest(test) if test else None
 
 
 def _verify(
@@ -172,6 +185,7 @@ def run_pair(
     precision.settle(config, folder)
     settings = identity.result_settings(config, "distill")
     settings[workdir.TEACHER] = weights.digest(pair.teacher_variables)
+    digest = _digest(test)
 
     def is_finished() -> bool:
         workdir.check_writable(folder)
@@ -179,6 +193,7 @@ def run_pair(
         validate.check_devices(config, ["distill"])
         _check_folder(folder, folder)
         workdir.check_config(folder, settings)
+        workdir.check_test_images(folder, digest)
         if (folder / SUMMARY).exists():
             return True
         checkpoint.find_newest(folder / trainer.CHECKPOINTS)
@@ -186,7 +201,8 @@ def run_pair(
 
     def begin() -> None:
         workdir.check_config(folder, settings)
-        workdir.write_config(folder, settings, _found_from_anywhere(config))
+        workdir.check_test_images(folder, digest)
+        workdir.write_config(folder, settings, _found_from_anywhere(config), digest)
 
     identity.check_same(config, "distill")
     if processes.from_first(is_finished):
@@ -209,16 +225,19 @@ def _run_part(
     say: Callable[[str], None],
 ) -> Trained | None:
     part_folder, settings = _folder(folder, part), _settings(config, part, teacher)
+    test = dataset.splits["test"] if dataset else None
 
     def begin() -> None:
+        digest = _digest(test)
         workdir.check_config(part_folder, settings)
-        workdir.write_config(part_folder, settings, _found_from_anywhere(config))
+        workdir.check_test_images(part_folder, digest)
+        workdir.write_config(part_folder, settings, _found_from_anywhere(config), digest)
 
     processes.from_first(begin)
     if part == "distill":
         assert teacher is not None
-        test = dataset.splits["test"] if dataset else None
-        job = jobs.distill_job(config, networks.pair(config, teacher.net, teacher.variables))
+        pair = networks.pair(config, teacher.net, teacher.variables)
+        job = jobs.distill_job(config, pair, dataset.classes if dataset else ())
         _distill(job, part_folder, test, say)
         return teacher
     assert dataset
@@ -283,7 +302,7 @@ def _checked(job: DistillJob) -> DistillJob:
 
 
 def _supervised_job(config: ConfigDict, part: str, dataset: Dataset, teacher: Trained | None) -> SupervisedJob:
-    return jobs.supervised_job(config, part, len(dataset.splits["train"].labels), teacher)
+    return jobs.supervised_job(config, part, len(dataset.splits["train"].labels), teacher, dataset.classes)
 
 
 def _settings(config: ConfigDict, part: str, teacher: Trained | None) -> dict[str, Any]:

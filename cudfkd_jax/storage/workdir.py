@@ -13,6 +13,7 @@ from cudfkd_jax.storage.files import read_object, write_json
 
 CONFIG = "config.json"
 TEACHER = "teacher weights (sha256)"  # the setting that replaces all of a teacher's
+TEST_IMAGES = "test images (sha256)"  # the key of their digest, beside the settings
 _LOCK = ".lock"
 
 
@@ -138,9 +139,40 @@ def read_settings(folder: Path) -> dict[str, Any]:
     return read_object(folder / CONFIG, f"; restore it, or move {folder} away to start again", "results")
 
 
-def write_config(folder: Path, config: dict[str, Any], whole: dict[str, Any]) -> None:
-    """Writes `results`, the settings that `check_config` compares, and `config`, all settings."""
-    write_json(folder / CONFIG, {"results": config, "config": whole})
+def read_test_images(folder: Path) -> str | None:
+    """Reads the digest of the test images that a run began with; None before `write_config`, or if it wrote none.
+
+    Raises:
+        UserError: the settings cannot be read.
+    """
+    path = folder / CONFIG
+    return read_object(path, "; restore it").get(TEST_IMAGES) if path.exists() else None
+
+
+def check_test_images(folder: Path, digest: str | None) -> None:
+    """Checks that a run resumes with the test images that it began with.
+
+    Args:
+        folder: the stage's folder.
+        digest: of the test images; None without any.
+
+    Raises:
+        UserError: they are others. Runs that recorded no digest pass.
+    """
+    held = read_test_images(folder)
+    if digest and held not in (None, digest):
+        raise UserError(
+            f"{folder} holds a run that began with other test images (digest {held!s:.12} there and {digest:.12} "
+            "here); restore them, or name another --workdir"
+        )
+
+
+def write_config(
+    folder: Path, config: dict[str, Any], whole: dict[str, Any], test_images: str | None = None
+) -> None:
+    """Writes `results`, the settings that `check_config` compares, `config`, all settings, and a digest if any."""
+    digest = {TEST_IMAGES: test_images} if test_images else {}
+    write_json(folder / CONFIG, {"results": config, "config": whole, **digest})
 
 
 def _shown(settings: dict[str, Any], key: str) -> str:

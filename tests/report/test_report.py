@@ -167,6 +167,15 @@ def test_a_finished_run_has_every_part(looked_at, made):
     assert page.tags.count("ul") == 0  # no remark about its state
 
 
+def test_the_classes_are_named_in_their_order(made):
+    path = made / "summary.json"
+    held = json.loads(path.read_text())
+    assert "0 ant" not in _report(made).text
+    for classes, shown in ((["ant", "<b>bee</b>"], True), ([], False), ("ant", False), ({"ant": 1}, False)):
+        path.write_text(json.dumps(held | {"classes": classes}))
+        assert ("0 ant, 1 <b>bee</b>" in _report(made).text) == shown
+
+
 def test_the_real_run_ends_with_a_report(finished_run):
     """Checks too that the recorded single images agree with the metrics."""
     page = _Page(finished_run / "report.html")

@@ -92,6 +92,7 @@ def test_the_description_says_what_it_is_and_where_it_comes_from(run_copy, forma
     for key in ("arch", "num_classes", "image_shape", "mean", "std", "metrics"):
         assert described[key] == net[key]
     assert described["weights_sha256"] == net["sha256"]
+    assert described["classes"] == list("0123456789")
     assert described["teacher"]["arch"] == summary["teacher"]["arch"]
     assert described["teacher"]["weights_sha256"] == weights.load_net(run_copy / "teacher" / "net").sha256
     assert described["versions"]["run"] == summary["versions"]
@@ -159,6 +160,15 @@ def test_exporting_again_reports_the_existing_export(run_copy, format_):
     before = snapshot(run_copy)
     assert _export(run_copy, format_) == f"already there: {run_copy / 'export' / format_ / FILES[format_]}"
     assert snapshot(run_copy) == before
+
+
+def test_an_export_of_a_run_that_recorded_no_classes_is_the_same(run_copy):
+    summary = json.loads((run_copy / "summary.json").read_text())
+    del summary["classes"]
+    (run_copy / "summary.json").write_text(json.dumps(summary))
+    _export(run_copy, "orbax")
+    assert "classes" not in json.loads((run_copy / "export/orbax/student.json").read_text())
+    assert _export(run_copy, "orbax").startswith("already there")
 
 
 def test_the_same_written_by_other_versions_is_the_same(run_copy):

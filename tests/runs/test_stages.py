@@ -1,5 +1,6 @@
 """Tests of the stages: the files that each reads, writes, reuses and leaves unchanged."""
 
+import dataclasses
 import itertools
 import json
 import shutil
@@ -12,7 +13,7 @@ from cudfkd_jax import data
 from cudfkd_jax.config import access, identity, loading, networks
 from cudfkd_jax.runs import distill, evaluate, stages, supervised
 from cudfkd_jax.runtime.errors import UserError
-from cudfkd_jax.storage import weights
+from cudfkd_jax.storage import weights, workdir
 from cudfkd_jax.training import state
 
 DISTILLED = ("config.json", "metrics.jsonl", "summary.json", "checkpoints", "samples", "student", "student_best")
@@ -238,6 +239,71 @@ def test_a_run_resumes_only_with_its_teacher(run_copy, tiny_config, refused):
     weights.save_net(other, net.net, jax.tree.map(lambda weight: weight + 1, net.variables))
     tiny_config.teacher.checkpoint = str(other)
     assert "teacher weights (sha256) is" in refused(tiny_config, "all", run_copy)
+
+
+def _with_other_images(monkeypatch):
+    """Gives the digits other test images, of the same shape and number."""
+    digits = data.SOURCES["digits"]
+
+    def load(request):
+        dataset = digits(request)
+        test = dataset.splits["test"]
+        return dataclasses.replace(
+            dataset, splits={**dataset.splits, "test": test._replace(images=255 - test.images)}
+        )
+
+    monkeypatch.setitem(data.SOURCES, "digits", load)
+
+
+@pytest.mark.parametrize("part", ["", "teacher"])
+def test_a_run_resumes_only_with_its_test_images(run_copy, tiny_config, refused, recorded, monkeypatch, part):
+    shutil.rmtree(run_copy / "teacher" / "net") if part else _unfinish(run_copy)
+    if part:
+        (run_copy / "teacher" / "summary.json").unlink()
+    with pytest.raises(KeyboardInterrupt):  # it resumes
+        _run(tiny_config, part or "distill", run_copy)
+    _with_other_images(monkeypatch)
+    text = refused(tiny_config, part or "distill", run_copy)
+    assert f"{run_copy / part} holds a run that began with other test images (digest " in text
+
+
+def test_a_run_of_before_its_test_images_were_recorded_resumes(run_copy, tiny_config, recorded, monkeypatch):
+    _unfinish(run_copy)
+    path = run_copy / "config.json"
+    held = json.loads(path.read_text())
+    del held[workdir.TEST_IMAGES]
+    path.write_text(json.dumps(held))
+    _with_other_images(monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        _run(tiny_config, "distill", run_copy)
+    assert recorded[0][0] == "distill"
+
+
+def test_evaluation_on_other_test_images_says_so(run_copy, tiny_config, monkeypatch):
+    said: list[str] = []
+    _with_other_images(monkeypatch)
+    evaluate.evaluate_run(tiny_config, run_copy, said.append)
+    assert said[0] == "warning: these are other test images than the run began with"
+
+
+def test_what_was_not_read_is_said_by_every_stage_that_reads(run_copy, tiny_config, recorded, monkeypatch):
+    def load(request, digits=data.SOURCES["digits"]):
+        return dataclasses.replace(digits(request), notes=("data: not read: 3",))
+
+    monkeypatch.setitem(data.SOURCES, "digits", load)
+    said: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        stages.run(tiny_config, "scratch", run_copy, said.append)
+    evaluate.evaluate_run(tiny_config, run_copy, said.append)
+    tiny_config.teacher.checkpoint = str(run_copy)
+    evaluate.evaluate_teacher(tiny_config, said.append)
+    assert said.count("data: not read: 3") == 3
+
+
+def test_summaries_name_the_classes(finished_run):
+    for part in ("", "teacher"):
+        summary = json.loads((finished_run / part / "summary.json").read_text())
+        assert summary["classes"] == list("0123456789")
 
 
 def test_a_run_whose_teacher_is_gone_does_not_train_another(run_copy, tiny_config, refused):

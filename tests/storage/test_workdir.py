@@ -92,6 +92,18 @@ def test_the_same_settings_resume_and_others_are_listed(tmp_path):
     assert "1.5" not in text
 
 
+def test_only_the_same_test_images_resume_if_any_are_recorded(tmp_path):
+    workdir.check_test_images(tmp_path, "a" * 64)  # no run yet
+    workdir.write_config(tmp_path, {}, {})
+    workdir.check_test_images(tmp_path, "a" * 64)
+    workdir.write_config(tmp_path, {}, {}, "a" * 64)
+    workdir.check_test_images(tmp_path, "a" * 64)
+    workdir.check_test_images(tmp_path, None)
+    assert workdir.read_test_images(tmp_path) == "a" * 64
+    with pytest.raises(UserError, match=r"other test images \(digest a{12} there and b{12} here\); restore them"):
+        workdir.check_test_images(tmp_path, "b" * 64)
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"results": 3}', '{"results": ["ab", 3]}', "\0"])
 def test_a_damaged_configuration_is_an_error(tmp_path, content):
     (tmp_path / workdir.CONFIG).write_text(content)
