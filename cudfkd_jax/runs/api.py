@@ -18,7 +18,7 @@ from cudfkd_jax.config import access, networks, validate
 from cudfkd_jax.config.loading import from_settings
 from cudfkd_jax.config.networks import Pair
 from cudfkd_jax.data import Split
-from cudfkd_jax.data.base import make_split
+from cudfkd_jax.data.base import make_split, one_line
 from cudfkd_jax.evaluation.summary import read_summary
 from cudfkd_jax.models.classifier import Classifier
 from cudfkd_jax.runs import stages
@@ -74,7 +74,7 @@ def distill(
         config: the settings of `cudfkd_jax.defaults`: a ConfigDict (see `load_config`), or only the settings that
             differ from the defaults, by dotted key, such as `{"distill.epochs": 100}`; `{"method": "dafl"}` brings
             the recipe of that method. The arguments replace its data and networks.
-        test: images uint8 `[N, H, W, C]` and labels `[N]`, used only for evaluation.
+        test: images uint8 `[N, H, W, C]` and labels `[N]` or `[N, 1]`, used only for evaluation.
         workdir: folder of the run's files; a repeated call resumes the run. None keeps no files.
 
     Returns:
@@ -92,8 +92,9 @@ def distill(
     settings.student.module = "" if isinstance(student, str) else pair.student_net.arch
     if workdir is None:
         settings.log.update(report=False, samples_every_epochs=0, tensorboard=False)
+    split = None if test is None else _split(test, settings)
     with _folder(workdir) as folder:
-        stages.run_pair(settings, folder, pair, test and _split(*test, settings))
+        stages.run_pair(settings, folder, pair, split)
         found = processes.from_first(lambda: _result(folder))
         return Result(weights.unpack(found["student"]), found["summary"]["student"], found["summary"])
 
@@ -177,11 +178,27 @@ def _check_function(function: Callable[[jax.Array], jax.Array], config: ConfigDi
         ) from error
 
 
-def _split(images: np.ndarray, labels: np.ndarray, config: ConfigDict) -> Split:
-    images, labels = np.asarray(images), np.asarray(labels)
+def _split(test: Any, config: ConfigDict) -> Split:
+    if not isinstance(test, tuple | list) or len(test) != 2:
+        raise UserError(
+            f"test is {_form(test)}; expected a pair (images, labels): uint8 [N, *{config.data.image_shape}] and "
+            "integers [N]"
+        )
+    try:
+        images, labels = (np.asarray(part) for part in test)
+    except Exception as error:  # lists of several lengths, or arrays of another library
+        raise UserError(f"test: images or labels are no arrays ({one_line(error)}); give NumPy arrays") from error
+    split = make_split(images, labels, config.data.num_classes, "test")
     if images.shape[1:] != config.data.image_shape:
-        raise UserError(f"test: images are {list(images.shape)}, not [N, *{config.data.image_shape}]")
-    return make_split(images, labels, config.data.num_classes, "test")
+        raise UserError(f"test: images are {list(images.shape)}; expected [N, *{config.data.image_shape}]")
+    return split
+
+
+def _form(value: Any) -> str:
+    kind = type(value).__name__
+    if hasattr(value, "shape"):
+        return f"one {kind} {list(value.shape)}"
+    return f"a {kind} of {len(value)}" if hasattr(value, "__len__") else f"of type {kind}"
 
 
 @contextlib.contextmanager

@@ -70,6 +70,10 @@ def test_test_images_only_measure(digits, tmp_path):
     again = cudfkd_jax.distill(**arguments, test=digits)  # already complete
     assert again.student.sha256 == with_data.student.sha256 and snapshot(tmp_path) == before
     assert json.loads((tmp_path / "run/summary.json").read_text()) == again.summary
+    images, labels = digits
+    cudfkd_jax.distill(**arguments, test=[images, labels[:, None].astype(np.int64)])
+    with pytest.raises(UserError, match="holds a run that began with other test images"):
+        cudfkd_jax.distill(**arguments, test=(images[::-1], labels))
 
 
 def test_a_workdir_resumes_only_with_the_same_networks(tmp_path):
@@ -125,11 +129,21 @@ def _callback_teacher(x):
         ({"test": (np.zeros((3, 9, 9, 1), np.uint8), np.zeros(3, int))}, "test: images are"),
         ({"test": (np.zeros((3, *SHAPE), np.float32), np.zeros(3, int))}, "test: images are float32"),
         ({"test": (np.zeros((3, *SHAPE), np.uint8), np.full(3, 10))}, "test: labels run from 10 to 10"),
+        ({"test": (np.zeros((3, *SHAPE), np.uint8), np.zeros((3, 10), int))}, r"test: labels are int64 .3, 10."),
+        ({"test": (np.zeros((3, 1, 8, 8), np.uint8), np.zeros(3, int))}, r"test: .*, channels first; expected"),
+        ({"test": np.zeros((3, *SHAPE), np.uint8)}, r"test is one ndarray .3, 8, 8, 1.; expected a pair"),
+        ({"test": (np.zeros((3, *SHAPE), np.uint8),)}, "test is a tuple of 1; expected a pair"),
+        ({"test": ()}, "test is a tuple of 0; expected a pair"),
+        ({"test": {"images": 1, "labels": 2}}, "test is a dict of 2; expected a pair"),
+        ({"test": 3}, "test is of type int; expected a pair"),
+        ({"test": ([[1, 2], [3]], [0, 1])}, "test: images or labels are no arrays"),
+        ({"test": (None, None)}, "test: images are object"),
     ],
 )
 def test_arguments_that_do_not_fit(changes, text, tmp_path):
-    with pytest.raises(UserError, match=text):
+    with pytest.raises(UserError, match=text) as caught:
         cudfkd_jax.distill(**_arguments(workdir=tmp_path / "run", **changes))
+    assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
 
 
