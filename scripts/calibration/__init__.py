@@ -1,0 +1,1 @@
+"""Right and wrong teachers, and their measurement; see `scripts/calibrate_verification.py`."""

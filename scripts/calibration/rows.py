@@ -1,0 +1,165 @@
+"""Training of one teacher, its loading as `teacher.checkpoint`, and the row of the table."""
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from calibration.cases import Case
+from cudfkd_jax.config import build, jobs, loading, networks, validate
+from cudfkd_jax.data import Dataset, Split
+from cudfkd_jax.data.augment import random_crop_flip
+from cudfkd_jax.evaluation import verification
+from cudfkd_jax.models import build_classifier
+from cudfkd_jax.models.classifier import Classifier
+from cudfkd_jax.models.train_state import TrainState
+from cudfkd_jax.runs.teacher import find_teacher, verify_teacher
+from cudfkd_jax.runtime.devices import SINGLE, Axis, local_devices
+from cudfkd_jax.runtime.errors import UserError
+from cudfkd_jax.storage import torch_files, torch_names
+
+_ROOT = Path(__file__).parents[2]
+_BATCH, _FEW = 128, 64
+
+
+class Data(NamedTuple):
+    """CIFAR-10 and the folder that it comes from."""
+
+    directory: str
+    dataset: Dataset
+
+
+def load(directory: str) -> Data:
+    """Reads both splits."""
+    return Data(directory, build.dataset(_config(directory, "wrn16_2", ""), ("train", "test")))
+
+
+def _config(directory: str, arch: str, checkpoint: str) -> Any:
+    config = loading.load(f"{_ROOT / 'configs/cifar10_cpu.py'}:teacher={arch}")
+    config.data.dir, config.teacher.checkpoint = directory, checkpoint
+    validate.check(config)
+    return config
+
+
+def measure(case: Case, data: Data, steps: int, folder: Path) -> dict[str, Any]:
+    """Trains a teacher and verifies it.
+
+    Args:
+        case: the teacher.
+        data: training and test images.
+        steps: training steps.
+        folder: receives the file of weights.
+
+    Returns:
+        The row: accuracy in percent, the worst layer and its deviation on 512 and on 64 images, what happened.
+    """
+    file = _ROOT / case.file
+    if not case.file:
+        variables = train(case, data.dataset.splits["train"], steps)
+        file = folder / "teacher.safetensors"
+        torch_files.write_state_dict(file, torch_names.to_state_dict(variables))
+    config = _config(data.directory, case.arch, str(file))
+    source, test = jobs.teacher_source(config), data.dataset.splits["test"]
+    teacher = find_teacher(source, folder)
+    assert teacher
+    network = networks.classifier(config, teacher.net)
+    found = verification.verify(network, teacher.variables, test, padding=source.padding, flip=source.flip)
+    few = Split(*(array[:: len(test.labels) // _FEW][:_FEW] for array in test))
+    of_few = verification.verify(network, teacher.variables, few, padding=source.padding, flip=source.flip)
+    said: list[str] = []
+    try:
+        verify_teacher(source, network, teacher, test, said.append)
+    except UserError:
+        outcome = "stopped"
+    else:
+        outcome = "warned" if any(text.startswith("warning") for text in said) else "accepted"
+    return {
+        "right": case.is_right,
+        "acc1": round(found.accuracy, 1),
+        "deviation": round(found.deviation, 4),
+        "limit": round(found.limit, 4),
+        "layer": found.layer,
+        "deviation_64": round(of_few.deviation, 4),
+        "limit_64": round(of_few.limit, 4),
+        "outcome": outcome,
+    }
+
+
+def train(case: Case, split: Split, steps: int) -> dict[str, Any]:
+    """Trains the case's network with Nesterov SGD on batches of 128, in bfloat16; returns its variables."""
+    dtype = jnp.bfloat16
+    module = case.module(dtype=dtype) if case.module else build_classifier(case.arch, 10, dtype)
+    network = Classifier(module, case.mean, case.std)
+    rate = optax.warmup_cosine_decay_schedule(0.0, 0.1, steps // 10, steps)
+    optimiser = optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(rate, 0.9, nesterov=True))
+    devices = local_devices(1, bfloat16=True)
+    key = jax.random.key(0)
+    state = devices.replicate(TrainState.create(network.init(key, split.images.shape[1:]), optimiser))
+    step = functools.partial(_step, case=case, network=network, optimiser=optimiser)
+    moving = devices.compile(functools.partial(step, train=True))
+    frozen = devices.compile(functools.partial(step, train=False))
+    random = np.random.default_rng(0)
+    for index in range(steps):
+        rows = random.integers(0, len(split.labels), _BATCH)
+        images, labels = case.images(split.images[rows]), case.labels(split.labels[rows])
+        update = frozen if index >= steps * (1 - case.frozen_share) else moving
+        state = update(state, images, labels, jax.random.fold_in(key, index))
+    return jax.device_get(state.variables)
+
+
+def _step(
+    state: TrainState,
+    images: jax.Array,
+    labels: jax.Array,
+    key: jax.Array,
+    *,
+    case: Case,
+    network: Classifier,
+    optimiser: optax.GradientTransformation,
+    train: bool,
+    axis: Axis = SINGLE,
+) -> TrainState:
+    targets = jax.nn.one_hot(labels, 10)
+    if case.augments:
+        images = random_crop_flip(key, images, padding=4, flip=True)
+    x = images.astype(jnp.float32) / 255
+    if case.mixup:
+        share = jax.random.beta(key, 1.0, 1.0)
+        x, targets = (share * both + (1 - share) * both[::-1] for both in (x, targets))
+
+    def objective(params: Any) -> tuple[jax.Array, Any]:
+        variables = {"params": params, "batch_stats": state.batch_stats}
+        outputs = network(variables, x, train=train, axis=axis)
+        return jnp.mean(optax.softmax_cross_entropy(outputs.value, targets)), outputs.batch_stats
+
+    gradients, batch_stats = jax.grad(objective, has_aux=True)(state.params)
+    return state.update(gradients, batch_stats, optimiser)
+
+
+def table(measured: Mapping[str, Mapping[str, Any]], steps: int) -> str:
+    """Returns the page with all rows."""
+    lines = [_PAGE.format(steps=steps)]
+    for name, row in measured.items():
+        kind = "right" if row["right"] else "wrong"
+        lines.append(
+            f"| {name} | {kind} | {row['acc1']:.1f} | {row['deviation']:.3f} (limit {row['limit']:.3f}) | "
+            f"{row['layer']} | {row['deviation_64']:.3f} (limit {row['limit_64']:.3f}) | {row['outcome']} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+_PAGE = """# Verification of right and wrong teachers
+
+`python scripts/calibrate_verification.py --dir=data/cifar10_jpeg --out=results/verification`
+
+Teachers of CIFAR-10, re-encoded as JPEG: {steps} training steps at batch 128 in bfloat16, unless stated otherwise.
+Each was loaded from safetensors under PyTorch's names into the architecture of its first name (wrn16_2 for WRN),
+with CIFAR-10's mean and std. The deviation is that of the worst BatchNorm layer (`evaluation/verification.py`).
+
+| teacher | | acc@1 % of 512 | deviation, 512 images | worst layer | deviation, 64 images | outcome |
+|---|---|---|---|---|---|---|"""
