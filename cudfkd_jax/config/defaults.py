@@ -58,7 +58,7 @@ def get_config() -> ConfigDict:
     teacher.train_argument = ""  # of the module's call: "" detects train, training, deterministic or
     # use_running_average; else NAME if the argument is true in training, "not NAME" if it is false then
     teacher.checkpoint = ""  # a trained network or the workdir of another run; "": train one
-    teacher.checkpoint_key = ""  # the entry of a PyTorch file with the weights, such as "ema"; "": the usual ones
+    teacher.checkpoint_key = ""  # the entry or item of the checkpoint with the weights, e.g. "ema"; "": the usual
     teacher.verify = True  # whether a teacher from PyTorch that does not recognise the test images stops the run
     teacher.stop_accuracy = 0.0  # --stage=teacher stops at the first epoch with this test accuracy, in %; 0: never
     teacher.update(_supervised(epochs=200))

@@ -100,7 +100,7 @@ class TeacherSource(NamedTuple):
 
     Attributes:
         checkpoint: a trained network or the workdir of another run; "": the run trains its teacher.
-        checkpoint_key: the entry of a PyTorch file that holds the weights; "": the first of the usual ones.
+        checkpoint_key: the entry or item of the checkpoint with the weights; "": the first of the usual ones.
         net: describes the teacher that the configuration asks for.
         is_module: whether it is the user's own module.
         verify: whether a teacher that does not recognise the test images stops the run.

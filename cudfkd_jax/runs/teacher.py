@@ -49,11 +49,13 @@ def find_teacher(
             if path.is_file():
                 return _import_teacher(source, path, say)
             where = next((place for place in places if (place / weights.DESCRIPTION).exists()), None)
-            orbax = flax_files.find_orbax(path) if where is None and path.is_dir() else None
+            found = flax_files.find_checkpoint(path) if where is None and path.is_dir() else None
         except OSError as error:
             raise UserError(f"teacher.checkpoint={path}: {error.strerror}; check the path") from error
-        if orbax:
-            return _import_teacher(source, orbax, say)
+        if found:
+            if found != path:
+                say(f"teacher: the newest step in {path} is {found.name}")
+            return _import_teacher(source, found, say)
         if where is None and (path / workdir.CONFIG).is_file():
             settings = read_object(path / workdir.CONFIG, "; restore it", "config")
             origin, key = settings.get("teacher.checkpoint"), settings.get("teacher.checkpoint_key", "")
@@ -62,8 +64,8 @@ def find_teacher(
         if where is None:
             raise UserError(
                 f"teacher.checkpoint={path} is neither a trained network (a folder with {weights.DESCRIPTION}), "
-                "the workdir of a run with a teacher, a folder of Orbax nor a file of weights (.pth, .pt, "
-                ".safetensors, .msgpack); check the path"
+                "the workdir of a run with a teacher, a folder of Orbax or Flax nor a file of weights (.pth, "
+                ".pt, .safetensors, .msgpack); check the path"
             )
     else:
         where = folder / "teacher" / supervised.NET
@@ -80,8 +82,8 @@ def _import_teacher(source: TeacherSource, path: Path, say: Callable[[str], None
     net = _described_beside(path) or source.net
     networks.check_teacher(source.net, net, path)
     expected = net.abstract_variables()
-    if path.is_dir() or path.suffix in flax_files.SUFFIXES:
-        variables = flax_files.read_variables(path, expected)
+    if path.is_dir() or flax_files.is_flax(path):
+        variables, notes = flax_files.read_variables(path, expected, source.checkpoint_key)
     elif source.is_module:
         raise UserError(
             f"teacher.checkpoint={path}: weights of PyTorch have no names in {net.arch}; give Flax's "
@@ -92,10 +94,10 @@ def _import_teacher(source: TeacherSource, path: Path, say: Callable[[str], None
         if found := torch_names.infer(read.state_dict):
             named = dataclasses.replace(net, arch=found.arch, num_classes=found.num_classes)
             networks.check_teacher(net, named, path)
-        variables = torch_names.to_variables(read.state_dict, expected, path)
+        variables, notes = torch_names.to_variables(read.state_dict, expected, path), read.notes
         _check_normalisation(net, read.normalisation, path)
-        for note in read.notes:
-            say(f"teacher: {note}")
+    for note in notes:
+        say(f"teacher: {note}")
     return Trained(net, variables, weights.digest(variables))
 
 
@@ -166,4 +168,4 @@ def verify_teacher(
 
 def _is_matched_by_name(source: TeacherSource) -> bool:
     path = Path(source.checkpoint).expanduser()
-    return path.is_file() and path.suffix not in flax_files.SUFFIXES and not source.is_module
+    return path.is_file() and not flax_files.is_flax(path) and not source.is_module

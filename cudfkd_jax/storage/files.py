@@ -1,4 +1,4 @@
-"""Small files: atomic writes, and JSON that may be damaged."""
+"""Small files: atomic writes, JSON that may be damaged, and what lies in the place of a file."""
 
 import contextlib
 import json
@@ -50,3 +50,20 @@ def read_object(path: Path, remedy: str, key: str = "") -> dict[str, Any]:
         return dict(held[key] if key else held)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged{remedy}") from error
+
+
+def check_is_itself(path: Path) -> None:
+    """Rejects what often lies in the place of a file that was to be downloaded.
+
+    Raises:
+        UserError: the file cannot be read, is a pointer of Git LFS or an HTML page.
+    """
+    try:
+        with path.open("rb") as stream:
+            head = stream.read(512).lstrip().lower()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}; check the path") from error
+    if head.startswith(b"version https://git-lfs"):
+        raise UserError(f"{path} is a pointer of Git LFS, not the file itself; run git lfs pull")
+    if head.startswith((b"<!doctype html", b"<html")):
+        raise UserError(f"{path} is an HTML page, not weights; download the file itself")

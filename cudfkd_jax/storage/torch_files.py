@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cudfkd_jax.runtime.errors import UserError, unknown
-from cudfkd_jax.storage.files import write_bytes
+from cudfkd_jax.storage.files import check_is_itself, write_bytes
 
 StateDict = dict[str, np.ndarray]  # float32 arrays by PyTorch name
 
@@ -27,8 +27,12 @@ WRAPPERS = (
     *("ema", "model_ema", "state_dict_ema", "ema_state_dict"),
 )
 _COUNTER = "num_batches_tracked"  # of PyTorch's BatchNorm; does not affect the layer's output
-# Tensors of other programs in a state dict: operation counts of thop, the counter of averaged models, losses.
-_BESIDE = re.compile(r"(.*\.)?(total_ops|total_params|n_averaged)|(criterion|loss)\..*")
+# Tensors of other programs in a state dict: operation counts of thop, the counter of averaged models, losses,
+# metrics, optimisers.
+_BESIDE = re.compile(
+    r"(.*\.)?(total_ops|total_params|n_averaged)"
+    r"|(criterion|loss|loss_fn|metrics?|(train|val|valid|test)_(acc|accuracy|metrics?|loss)|optimi[sz]er)\..*"
+)
 _NORMALISATION = re.compile(r"(?:.*\.)?(mean|std)")  # buffers of a layer that normalises images
 _REMEDY = "save the network's state_dict() with torch.save"
 
@@ -67,8 +71,7 @@ def read_weights(path: Path, key: str = "") -> TorchWeights:
     beside = [name for name in tensors if _BESIDE.fullmatch(name)]
     buffers = {name: match[1] for name in tensors if (match := _NORMALISATION.fullmatch(name))}
     weights = {name: value for name, value in tensors.items() if name not in (*beside, *buffers)}
-    if beside:
-        notes.append(f"left out beside the weights: {', '.join(beside[:3])}{' and more' * (len(beside) > 3)}")
+    _note_beside(beside, notes)
     if not weights:
         raise UserError(f"{path} holds no weights; {_REMEDY}")
     for name, value in weights.items():
@@ -128,10 +131,12 @@ def _read_torch(path: Path, key: str, notes: list[str]) -> StateDict:
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch and its unpickler raise errors of many types
         raise UserError(f"{path} {_refusal(error)}") from error
-    tensors = _unwrap(loaded, path, key, notes)
-    if tensors is None or not all(isinstance(value, torch.Tensor) for value in tensors.values()):
+    held = _unwrap(loaded, path, key, notes)
+    tensors = {name: value for name, value in (held or {}).items() if isinstance(value, torch.Tensor)}
+    if held is None or (held and not tensors):
         keys = f" with {', '.join(map(str, list(loaded)[:5]))}" if isinstance(loaded, Mapping) else ""
         raise UserError(f"{path} holds no state dict but a {type(loaded).__name__}{keys}; {_REMEDY}")
+    _note_beside([str(name) for name in held if name not in tensors], notes)
     tensors = {str(name): value for name, value in tensors.items() if not str(name).endswith(_COUNTER)}
     for name, value in tensors.items():
         real = value.is_floating_point() or _BESIDE.fullmatch(name)
@@ -158,6 +163,11 @@ def _unwrap(loaded: Any, path: Path, key: str, notes: list[str]) -> Mapping[Any,
             )
         loaded, key = loaded[chosen], ""
     return None
+
+
+def _note_beside(names: list[str], notes: list[str]) -> None:
+    if names:
+        notes.append(f"left out beside the weights: {', '.join(names[:3])}{' and more' * (len(names) > 3)}")
 
 
 def _without_prefix(tensors: StateDict) -> StateDict:
@@ -187,16 +197,11 @@ def _check_kind(path: Path) -> None:
             f"{path} is an ONNX file, a graph that need not hold the network's weights by name; "
             f"{_REMEDY} where it was exported, and give that file"
         )
+    check_is_itself(path)
     try:
-        with path.open("rb") as stream:
-            head = stream.read(512).lstrip().lower()
         legacy = path.suffix != ".safetensors" and tarfile.is_tarfile(path)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}; check the path") from error
-    if head.startswith(b"version https://git-lfs"):
-        raise UserError(f"{path} is a pointer of Git LFS, not the file itself; run git lfs pull")
-    if head.startswith((b"<!doctype html", b"<html")):
-        raise UserError(f"{path} is an HTML page, not weights; download the file itself")
     if legacy:
         raise UserError(f"{path} is in the tar form of PyTorch before 0.1.10; load it there, and {_REMEDY}")
 

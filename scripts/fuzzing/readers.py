@@ -95,7 +95,7 @@ def _make_orbax(folder: Path) -> Path:
 def _read_variables(path: Path) -> object:
     from cudfkd_jax.storage import flax_files
 
-    place = flax_files.find_orbax(path) if path.is_dir() else path
+    place = flax_files.find_checkpoint(path) if path.is_dir() else path
     return flax_files.read_variables(place or path, _arrays())
 
 

@@ -186,7 +186,8 @@ def _write(path, tree, form):
 def test_flax_checkpoints_are_read(form, wrap, tmp_path):
     variables = jax.tree.map(np.asarray, _variables())
     path = _write(tmp_path / "saved", wrap(variables), form)
-    found = flax_files.read_variables(flax_files.find_orbax(path) or path if path.is_dir() else path, variables)
+    place = flax_files.find_checkpoint(path) if path.is_dir() else path
+    found = flax_files.read_variables(place, variables).variables
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b, strict=True), found, variables)
 
 
@@ -194,7 +195,7 @@ def test_flax_checkpoints_are_read(form, wrap, tmp_path):
 def test_other_widths_are_cast(dtype, tmp_path):
     variables = jax.tree.map(lambda x: np.asarray(x).astype(dtype), _variables())
     path = _write(tmp_path / "saved", variables, "msgpack")
-    found = flax_files.read_variables(path, jax.eval_shape(_variables))
+    found = flax_files.read_variables(path, jax.eval_shape(_variables)).variables
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, np.asarray(b, np.float32)), found, variables)
 
 

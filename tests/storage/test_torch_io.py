@@ -185,6 +185,7 @@ def test_a_real_teacher_has_the_accuracy_that_it_came_with():
             for prefix in ("net", "network", "backbone", "encoder", "1", "student.trunk")
         ),
         lambda s: {**s, "criterion.weight": torch.ones(10), "total_ops": torch.ones(1, dtype=torch.float64)},
+        lambda s: {**s, "val_acc.correct": torch.tensor(3), "optimizer": {"lr": 0.1}, "epoch": 3},
         lambda s: {"n_averaged": torch.tensor(3), **{f"module.{name}": value for name, value in s.items()}},
         lambda s: {
             "state_dict": s,
@@ -201,6 +202,15 @@ def test_wrappers_and_prefixes_are_taken_off(wrap, tmp_path):
     state_dict = _state_dict()
     bare = _read(_save(tmp_path / "bare.pth", state_dict))
     _assert_equal(_read(_save(tmp_path / "wrapped.pth.tar", wrap(state_dict))), bare)
+
+
+def test_what_lies_beside_the_weights_is_named(tmp_path):
+    beside = {"criterion.weight": torch.ones(10), "epoch": 3, "optimizer": {"lr": 0.1}}
+    read = torch_files.read_weights(_save(tmp_path / "net.pth", _state_dict() | beside))
+    assert read.notes == (
+        "left out beside the weights: epoch, optimizer",
+        "left out beside the weights: criterion.weight",
+    )
 
 
 def test_of_several_state_dicts_one_is_chosen_and_named(tmp_path):
