@@ -1,6 +1,11 @@
 """Data-free knowledge distillation with a curriculum (CuDFKD) in JAX and Flax."""
 
+import sys
 from typing import TYPE_CHECKING, Any
+
+if sys.platform == "win32":
+    print("cudfkd: error: Windows is not supported; run it on Linux or macOS, or in WSL", file=sys.stderr)
+    sys.exit(2)
 
 if TYPE_CHECKING:
     from cudfkd_jax.config import presets as defaults

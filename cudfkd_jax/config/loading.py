@@ -56,8 +56,8 @@ def from_settings(given: ConfigDict | Mapping[str, Any]) -> ConfigDict:
     """Returns the defaults, changed by settings from a program.
 
     Args:
-        given: a complete configuration, or the settings that differ, by dotted key. Among these, `method` applies
-            its recipe first, and the others override it.
+        given: a complete configuration, or the settings that differ, by dotted key or in nested dictionaries.
+            Among these, `method` applies its recipe first, and the others override it.
 
     Raises:
         UserError: a setting is unknown or has the wrong type; a complete configuration lacks its method's recipe.
@@ -72,11 +72,21 @@ def from_settings(given: ConfigDict | Mapping[str, Any]) -> ConfigDict:
         else:
             if "method" in given:
                 use_method(config, given["method"])
-            check_keys(given, config)
-            config.update_from_flattened_dict(given)
+            flat = _flat(given)
+            check_keys(flat, config)
+            config.update_from_flattened_dict(flat)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"config: {' '.join(str(error).split())}; all settings: {defaults.__file__}") from error
     return config
+
+
+def _flat(given: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns settings by dotted key."""
+    flat: dict[str, Any] = {}
+    for key, value in given.items():
+        value = value.to_dict() if isinstance(value, ConfigDict) else value
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
 
 
 def load_checked(file: str | None, overrides: Sequence[str]) -> ConfigDict:

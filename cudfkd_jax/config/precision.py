@@ -30,15 +30,16 @@ def settle(config: ConfigDict, folder: Path | None = None) -> None:
         folder: the run's workdir; a run already in it keeps its dtype.
 
     Raises:
-        UserError: the settings of a run in the folder cannot be read.
+        UserError: the settings of a run in the folder cannot be read, or JAX finds no devices.
     """
+    devices = build.devices(config)
 
     def find() -> str | None:
         if config.compute_dtype != AUTO:
             return None
         if folder:
             workdir.check_writable(folder)
-        return (_recorded(folder) if folder else None) or _suited(build.devices(config))
+        return (_recorded(folder) if folder else None) or _suited(devices)
 
     found = processes.from_first(find)
     if config.compute_dtype == AUTO and found:  # else the processes differ, which `identity.check_same` reports

@@ -18,7 +18,7 @@ from typing import IO, Any, NamedTuple, TypeVar
 from cudfkd_jax import report
 from cudfkd_jax.evaluation.summary import SUMMARY, read_summary
 from cudfkd_jax.runtime.errors import RunFailedError, StoppedError, UserError
-from cudfkd_jax.runtime.signals import raise_on_sigterm
+from cudfkd_jax.runtime.signals import raise_on_signals
 from cudfkd_jax.storage import workdir
 from cudfkd_jax.training.progress import duration
 
@@ -67,7 +67,7 @@ def run_cells(cells: Sequence[Cell], *, jobs: int = 1, say: Callable[[str], None
         say: prints messages for the user.
 
     Raises:
-        KeyboardInterrupt, StoppedError: on Ctrl-C or SIGTERM, after the runs have saved their states.
+        KeyboardInterrupt, StoppedError: on Ctrl-C or a signal to stop, after the runs have saved their states.
     """
     waiting = [cell for cell in cells if not finished(cell)]
     if len(waiting) < len(cells):
@@ -84,7 +84,7 @@ def run_cells(cells: Sequence[Cell], *, jobs: int = 1, say: Callable[[str], None
             say(f"run {done}/{len(waiting)}  {cell.name}  {_result(outcome)}  about {duration(left)} left")
         return outcome
 
-    with leash, held, concurrent.futures.ThreadPoolExecutor(max_workers=jobs) as pool, raise_on_sigterm():
+    with leash, held, concurrent.futures.ThreadPoolExecutor(max_workers=jobs) as pool, raise_on_signals():
         try:
             outcomes = dict(zip(waiting, pool.map(run, waiting), strict=True))
         except (KeyboardInterrupt, StoppedError):

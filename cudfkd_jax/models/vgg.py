@@ -6,6 +6,7 @@ from jax.nn import initializers
 from jax.typing import DTypeLike
 
 from cudfkd_jax.models import layers
+from cudfkd_jax.runtime.errors import UserError
 
 
 class VGG(nn.Module):
@@ -26,8 +27,17 @@ class VGG(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """Computes logits [B, num_classes], float32 or wider, of normalised images [B, H, W, C]."""
-        pooled_blocks = 4 if x.shape[1] >= 64 else 3
+        """Computes logits [B, num_classes], float32 or wider, of normalised images [B, H, W, C].
+
+        Raises:
+            UserError: the images are too small for the pooling.
+        """
+        pooled_blocks = min(4 if x.shape[1] >= 64 else 3, len(self.widths))
+        if min(x.shape[1:3]) < 2**pooled_blocks:
+            raise UserError(
+                f"VGG halves images {pooled_blocks} times and data.image_shape is {x.shape[1:]}; expected at "
+                f"least {2**pooled_blocks} pixels. Set --config.data.image_shape, or choose another arch"
+            )
         for block, block_widths in enumerate(self.widths):
             for index, width in enumerate(block_widths):
                 # Numbered as in a PyTorch Sequential of (conv, BN, ReLU) triples.

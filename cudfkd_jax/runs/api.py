@@ -52,8 +52,8 @@ def distill(
     student: nn.Module | str,
     image_shape: tuple[int, int, int],
     num_classes: int,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
     config: ConfigDict | Mapping[str, Any] | None = None,
     test: tuple[np.ndarray, np.ndarray] | None = None,
     workdir: str | Path | None = None,
@@ -70,10 +70,11 @@ def distill(
         student: a linen classifier, or the name of one in this package, such as "wrn16_1".
         image_shape: `(H, W, C)`.
         num_classes: length of the logits.
-        mean, std: per channel, for images in [0, 1]: the teacher's input normalisation; None: 0 and 1.
+        mean, std: for images in [0, 1], the teacher's input normalisation: one number per channel, or one for all
+            channels; None: 0 and 1.
         config: the settings of `cudfkd_jax.defaults`: a ConfigDict (see `load_config`), or only the settings that
-            differ from the defaults, by dotted key, such as `{"distill.epochs": 100}`; `{"method": "dafl"}` brings
-            the recipe of that method. The arguments replace its data and networks.
+            differ from the defaults, such as `{"distill.epochs": 100}` or `{"distill": {"epochs": 100}}`;
+            `{"method": "dafl"}` brings the recipe of that method. The arguments replace its data and networks.
         test: images uint8 `[N, H, W, C]` and labels `[N]` or `[N, 1]`, used only for evaluation.
         workdir: folder of the run's files; a repeated call resumes the run. None keeps no files.
 
@@ -82,7 +83,7 @@ def distill(
 
     Raises:
         UserError: an argument does not fit the others; nothing was written.
-        StoppedError: Ctrl-C or SIGTERM; the state is saved in `workdir`.
+        StoppedError: Ctrl-C, SIGTERM, SIGHUP or SIGUSR1; the state is saved in `workdir`.
         RunFailedError: a loss became non-finite.
         OutOfMemoryError: names the settings to lower.
     """
@@ -107,8 +108,8 @@ def _settings(
     given: ConfigDict | Mapping[str, Any] | None,
     image_shape: Sequence[int],
     num_classes: int,
-    mean: Sequence[float] | None,
-    std: Sequence[float] | None,
+    mean: float | Sequence[float] | None,
+    std: float | Sequence[float] | None,
     student: nn.Module | str,
 ) -> ConfigDict:
     """Returns the checked configuration; networks passed as objects override its own."""
@@ -117,8 +118,8 @@ def _settings(
     config.data.update(
         image_shape=tuple(image_shape),
         num_classes=num_classes,
-        mean=(0.0,) * channels if mean is None else tuple(map(float, mean)),
-        std=(1.0,) * channels if std is None else tuple(map(float, std)),
+        mean=_per_channel("mean", 0.0 if mean is None else mean, channels),
+        std=_per_channel("std", 1.0 if std is None else std, channels),
     )
     validate.check_one_process(config, "distill(config=...)")
     config.teacher.module = config.student.module = ""
@@ -126,6 +127,14 @@ def _settings(
         config.student.arch = student
     validate.check(config)
     return config
+
+
+def _per_channel(name: str, given: float | Sequence[float], channels: int) -> tuple[float, ...]:
+    try:
+        values = np.asarray(given, np.float64)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{name}={given!r}; expected a number, or one per channel") from error
+    return (float(values),) * channels if values.ndim == 0 else tuple(values.tolist())
 
 
 def _teacher(teacher: Teacher, config: ConfigDict) -> tuple[Classifier, NetworkSpec, dict[str, Any]]:

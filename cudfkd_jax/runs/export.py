@@ -16,6 +16,7 @@ from typing import Any
 
 from cudfkd_jax.evaluation.summary import SUMMARY
 from cudfkd_jax.runs.distill import STUDENT
+from cudfkd_jax.runtime.devices import local_devices
 from cudfkd_jax.runtime.errors import RunFailedError, UserError
 from cudfkd_jax.runtime.imports import is_import_path
 from cudfkd_jax.storage import checkpoint, weights, workdir
@@ -42,6 +43,7 @@ def export(folder: Path, format_: str, say: Callable[[str], None] = print) -> Pa
         UserError: the run has no finished student, a package is missing, or the folder holds something else.
         RunFailedError: the export did not read back as the student; it has been removed.
     """
+    local_devices()  # or a line that says why there are none
     student = _load_student(folder)
     if format_ in PYTORCH and is_import_path(student.net.arch):
         raise UserError(
@@ -55,7 +57,7 @@ def export(folder: Path, format_: str, say: Callable[[str], None] = print) -> Pa
         say(f"already there: {place / file}")
         return place / file
     workdir.check_writable(folder)
-    with workdir.lock(folder):
+    with workdir.lock(folder, say):
         temporary = place.with_name(f".{format_}.tmp")
         shutil.rmtree(temporary, ignore_errors=True)
         try:

@@ -71,7 +71,7 @@ def run(config: ConfigDict, stage: str, folder: Path, say: Callable[[str], None]
     processes.from_first(lambda: _check_test_images(parts, folder, dataset))
     processes.from_first(lambda: _verify(config, parts, folder, dataset, teacher, say))
     _advise(config, say)
-    with _locked(folder):
+    with _locked(folder, say):
         for part in parts:
             with enough_memory(part, build.memory_settings(config, part)):
                 teacher = _run_part(config, part, folder, dataset, teacher, say)
@@ -155,10 +155,10 @@ def _verify(
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def _locked(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
     """Locks the folder for the first process."""
     with contextlib.ExitStack() as stack:
-        processes.from_first(lambda: stack.enter_context(workdir.lock(folder)))
+        processes.from_first(lambda: stack.enter_context(workdir.lock(folder, say)))
         yield
 
 
@@ -210,7 +210,7 @@ def run_pair(
     say = say if processes.is_first() else _say_nothing
     job = processes.together(lambda: _checked(jobs.distill_job(config, pair)))
     _advise(config, say)
-    with _locked(folder):
+    with _locked(folder, say):
         processes.from_first(begin)
         with enough_memory("distill", job.memory_settings):
             _distill(job, folder, test, say)

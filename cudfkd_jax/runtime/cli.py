@@ -1,6 +1,7 @@
 """Shared parts of the command lines: options, one-line errors, exit status, the compilation cache."""
 
 import argparse
+import contextlib
 import errno
 import os
 import signal
@@ -18,7 +19,7 @@ from cudfkd_jax.runtime import processes
 from cudfkd_jax.runtime.errors import OutOfMemoryError, RunFailedError, StoppedError, UserError
 from cudfkd_jax.runtime.memory import out_of_memory
 
-_INTERRUPTED = 128 + signal.SIGINT
+_INTERRUPTED, _BROKEN_PIPE = 128 + signal.SIGINT, 128 + signal.SIGPIPE
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _OF_ALL = (UserError, RunFailedError, StoppedError)  # raised in all processes of a run, reported by one
 _LONGEST = 1000  # characters of an error message; a value or a path in it can have any length
@@ -38,22 +39,31 @@ class Parser(argparse.ArgumentParser):
 def guard(action: Callable[[Sequence[str]], None], arguments: Sequence[str], usage: str) -> int:
     """Runs a command and returns its exit status; errors are reported as one line on stderr.
 
+    A pipe that nobody reads any more, as after `| head -1`, ends the command without a word.
+
     Args:
         action: the command, called with the arguments.
         arguments: the command line's arguments; `--help` prints `usage` instead, `--debug` prints tracebacks too.
         usage: the help text.
     """
-    if {"--help", "-h"} & set(arguments):
-        print(usage)
-        return 0
     logging.set_verbosity(logging.WARNING)
     try:
-        action(arguments)
+        if {"--help", "-h"} & set(arguments):
+            print(usage)
+        else:
+            action(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _discard_output()
+        if processes.count() > 1:
+            _exit(_BROKEN_PIPE)  # the other processes would wait for this one
+        return _BROKEN_PIPE
     except (Exception, KeyboardInterrupt) as error:
         if "--debug" in arguments:
             traceback.print_exception(error)
         if processes.is_first() or not isinstance(error, _OF_ALL):
-            print(f"cudfkd: {_describe(error)}", file=sys.stderr)
+            with contextlib.suppress(OSError):  # the terminal or the pipe may be gone
+                print(f"cudfkd: {_describe(error)}", file=sys.stderr, flush=True)
         if processes.count() > 1 and not isinstance(error, _OF_ALL):
             _exit(_status(error))  # JAX and the other processes would wait for each other
         return _status(error)
@@ -71,9 +81,20 @@ def leave(command: Callable[[Sequence[str]], int]) -> NoReturn:
 
 
 def _exit(status: int) -> NoReturn:
-    sys.stdout.flush()
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
     os._exit(status)
+
+
+def _discard_output() -> None:
+    """Sends what is still to be written nowhere, so that Python's exit finds no closed pipe."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(nowhere, stream.fileno())
 
 
 def say(text: str) -> None:
@@ -120,13 +141,24 @@ def keep_devices_free() -> None:
 
 
 def use_compilation_cache() -> None:
-    """Caches compiled programs in the user's cache folder unless JAX is configured with another one."""
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cudfkd_jax" / "xla"
+    """Caches compiled programs in the user's cache folder unless JAX is configured with another one.
+
+    Without a home directory, or where it cannot be written, nothing is cached.
+    """
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ and (cache := _cache_folder()):
         jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     # Programs that call oneDNN cannot be serialised (jaxlib 0.11.2, 0.12.0.1), so every start compiles them.
     warnings.filterwarnings("ignore", "(?s)Error writing persistent compilation cache entry.*MemoryError")
+
+
+def _cache_folder() -> Path | None:
+    try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cudfkd_jax" / "xla"
+        existing = next(path for path in (cache, *cache.parents) if path.exists())
+    except (RuntimeError, OSError):  # neither HOME nor an entry for the user; a folder that may not be searched
+        return None
+    return cache if os.access(existing, os.W_OK | os.X_OK) else None
 
 
 def _describe(error: BaseException) -> str:

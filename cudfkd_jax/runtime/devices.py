@@ -18,6 +18,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from cudfkd_jax.runtime import onednn, processes
+from cudfkd_jax.runtime.errors import UserError
 
 Tree = TypeVar("Tree")
 
@@ -126,12 +127,29 @@ class Devices:
 
 
 def local_devices(count: int = 0, *, bfloat16: bool = False) -> Devices:
-    """Returns the first `count` local devices of every process, or all for 0; see `Devices`."""
+    """Returns the first `count` local devices of every process, or all for 0; see `Devices`.
+
+    Raises:
+        UserError: JAX has no devices of the kind that JAX_PLATFORMS names.
+    """
     by_process: dict[int, list[jax.Device]] = {}
-    for device in jax.devices():
+    for device in _all_devices():
         by_process.setdefault(device.process_index, []).append(device)
     chosen = (device for _, local in sorted(by_process.items()) for device in local[: count or None])
     return Devices(tuple(chosen), bfloat16)
+
+
+def _all_devices() -> list[jax.Device]:
+    wanted = jax.config.jax_platforms
+    try:
+        return jax.devices()
+    except (RuntimeError, AssertionError) as error:  # jaxlib raises either, for builds that lack the platform
+        if not wanted:
+            raise
+        raise UserError(
+            f"JAX_PLATFORMS={wanted} and this JAX finds no such device; leave it out to compute on what is here, "
+            "or install a build of JAX for it, such as jax[cuda12]"
+        ) from error
 
 
 @functools.cache

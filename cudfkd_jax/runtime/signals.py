@@ -10,9 +10,14 @@ from typing import Any
 from cudfkd_jax.runtime import processes
 from cudfkd_jax.runtime.errors import StoppedError
 
+_STOPPING = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)  # of a person, a closed terminal, a batch system
+
 
 class Signals:
-    """A context that only records the first SIGINT or SIGTERM; a second SIGINT interrupts at once."""
+    """A context that only records the first signal to stop; a second SIGINT interrupts at once.
+
+    The signals are SIGINT, SIGTERM, and unless they are ignored, as by nohup, SIGHUP and SIGUSR1.
+    """
 
     def __init__(self) -> None:
         self.received: int | None = None
@@ -21,7 +26,7 @@ class Signals:
     def __enter__(self) -> "Signals":
         if threading.current_thread() is not threading.main_thread():
             return self  # only the main thread may handle signals
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, *_not_ignored()):
             self._previous[number] = signal.signal(number, self._note)
         return self
 
@@ -38,8 +43,8 @@ class Signals:
 
 
 @contextlib.contextmanager
-def raise_on_sigterm() -> Iterator[None]:
-    """Makes SIGTERM raise a `StoppedError` in the main thread, as Ctrl-C raises KeyboardInterrupt."""
+def raise_on_signals() -> Iterator[None]:
+    """Makes the signals that stop a run raise `StoppedError` in the main thread, as Ctrl-C KeyboardInterrupt."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -47,11 +52,17 @@ def raise_on_sigterm() -> Iterator[None]:
     def stop(number: int, frame: FrameType | None) -> None:
         raise StoppedError(number)
 
-    previous = signal.signal(signal.SIGTERM, stop)
+    previous = {number: signal.signal(number, stop) for number in _not_ignored()}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def _not_ignored() -> list[signal.Signals]:
+    """Returns the signals that stop a run; SIGTERM always does."""
+    return [n for n in _STOPPING if n == signal.SIGTERM or signal.getsignal(n) != signal.SIG_IGN]
 
 
 class Watch:

@@ -1,10 +1,11 @@
 """The folder of a run: one owner at a time, one fixed configuration."""
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ CONFIG = "config.json"
 TEACHER = "teacher weights (sha256)"  # the setting that replaces all of a teacher's
 TEST_IMAGES = "test images (sha256)"  # the key of their digest, beside the settings
 _LOCK = ".lock"
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)  # of a file system without flock
 
 
 def check_writable(workdir: Path) -> None:
@@ -40,8 +42,10 @@ def check_writable(workdir: Path) -> None:
 
 
 @contextlib.contextmanager
-def lock(workdir: Path) -> Iterator[None]:
+def lock(workdir: Path, say: Callable[[str], None] = print) -> Iterator[None]:
     """Locks the folder for this process; the lock ends with the process, even if it is killed.
+
+    On a file system without locks it warns, and nothing keeps a second process away.
 
     Raises:
         UserError: another live process holds it.
@@ -49,7 +53,8 @@ def lock(workdir: Path) -> Iterator[None]:
     workdir.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(workdir / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        _acquire(descriptor, workdir)
+        if not _acquire(descriptor, workdir):
+            say(f"warning: the file system of {workdir} has no locks; start no second run there")
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         yield
@@ -180,7 +185,8 @@ def _shown(settings: dict[str, Any], key: str) -> str:
     return repr(settings[key]) if key in settings else "unset"
 
 
-def _acquire(descriptor: int, workdir: Path) -> None:
+def _acquire(descriptor: int, workdir: Path) -> bool:
+    """Takes the lock; returns whether the file system has locks."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
@@ -189,3 +195,8 @@ def _acquire(descriptor: int, workdir: Path) -> None:
             f"--workdir={workdir} is in use by a running process (pid {holder}); "
             "wait for it, stop it or name another folder"
         ) from error
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        return False
+    return True

@@ -1,6 +1,9 @@
 """Progress of a run: a bar on a terminal, plain lines elsewhere, and TensorBoard events."""
 
+import contextlib
+import errno
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -58,21 +61,20 @@ class Progress:
         """Moves the bar to a step counted from the start of the run."""
         if self._bar is not None:
             epoch = min(step // self._steps_per_epoch + 1, self._epochs)
-            self._bar.set_description(f"{self._stage} epoch {epoch}/{self._epochs}", refresh=False)
-            self._bar.update(step - self._bar.n)
+            with self._terminal():
+                self._bar.set_description(f"{self._stage} epoch {epoch}/{self._epochs}", refresh=False)
+                self._bar.update(step - self._bar.n)
 
     def epoch(self, record: Record) -> None:
         """Shows the results of an epoch."""
         shown = {key: f"{record[key]:.4g}" for key in _SHOWN if key in record}
         if self._bar is not None:
-            self._bar.set_postfix(shown)
+            with self._terminal():
+                self._bar.set_postfix(shown)
         elif self._shown:
             text = "  ".join(f"{key} {value}" for key, value in shown.items())
             left = (self._epochs - record["epoch"]) * (record["seconds"] + record["evaluation_seconds"])
-            print(
-                f"{self._stage}  epoch {record['epoch']}/{self._epochs}  {text}  {duration(left)} left",
-                flush=True,
-            )
+            self.say(f"{self._stage}  epoch {record['epoch']}/{self._epochs}  {text}  {duration(left)} left")
         if self._events is not None:
             for key, value in record.items():
                 if key != "epoch":
@@ -81,10 +83,23 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Prints a line without disturbing the bar."""
-        if self._bar is not None:
-            tqdm.write(text)
-        elif self._shown:
-            print(text, flush=True)
+        with self._terminal():
+            if self._bar is not None:
+                tqdm.write(text)
+            elif self._shown:
+                print(text, flush=True)
+
+    @contextlib.contextmanager
+    def _terminal(self) -> Iterator[None]:
+        """Shows nothing more once the terminal is gone: the run goes on, or saves its state at SIGHUP."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            if self._bar is not None:
+                self._bar.disable = True
+            self._bar, self._shown = None, False
 
 
 def duration(seconds: float) -> str:

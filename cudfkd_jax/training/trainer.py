@@ -145,7 +145,7 @@ def run(stage: Stage, options: TrainerOptions) -> tuple[RunState, list[Record]]:
         One copy of the final state, and one record per epoch.
 
     Raises:
-        StoppedError: any process received Ctrl-C or SIGTERM; the state is saved.
+        StoppedError: any process received Ctrl-C or another signal to stop; the state is saved.
         RunFailedError: a metric or gradient became NaN or infinite; the state before that step is saved, or with
             `on_nan="rollback"` the run has used up its rollbacks.
         UserError: the checkpoints or records cannot be used.

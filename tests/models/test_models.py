@@ -222,6 +222,13 @@ def test_eval_forward_is_that_of_a_numpy_formulation(family):
     np.testing.assert_allclose(logits, REFERENCES[family](Reference(variables), x), rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("shape", [(7, 7, 3), (8, 4, 3), (64, 8, 3)])
+def test_vgg_refuses_images_that_its_pooling_uses_up(shape):
+    module = build_classifier("vgg8", 10)
+    with pytest.raises(UserError, match=r"VGG halves images [34] times and .* expected at least (8|16) "):
+        jax.eval_shape(lambda x: module.init(jax.random.key(0), x, train=False), jnp.zeros((1, *shape)))
+
+
 @pytest.mark.parametrize("size", [14, 15])
 def test_vgg_drops_an_odd_row_and_column_as_pytorch_does(size):
     module = VGG(((4,),), 5)

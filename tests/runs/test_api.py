@@ -11,8 +11,10 @@ import user_nets
 from helpers import snapshot
 
 import cudfkd_jax
+from cudfkd_jax.config import loading
 from cudfkd_jax.data import load
 from cudfkd_jax.models.classifier import Classifier
+from cudfkd_jax.runs import api
 from cudfkd_jax.runtime.errors import UserError
 
 SHAPE = (8, 8, 1)
@@ -90,6 +92,27 @@ def test_a_function_of_jax_numpy_is_a_teacher():
     assert "agree1_synthetic" in result.metrics
 
 
+@pytest.mark.parametrize(
+    ("mean", "channels", "expected"),
+    [
+        (0.5, 3, (0.5,) * 3),
+        (np.float32(0.5), 1, (0.5,)),
+        (np.array([0.25, 0.5, 1]), 3, (0.25, 0.5, 1.0)),
+        (None, 1, (0,)),
+    ],
+)
+def test_a_mean_is_a_number_or_one_per_channel(mean, channels, expected):
+    config = api._settings(_settings(), (8, 8, channels), 10, mean, 0.5, "wrn10_1")
+    assert config.data.mean == expected and config.data.std == (0.5,) * channels
+
+
+def test_nested_settings_are_those_by_key():
+    nested = {"method": "dafl", "distill": {"epochs": 3}, "generator": {"latent_dim": 7}, "seed": 5}
+    flat = {"method": "dafl", "distill.epochs": 3, "generator.latent_dim": 7, "seed": 5}
+    assert loading.from_settings(nested).to_dict() == loading.from_settings(flat).to_dict()
+    assert loading.from_settings(nested).distill.epochs == 3
+
+
 def test_settings_by_key():
     config = _settings()
     keys = ("generator.width", "generator.latent_dim", "distill.epochs", "distill.rounds_per_epoch")
@@ -126,6 +149,11 @@ def _callback_teacher(x):
             "unknown configuration key 'distill.epoch'; the nearest are distill.epochs",
         ),
         ({"config": {"distill.epochs": "x"}}, "config: .*'epochs'"),
+        ({"config": {"distill": {"epoch": 3}}}, "unknown configuration key 'distill.epoch'; the nearest"),
+        ({"config": {"distill": 3}}, "unknown configuration key 'distill'; the nearest"),
+        ({"mean": "grey"}, "mean='grey'; expected a number, or one per channel"),
+        ({"mean": [None]}, "data.mean"),
+        ({"test": np.zeros((3, *SHAPE), np.uint8)}, "test is a ndarray; expected .images, labels."),
         ({"test": (np.zeros((3, 9, 9, 1), np.uint8), np.zeros(3, int))}, "test: images are"),
         ({"test": (np.zeros((3, *SHAPE), np.float32), np.zeros(3, int))}, "test: images are float32"),
         ({"test": (np.zeros((3, *SHAPE), np.uint8), np.full(3, 10))}, "test: labels run from 10 to 10"),

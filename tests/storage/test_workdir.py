@@ -1,5 +1,6 @@
 """Tests of the workdir: one owner at a time, and one configuration permanently."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -55,6 +56,27 @@ def test_the_lock_is_free_again_after_an_error(tmp_path):
         raise ZeroDivisionError
     with workdir.lock(tmp_path / "a" / "b"):
         pass
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_warned_of(number, tmp_path, monkeypatch):
+    def refuse(descriptor, operation):
+        raise OSError(number, "no locks")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    said = []
+    with workdir.lock(tmp_path / "run", said.append):
+        workdir.check_free(tmp_path / "run")
+    assert said == [f"warning: the file system of {tmp_path / 'run'} has no locks; start no second run there"]
+
+
+def test_other_errors_of_a_lock_are_raised(tmp_path, monkeypatch):
+    def refuse(descriptor, operation):
+        raise OSError(errno.EIO, "broken")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with pytest.raises(OSError, match="broken"), workdir.lock(tmp_path / "run"):
+        raise AssertionError("locked")
 
 
 def test_folders_that_can_be_made_are_accepted_and_not_made(tmp_path, monkeypatch):
