@@ -226,6 +226,29 @@ def test_settings_that_are_wrong(refused, setting, text):
     assert text in refused(f"--config={TINY}", "--workdir=run", f"--config.{setting}")
 
 
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        (
+            ["data.source=none", "data.mean=(78.0,)"],
+            "data.mean=(78.0,) without test images; expected numbers in [0, 1]",
+        ),
+        (["data.source=none", "data.mean=(-0.5,)"], "data.mean=(-0.5,) without test images"),
+        (
+            ["data.source=none", "data.std=(81.0,)"],
+            "Divide those of images in 0..255 by 255, and set",
+        ),
+        (
+            ["data.image_shape=(4, 4, 1)", "teacher.arch=vgg8"],
+            "VGG halves images 3 times and data.image_shape is (4, 4, 1); expected at least 8 pixels",
+        ),
+        (["data.image_shape=(4, 4, 1)", "student.arch=vgg8"], "VGG halves images 3 times"),
+    ],
+)
+def test_settings_that_do_not_fit_each_other(refused, settings, text):
+    assert text in refused(f"--config={TINY}", "--workdir=run", *(f"--config.{setting}" for setting in settings))
+
+
 def test_a_value_of_any_length_is_told_in_a_line_that_can_be_read(refused):
     line = refused(f"--config={TINY}", f"--config.curriculum.strategy={'x' * 10_000}")
     assert line.startswith("cudfkd: error: unknown curriculum.strategy 'xxx") and len(line) < 1100

@@ -141,6 +141,8 @@ def check(config: ConfigDict) -> None:
             f"data.source={config.data.source}"
         )
     _check_batches(config)
+    if config.data.source == NO_DATA:
+        check_normalisation(config)
     for role in ("teacher", "student"):
         network = networks.classifier(config, networks.described(config, role))
         mode_arguments(network.module, train=False, train_argument=network.train_argument)
@@ -152,6 +154,21 @@ def _check_additions(config: ConfigDict, chosen: MethodSpec) -> None:
         if (value := get(config, key)) != neutral and key not in chosen.reads:
             can = ", ".join(spec.name for spec in METHODS.values() if key in spec.reads)
             raise UserError(f"{key}={value} is for {can}; leave it {neutral} for {config.method}")
+
+
+def check_normalisation(config: ConfigDict) -> None:
+    """Checks, where no test image can show it, that mean and std are of images in [0, 1].
+
+    Raises:
+        UserError: they look like those of images in 0..255 or of other ranges.
+    """
+    for key, holds in (("mean", lambda value: 0 <= value <= 1), ("std", lambda value: 0 < value <= 1)):
+        value = tuple(config.data[key])
+        if not all(map(holds, value)):
+            raise UserError(
+                f"data.{key}={value} without test images; expected numbers in [0, 1], as the images are. Divide "
+                f"those of images in 0..255 by 255, and set --config.data.{key}"
+            )
 
 
 def check_devices(config: ConfigDict, sections: Sequence[str]) -> None:

@@ -102,11 +102,15 @@ class StudentEvaluator:
         observations.save(observations.path_of(workdir, epoch), epoch, synthetic, test)
         return synthetic
 
+    def held_out(self, state: RunState) -> jax.Array:
+        """Returns the synthetic images on which agreement is measured without test images."""
+        return self._held_out(state, self._synthetic_images)
+
     def _held_out(self, state: RunState, count: int) -> jax.Array:
         return self._preview(state.aux, purpose_key(state.key, HELD_OUT), count)
 
     def _on_synthetic_images(self, state: RunState) -> dict[str, float]:
-        images = _quantised(self._held_out(state, self._synthetic_images))
+        images = _quantised(self.held_out(state))
         found = evaluate(self._student(state, images)(), None, self._teacher(images)())
         return {name + SYNTHETIC: value for name, value in found.items()}
 

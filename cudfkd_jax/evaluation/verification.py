@@ -4,6 +4,7 @@ Weights load without an error into any function with the same names and shapes. 
 normalisation or channel order than in training shows in the statistics at the inputs of BatchNorm.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -70,31 +71,55 @@ def verify(network: Classifier, variables: Variables, test: Split, *, padding: i
     """
     chosen = np.linspace(0, len(test.labels) - 1, min(_IMAGES, len(test.labels))).astype(int)
     images, labels = jnp.asarray(test.images[chosen]), test.labels[chosen]
+    compiled = _make_measure(network, variables)
 
-    @jax.jit
     def measure(images: jax.Array) -> tuple[jax.Array, jax.Array]:
-        outputs = network(variables, images.astype(jnp.float32) / 255, capture=(BN,))
-        deviations = [relative_deviation(layer) for layer in outputs.bn]
-        return outputs.value, jnp.stack(deviations) if deviations else jnp.zeros(1)
+        return compiled(images.astype(jnp.float32) / 255)
 
-    logits, plain = measure(images)
+    outputs, plain = measure(images)
     half = len(labels) // 2
     among_others = np.asarray(measure(images.at[half:].set(0))[0])
-    logits = np.asarray(logits, np.float64)
+    logits = np.asarray(outputs, np.float64)
     augmented = measure(random_crop_flip(jax.random.key(0), images, padding=padding, flip=flip))[1]
     deviations = np.asarray(min(plain, augmented, key=jnp.max))
-    layers = batch_norm_layers(variables)
-    worst = int(np.argmax(deviations))
+    deviation, layer = _largest(deviations, variables)
     share = 1 / logits.shape[-1]
     return Verification(
         images=len(labels),
         accuracy=100 * float(np.mean(np.argmax(logits, axis=1) == labels)),
         chance=100 * (1.5 * share + 3 * float(np.sqrt(share * (1 - share) / len(labels)))),
-        deviation=float(deviations[worst]),
-        layer=layers[worst] if len(layers) == len(deviations) else f"number {worst + 1}",
+        deviation=deviation,
+        layer=layer,
         probabilities=bool(np.all(logits >= 0) and np.allclose(logits.sum(axis=1), 1, atol=1e-3)),
         depends=bool(np.abs(logits - among_others)[:half].max(initial=0) > 0.01 * np.abs(logits).max()),
     )
+
+
+def largest_deviation(network: Classifier, variables: Variables, images: jax.Array) -> tuple[float, str]:
+    """Returns the largest relative deviation of a BatchNorm layer on images, and the layer.
+
+    Args:
+        network, variables: the teacher, with BatchNorm.
+        images: `[N, H, W, C]` in [0, 1].
+    """
+    return _largest(np.asarray(_make_measure(network, variables)(images)[1]), variables)
+
+
+def _make_measure(network: Classifier, variables: Variables) -> Callable[[jax.Array], tuple[jax.Array, jax.Array]]:
+    """Returns a compiled function from images in [0, 1] to logits and each layer's deviation."""
+
+    @jax.jit
+    def measure(images: jax.Array) -> tuple[jax.Array, jax.Array]:
+        outputs = network(variables, images, capture=(BN,))
+        deviations = [relative_deviation(layer) for layer in outputs.bn]
+        return outputs.value, jnp.stack(deviations) if deviations else jnp.zeros(1)
+
+    return measure
+
+
+def _largest(deviations: np.ndarray, variables: Variables) -> tuple[float, str]:
+    layers, worst = batch_norm_layers(variables), int(np.argmax(deviations))
+    return float(deviations[worst]), layers[worst] if len(layers) == len(deviations) else f"number {worst + 1}"
 
 
 def relative_deviation(layer: BNStatistics) -> jax.Array:

@@ -12,7 +12,8 @@ from cudfkd_jax.runtime.errors import UserError
 class VGG(nn.Module):
     """Blocks of 3x3 convolutions with bias, BatchNorm and ReLU, then global average pooling.
 
-    A 2x2 max pool follows the first three blocks, and the fourth where the images are at least 64 high.
+    A 2x2 max pool follows the first three blocks, and the fourth where the images are at least 64 high (in
+    RepDistiller only where they are exactly 64 high).
     Initialisation: convolutions N(0, sqrt(2 / (k*k*out))), the linear layer N(0, 0.01), all biases 0.
 
     Attributes:

@@ -90,6 +90,8 @@ def distill(
     settings = _settings(config, image_shape, num_classes, mean, std, student)
     pair = Pair(*_teacher(teacher, settings), *_student(student, settings))
     settings.data.update(source=access.NO_DATA, name="" if test is None else "test images")
+    if test is None:
+        validate.check_normalisation(settings)
     settings.student.module = "" if isinstance(student, str) else pair.student_net.arch
     if workdir is None:
         settings.log.update(report=False, samples_every_epochs=0, tensorboard=False)

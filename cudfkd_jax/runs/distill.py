@@ -11,11 +11,12 @@ import numpy as np
 
 from cudfkd_jax.config.jobs import DistillJob
 from cudfkd_jax.data import Split
-from cudfkd_jax.evaluation import diagnostics, observations, samples
+from cudfkd_jax.evaluation import diagnostics, observations, samples, verification
 from cudfkd_jax.evaluation.convergence import MajoriseMinimise
 from cudfkd_jax.evaluation.evaluator import StudentEvaluator
 from cudfkd_jax.evaluation.summary import SUMMARY, TEST_METRICS, distill_summary
 from cudfkd_jax.models import count_parameters
+from cudfkd_jax.models.capture import has_batch_norm
 from cudfkd_jax.runtime import processes
 from cudfkd_jax.runtime.memory import check_fits
 from cudfkd_jax.storage import records, weights
@@ -30,6 +31,7 @@ from cudfkd_jax.training.trainer import Callback
 
 STUDENT, STUDENT_BEST, SAMPLES = "student", "student_best", "samples"
 _PREVIEWED = 64  # images per picture
+_HINT_AFTER, _COMPARED = 2, 256  # epochs; images whose statistics are compared
 
 
 def check_shapes(job: DistillJob) -> None:
@@ -92,7 +94,7 @@ def distill(job: DistillJob, workdir: Path, test: Split | None) -> dict[str, Any
         frozen=(frozen,),
         evaluate=evaluate,
         devices=devices,
-        callbacks=(_BestStudent(workdir / STUDENT_BEST, net), _Pictures(job, workdir, measure)),
+        callbacks=_callbacks(job, workdir, measure, has_test=test is not None),
         waits=test is None or convergence is not None,
     )
     state, history = trainer.run(stage, job.options)
@@ -107,6 +109,13 @@ def distill(job: DistillJob, workdir: Path, test: Split | None) -> dict[str, Any
         save_net(workdir / STUDENT, _with_metrics(net, history[-1]), jax.device_get(state.student.variables))
         write_json(workdir / SUMMARY, summary)
     return summary
+
+
+def _callbacks(job: DistillJob, workdir: Path, measure: StudentEvaluator, *, has_test: bool) -> list[Callback]:
+    callbacks = [_BestStudent(workdir / STUDENT_BEST, job.pair.student_net), _Pictures(job, workdir, measure)]
+    if not has_test and has_batch_norm(job.pair.teacher_variables):
+        callbacks.append(_Statistics(job, measure))
+    return callbacks
 
 
 def _epoch_function(job: DistillJob) -> EpochFunction:
@@ -198,9 +207,33 @@ class _Pictures(Callback):
         )
         if synthetic is None:  # another process writes and warns
             return ()
-        return [
+        warnings = (
             *diagnostics.of_images(synthetic),
             *diagnostics.of_student(history, self._job.settings.data.num_classes),
+        )
+        return [f"warning: {warning}" for warning in warnings]
+
+
+class _Statistics(Callback):
+    """Callback of a run without test images that reports once how far its images are from the teacher's."""
+
+    def __init__(self, job: DistillJob, measure: StudentEvaluator):
+        self._job, self._measure = job, measure
+        self._epoch = min(_HINT_AFTER, job.settings.distill.epochs)
+
+    def inspects(self, epoch: int) -> bool:
+        return epoch == self._epoch
+
+    def on_epoch_end(self, state: RunState, history: list[Record]) -> Sequence[str]:
+        if not self.inspects(len(history)) or not processes.is_first():
+            return ()
+        images = self._measure.held_out(state)[:_COMPARED]
+        pair = self._job.pair
+        deviation, layer = verification.largest_deviation(pair.teacher, pair.teacher_variables, images)
+        return [
+            f"hint: the teacher's BatchNorm statistics and those of {len(images)} synthetic images deviate by "
+            f"{deviation:.3f} at most, at {layer}; near 1 and above, data.mean, data.std or the network may not "
+            "be those of its training"
         ]
 
 

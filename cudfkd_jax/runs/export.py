@@ -19,7 +19,7 @@ from cudfkd_jax.runs.distill import STUDENT
 from cudfkd_jax.runtime.devices import local_devices
 from cudfkd_jax.runtime.errors import RunFailedError, UserError
 from cudfkd_jax.runtime.imports import is_import_path
-from cudfkd_jax.storage import checkpoint, weights, workdir
+from cudfkd_jax.storage import checkpoint, torch_names, weights, workdir
 from cudfkd_jax.storage.files import write_json
 from cudfkd_jax.storage.formats import FORMATS, PYTORCH, Format
 from cudfkd_jax.storage.weights import Trained
@@ -50,6 +50,8 @@ def export(folder: Path, format_: str, say: Callable[[str], None] = print) -> Pa
             f"{student.net.arch} has no names in PyTorch, which --format={format_} needs; export it as orbax or "
             "stablehlo"
         )
+    if format_ in PYTORCH and (caution := torch_names.caution(student.net.arch, student.net.image_shape)):
+        say(f"warning: {caution}")
     description = _describe(folder, format_, student)
     place, file = folder / EXPORTS / format_, description["file"]
     if place.exists():

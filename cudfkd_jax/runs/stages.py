@@ -154,6 +154,15 @@ def _verify(
         verify_teacher(source, network, teacher, dataset.splits["test"], say)
 
 
+def _verify_pair(
+    config: ConfigDict, pair: Pair, folder: Path, test: Split | None, say: Callable[[str], None]
+) -> None:
+    """Verifies a teacher passed as an object before the first step."""
+    if test is not None and not (folder / workdir.CONFIG).exists():
+        source = jobs.teacher_source(config)._replace(checkpoint="")
+        verify_teacher(source, pair.teacher, Trained(pair.teacher_net, pair.teacher_variables, ""), test, say)
+
+
 @contextlib.contextmanager
 def _locked(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
     """Locks the folder for the first process."""
@@ -209,6 +218,7 @@ def run_pair(
         return
     say = say if processes.is_first() else _say_nothing
     job = processes.together(lambda: _checked(jobs.distill_job(config, pair)))
+    processes.from_first(lambda: _verify_pair(config, pair, folder, test, say))
     _advise(config, say)
     with _locked(folder, say):
         processes.from_first(begin)

@@ -79,7 +79,8 @@ def find_teacher(
 
 
 def _import_teacher(source: TeacherSource, path: Path, say: Callable[[str], None]) -> Trained:
-    net = _described_beside(path) or source.net
+    ours = _described_beside(path)
+    net = ours or source.net
     networks.check_teacher(source.net, net, path)
     expected = net.abstract_variables()
     if path.is_dir() or flax_files.is_flax(path):
@@ -96,6 +97,8 @@ def _import_teacher(source: TeacherSource, path: Path, say: Callable[[str], None
             networks.check_teacher(net, named, path)
         variables, notes = torch_names.to_variables(read.state_dict, expected, path), read.notes
         _check_normalisation(net, read.normalisation, path)
+        if not ours and (caution := torch_names.caution(net.arch, net.image_shape)):
+            notes = (*notes, f"warning: {caution}")
     for note in notes:
         say(f"teacher: {note}")
     return Trained(net, variables, weights.digest(variables))

@@ -24,6 +24,7 @@ from cudfkd_jax.runtime.errors import UserError
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 _STEMS, _HEADS = ("conv1.weight", "block0.0.weight"), ("linear.bias", "fc.bias", "classifier.bias")
 _LISTED = 3  # differences of each kind
+_REPDISTILLER_POOLS_AT = 64  # pixels of height at which its VGG pools after the fourth block; ours from there on
 
 Path_ = tuple[str, ...]  # of a weight in a tree of variables
 
@@ -91,6 +92,16 @@ def infer(state_dict: Mapping[str, np.ndarray]) -> Network | None:
         if {name: value.shape for name, value in given.items()} == shapes:
             return Network(arch, len(head))
     return None
+
+
+def caution(arch: str, image_shape: tuple[int, int, int]) -> str | None:
+    """Returns a sentence where the same weights compute something else in the networks with these names."""
+    if not arch.startswith("vgg") or image_shape[0] <= _REPDISTILLER_POOLS_AT:
+        return None
+    return (
+        f"{arch} pools images {image_shape[0]} high after its fourth block, and RepDistiller's VGG only those "
+        f"{_REPDISTILLER_POOLS_AT} high: with the same weights the logits differ"
+    )
 
 
 def _candidates(state_dict: Mapping[str, np.ndarray]) -> list[str]:

@@ -48,7 +48,7 @@ class Callback:
             history: all records so far; the last is this epoch's.
 
         Returns:
-            Warnings for the user.
+            Messages for the user.
         """
         del state, history
         return ()
@@ -186,8 +186,8 @@ def run(stage: Stage, options: TrainerOptions) -> tuple[RunState, list[Record]]:
                 records.append(stage.folder / METRICS, record)
             progress.epoch(record)
             for callback in stage.callbacks:
-                for warning in callback.on_epoch_end(one, history):
-                    progress.say(f"{stage.name}: epoch {len(history)}: warning: {warning}")
+                for message in callback.on_epoch_end(one, history):
+                    progress.say(f"{stage.name}: epoch {len(history)}: {message}")
             if begun is None and (watch.interrupts(at_epoch_end=True) or stage.is_over(history)):
                 saver.save(stage.devices.unreplicate(state))
                 watch.stop_if_told()

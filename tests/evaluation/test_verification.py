@@ -15,7 +15,7 @@ from cudfkd_jax.config import build
 from cudfkd_jax.config.jobs import teacher_source
 from cudfkd_jax.evaluation import verification
 from cudfkd_jax.evaluation.verification import Verification
-from cudfkd_jax.models.capture import BNStatistics
+from cudfkd_jax.models.capture import BNStatistics, batch_norm_layers
 from cudfkd_jax.models.classifier import Classifier
 from cudfkd_jax.runs import stages
 from cudfkd_jax.runs.teacher import find_teacher
@@ -60,6 +60,14 @@ def test_another_normalisation_deviates(trained):
     right = _verify(trained)
     assert right.images == 359 and right.accuracy > 90 and not right.is_strange, right
     assert _verify(trained, mean=(0.0,), std=(1.0,)).is_strange
+
+
+def test_the_largest_deviation_on_images_alone(trained):
+    teacher, test = trained
+    images = test.images.astype(np.float32) / 255
+    right, layer = verification.largest_deviation(teacher.net.classifier(), teacher.variables, images)
+    wrong, _ = verification.largest_deviation(teacher.net.classifier(), teacher.variables, 1 - images)
+    assert right < 0.05 < wrong and layer in batch_norm_layers(teacher.variables)
 
 
 class Softmax(nn.Module):

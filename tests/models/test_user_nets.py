@@ -1,6 +1,7 @@
 """Tests of user networks by import path, with arbitrary call signatures and files."""
 
 import json
+import re
 
 import flax.linen as nn
 import jax
@@ -319,7 +320,9 @@ def test_a_noisy_teacher_is_trained_no_further_than_it_should(tmp_path, tiny_con
 def test_a_run_without_data(finished_run, tmp_path, capsys):
     without = ("--config.data.source=none", "--stage=distill")
     assert _run(tmp_path / "run", *without, f"--config.teacher.checkpoint={finished_run}") == 0
-    assert "on held-out synthetic images, not on real ones" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "on held-out synthetic images, not on real ones" in out
+    assert re.findall(r"epoch (\d+): hint: .* (\d+) synthetic images deviate by", out) == [("2", "256")]
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert not {"acc1_last", "agree1", "loyalty"} & summary["student"].keys() and "acc1" not in summary["teacher"]
     assert 0 <= summary["student"]["agree1_synthetic"] <= 100

@@ -1,6 +1,7 @@
 """Tests of distillation from Python."""
 
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ import cudfkd_jax
 from cudfkd_jax.config import loading
 from cudfkd_jax.data import load
 from cudfkd_jax.models.classifier import Classifier
-from cudfkd_jax.runs import api
+from cudfkd_jax.runs import api, stages
 from cudfkd_jax.runtime.errors import UserError
 
 SHAPE = (8, 8, 1)
@@ -143,6 +144,7 @@ def _callback_teacher(x):
         ({"num_classes": 1}, "data.num_classes=1 must be at least 2"),
         ({"mean": [0.3, 0.3]}, "data.mean"),
         ({"std": [0.0]}, "data.std"),
+        ({"mean": 127.5}, "data.mean=.127.5,. without test images; expected numbers in .0, 1."),
         ({"image_shape": (8, 8)}, "data.image_shape"),
         (
             {"config": {"distill.epoch": 3}},
@@ -172,6 +174,27 @@ def test_arguments_that_do_not_fit(changes, text, tmp_path):
     with pytest.raises(UserError, match=text) as caught:
         cudfkd_jax.distill(**_arguments(workdir=tmp_path / "run", **changes))
     assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_teacher_is_verified_on_the_test_images(digits, tmp_path, monkeypatch, capsys):
+    module, variables = _teacher()
+
+    def distill(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stages.distill, "distill", distill)
+    with pytest.raises(KeyboardInterrupt):
+        cudfkd_jax.distill(**_arguments(test=digits))
+    assert re.match(r"teacher: \d+\.\d % of 359 test images right; BatchNorm", capsys.readouterr().out)
+    with pytest.raises(UserError, match="the teacher returns probabilities"):
+        cudfkd_jax.distill(
+            **_arguments(
+                teacher=lambda x: jax.nn.softmax(module.apply(variables, x, train=False)),
+                test=digits,
+                workdir=tmp_path / "run",
+            )
+        )
     assert not (tmp_path / "run").exists()
 
 

@@ -83,6 +83,20 @@ def test_an_export_prints_its_path_and_leaves_the_run_unchanged(run_copy, format
     assert {name: value for name, value in before.items() if name not in (".", ".lock")}.items() <= after.items()
 
 
+def test_a_vgg_for_larger_images_is_warned_of(run_copy, format_, monkeypatch):
+    student = _random_student("vgg8", (96, 96, 3))
+    weights.save_net(run_copy / "student", student.net, student.variables)
+    monkeypatch.setattr(export, "FORMATS", {format_: FORMATS[format_]._replace(write=_stop)})
+    said = []
+    with pytest.raises(KeyboardInterrupt):
+        export.export(run_copy, format_, said.append)
+    assert [line[:20] for line in said] == ["warning: vgg8 pools "] * (format_ in ("safetensors", "torch"))
+
+
+def _stop(path, trained):
+    raise KeyboardInterrupt
+
+
 def test_the_description_says_what_it_is_and_where_it_comes_from(run_copy, format_):
     _export(run_copy, format_)
     described = json.loads((run_copy / "export" / format_ / "student.json").read_text())

@@ -165,6 +165,24 @@ def test_a_real_teacher_has_the_accuracy_that_it_came_with():
     assert right / 100 == pytest.approx(known["acc1"], abs=0.05)
 
 
+@pytest.mark.parametrize(("size", "warned"), [(32, False), (64, False), (96, True)])
+def test_vgg_is_not_repdistillers_above_64_pixels(size, warned, tmp_path):
+    """RepDistiller pools after the fourth block at 64 pixels alone, and the test says where that matters."""
+    config, said = defaults.with_arguments("vgg8", "wrn10_1", {}), []
+    config.data.image_shape = (size, size, 3)
+    net = torch_models.randomise(torch_models.build("vgg8", 10), 1)
+    config.teacher.checkpoint = str(_save(tmp_path / "net.pth", net.state_dict()))
+    found = teacher.find_teacher(teacher_source(config), tmp_path / "run", said.append)
+    images = np.random.default_rng(0).normal(size=(2, size, size, 3)).astype(np.float32)
+    ours = build_classifier("vgg8", 10).apply(found.variables, images, train=False)
+    with torch.no_grad():
+        theirs = net(torch.from_numpy(images.transpose(0, 3, 1, 2))).numpy()
+    assert (np.abs(ours - theirs).max() > 1e-3 * np.abs(theirs).max()) == warned
+    warning = "warning: vgg8 pools images 96 high after its fourth block, and RepDistiller's VGG only those 64"
+    assert [line.split(":")[0] for line in said] == ["teacher"] * warned
+    assert all(warning in line for line in said)
+
+
 # Formats of files
 
 
