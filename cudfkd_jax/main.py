@@ -1,43 +1,61 @@
-"""The command line: `python -m cudfkd_jax.main --config=configs/digits.py --workdir=runs/digits`."""
+"""The command line: `cudfkd --config=digits --workdir=runs/digits`, or `python -m cudfkd_jax.main`."""
 
 import argparse
+import importlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from cudfkd_jax import report
-from cudfkd_jax.config import loading
-from cudfkd_jax.runs import evaluate, export, stages
-from cudfkd_jax.runtime import allocator, cli
+from cudfkd_jax import __version__
+from cudfkd_jax.config import files
+from cudfkd_jax.runtime import cli
 from cudfkd_jax.runtime.errors import UserError, choose
-from cudfkd_jax.storage.formats import FORMATS
-from cudfkd_jax.storage.workdir import CONFIG, check_writable
 
 _HELP = """\
-usage: python -m cudfkd_jax.main --config=FILE[:ARGUMENTS] [--stage=STAGE] [--workdir=FOLDER] [--config.KEY=VALUE]
+usage: cudfkd --config=NAME[:ARGUMENTS] [--stage=STAGE] [--workdir=FOLDER]
+              [--config.KEY=VALUE ...]
+       cudfkd COMMAND [OPTION ...]
 
-Distils a trained image classifier into a smaller one without its training data (CuDFKD).
+Distils a trained image classifier into a smaller one without its training data
+(CuDFKD). `python -m cudfkd_jax.main` does the same.
 
-  --config=FILE       configs/digits.py, cifar10.py, cifar100.py, tiny_imagenet.py, or a file like them;
-                      arguments after a colon, e.g. configs/cifar10.py:method=cmi,teacher=wrn40_2
-                      (each file's first lines list its arguments)
-  --config.KEY=VALUE  changes one setting, e.g. --config.distill.epochs=300; all of them with their meaning
-                      are in cudfkd_jax/config/defaults.py
-  --stage=STAGE       all        train the teacher unless there is one, distil, evaluate (the default)
-                      teacher    train the teacher on the data
-                      scratch    train the student on the data, for comparison
-                      kd         ordinary distillation with the data, for comparison
-                      distill    distil without data
-                      evaluate   measure a run's networks on the test images; needs only --workdir, or for
-                                 a teacher alone --config and --config.teacher.checkpoint
-                      export     write a run's student to WORKDIR/export/FORMAT/; needs only --workdir, --format
-                      report     write WORKDIR/report.html of a run in any state; needs only --workdir
-  --format=FORMAT     of --stage=export: orbax, safetensors, torch or stablehlo
-  --compare=RUN,RUN   of --stage=report: write WORKDIR/compare.html with the curves of these runs
-  --workdir=FOLDER    the run's files; default runs/<configuration>. Rerun the same command to resume.
+  --config=NAME       digits, cifar10, cifar100, tiny_imagenet, ..., or a file
+                      like theirs; arguments after a colon, such as
+                      cifar10:method=cmi,teacher=wrn40_2
+  --config.KEY=VALUE  one setting, such as --config.distill.epochs=300; all of
+                      them are in cudfkd_jax/config/defaults.py
+  --stage=STAGE       all       train the teacher unless there is one, distil,
+                                evaluate (the default)
+                      teacher   train the teacher on the data
+                      scratch   train the student on the data, for comparison
+                      kd        distil with the data, for comparison
+                      distill   distil without data
+                      evaluate  measure a run's networks on the test images;
+                                needs only --workdir, or for a teacher alone
+                                --config and --config.teacher.checkpoint
+                      export    write a run's student to
+                                WORKDIR/export/FORMAT/; needs only --workdir
+                                and --format
+                      report    write WORKDIR/report.html of a run in any
+                                state; needs only --workdir
+  --format=FORMAT     of --stage=export: orbax, safetensors, torch, stablehlo
+  --compare=RUN,RUN   of --stage=report: write WORKDIR/compare.html with the
+                      curves of these runs
+  --workdir=FOLDER    the run's files; default runs/<configuration>. Rerun the
+                      same command to resume.
   --debug             show tracebacks
+  --version           show the version
 
-Exit status: 0 done, 1 failed on the way, 2 wrong input, 128 + n stopped by signal n (state saved)."""
+commands (each with --help):
+  configs             list the configurations
+  compare             methods and seeds side by side
+  sweep               values of settings side by side
+  reproduce           the paper's tables and figures
+
+Exit status: 0 done, 1 failed on the way, 2 wrong input, 128 + n stopped by
+signal n (state saved)."""
+
+_COMMANDS = ("compare", "sweep", "reproduce")
 
 
 def console() -> NoReturn:
@@ -47,10 +65,27 @@ def console() -> NoReturn:
 
 def main(arguments: Sequence[str]) -> int:
     """Runs the command given by the arguments and returns its exit status; prints errors as one line on stderr."""
+    if arguments and arguments[0] in _COMMANDS:
+        command = importlib.import_module(f"cudfkd_jax.experiments.commands.{arguments[0]}")
+        return command.main(arguments[1:])
     return cli.guard(_run, arguments, _HELP)
 
 
 def _run(arguments: Sequence[str]) -> None:
+    if "--version" in arguments:
+        print(f"cudfkd_jax {__version__}")
+    elif arguments[:1] == ["configs"]:
+        print(files.listing())
+    else:
+        _run_stage(arguments)
+
+
+def _run_stage(arguments: Sequence[str]) -> None:
+    # Imported here: JAX, which takes a second, is not needed for help.
+    from cudfkd_jax.config import loading
+    from cudfkd_jax.runs import evaluate, export, stages
+    from cudfkd_jax.runtime import allocator
+
     options, rest = _options(arguments)
     choose("--stage", options.stage, stages.STAGES)
     _check_format(options.stage, options.format)
@@ -98,6 +133,9 @@ def _options(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 
 def _report(workdir: str | None, compare: str | None) -> None:
     """Writes the report of the run in the workdir, or a comparison of several runs into it."""
+    from cudfkd_jax import report
+    from cudfkd_jax.storage.workdir import CONFIG, check_writable
+
     if compare is None and not workdir:
         raise UserError("no run; give its folder with --workdir, or several with --compare=runs/a,runs/b")
     runs = [Path(name).expanduser() for name in (compare or "").split(",") if name]
@@ -110,6 +148,8 @@ def _report(workdir: str | None, compare: str | None) -> None:
 
 
 def _check_format(stage: str, format_: str | None) -> None:
+    from cudfkd_jax.storage.formats import FORMATS
+
     if stage == "export":
         if not format_:
             raise UserError(f"--stage=export needs a --format; valid: {', '.join(FORMATS)}")

@@ -13,11 +13,12 @@ import pytest
 from helpers import snapshot
 from PIL import Image
 
+import cudfkd_jax
 from cudfkd_jax import main
-from cudfkd_jax.config import access, defaults
+from cudfkd_jax.config import access, defaults, loading
 from cudfkd_jax.runs import stages
 from cudfkd_jax.runtime.errors import RunFailedError, StoppedError
-from cudfkd_jax.storage import records
+from cudfkd_jax.storage import formats, records
 
 TINY = str(Path(__file__).parent / "support" / "tiny.py")
 RETURN = "from ml_collections import ConfigDict\ndef get_config():\n  return ConfigDict({})"
@@ -69,9 +70,7 @@ def _subprocess(*arguments: str, **environment: str) -> subprocess.CompletedProc
 def test_without_configuration_as_a_process(place):
     done = _subprocess()
     assert (done.returncode, done.stdout) == (2, "")
-    assert re.fullmatch(
-        "cudfkd: error: no configuration; give one, e.g. --config=configs/digits.py .*\n", done.stderr
-    )
+    assert re.fullmatch("cudfkd: error: no configuration; give one, e.g. --config=digits .*\n", done.stderr)
     assert list(place.iterdir()) == []
 
 
@@ -93,7 +92,7 @@ def test_the_console_script_does_the_same(place):
         (["--config"], "--config: expected one argument"),
         (
             ["--config=configs/none.py"],
-            "no configuration file 'configs/none.py'; those of this project are in configs/",
+            "no configuration file 'configs/none.py': unknown configuration 'none'; valid: cifar10, ",
         ),
         (["--config=none.py", "--stage=evaluate", "--workdir=x"], "no configuration file 'none.py'"),
         ([f"--config={TINY}", "--stage=evaluate"], "--workdir=runs/tiny holds no run"),
@@ -378,16 +377,43 @@ def test_help_is_short_and_names_every_stage(capsys):
     for argument in ("--help", "-h"):
         assert main.main([f"--config={TINY}", argument]) == 0
     text = capsys.readouterr().out
-    assert len(text.splitlines()) <= 2 * 25
-    assert max(map(len, text.splitlines())) <= 115
-    for word in (*stages.STAGES, "--config", "--stage", "--workdir", "--debug", "usage:"):
+    assert len(text.splitlines()) <= 2 * 50
+    assert max(map(len, text.splitlines())) <= 80
+    for word in (*stages.STAGES, *formats.FORMATS, "--config", "--stage", "--workdir", "--debug", "usage:"):
         assert word in text
 
 
 def test_help_as_a_process():
     done = _subprocess("--help")
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.startswith("usage: python -m cudfkd_jax.main --config=FILE")
+    assert done.stdout.startswith("usage: cudfkd --config=NAME")
+
+
+def test_help_does_not_wait_for_jax():
+    code = "import sys; from cudfkd_jax import main; main.main(['--help']); sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("command", ["compare", "sweep", "reproduce"])
+def test_commands_show_their_options_in_80_columns(capsys, command):
+    assert main.main([command, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert f"cudfkd {command} " in text and "--workdir=FOLDER" in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_configurations_are_found_by_name_from_anywhere(place, capsys):
+    """The current folder is empty."""
+    assert main.main(["configs"]) == 0
+    listed = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert listed == sorted(path.stem for path in Path(DIGITS).parent.glob("*.py"))
+    assert loading.load("digits:student=wrn10_1") == loading.load(f"{DIGITS}:student=wrn10_1")
+    assert loading.run_name("digits", {}) == loading.run_name(DIGITS, {}) == "digits"
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    assert main.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"cudfkd_jax {cudfkd_jax.__version__}\n"
 
 
 def test_debug_adds_the_traceback_and_keeps_the_status(capsys):

@@ -1,11 +1,25 @@
 """Shortening a distillation to a time budget."""
 
-from typing import NamedTuple
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from cudfkd_jax.runtime import processes
+from cudfkd_jax.runtime.errors import UserError
+from cudfkd_jax.storage import workdir
+from cudfkd_jax.storage.files import read_object
+
+_UNITS = {"h": 3600, "min": 60, "s": 1}
+# The rest is for evaluation, checkpoints and the report, which the pace leaves out.
+_SHARE_OF_STEPS = 0.9
 _FEWEST_EPOCHS = 20  # curves with fewer points show little, and α_adv(t) moves once per epoch
 _IN_EPOCHS = (("memory", "every_epochs"), ("evaluation", "stability_from"), ("log", "samples_every_epochs"))
+_KEYS = (  # of what `fit` changes
+    *("distill.epochs", "distill.rounds_per_epoch", "curriculum.alpha", "curriculum.lambda_slope"),
+    *(".".join(key) for key in _IN_EPOCHS),
+)
 
 
 class Pace(NamedTuple):
@@ -13,6 +27,42 @@ class Pace(NamedTuple):
 
     start_s: float
     epoch_s: float
+
+
+def seconds(text: str) -> float:
+    """Parses a duration such as "2h", "90min", "1h30min" or "45s"; "" is 0.
+
+    Raises:
+        UserError: the text is something else, or no time at all.
+    """
+    parts = re.findall(r"([0-9]+(?:\.[0-9]+)?)(h|min|s)", text)
+    total = sum(float(number) * _UNITS[unit] for number, unit in parts)
+    if "".join(map("".join, parts)) != text or (text and not total):
+        raise UserError(
+            f"distill.budget={text} is no duration; expected one such as 2h, 90min or 1h30min. Set "
+            "--config.distill.budget"
+        )
+    return total
+
+
+def shorten(config: ConfigDict, pace: Pace) -> float:
+    """Shortens a data-free run, in place, to `distill.budget`; returns the remaining share of its steps."""
+    return fit(config, _SHARE_OF_STEPS * seconds(config.distill.budget), pace)
+
+
+def settle(config: ConfigDict, folder: Path) -> None:
+    """Takes over, in place, the length that a run in `folder` with the same budget was given at its start."""
+    if config.distill.budget:
+        config.update_from_flattened_dict(
+            processes.from_first(lambda: _given_length(folder, config.distill.budget))
+        )
+
+
+def _given_length(folder: Path, wanted: str) -> dict[str, Any]:
+    if not (folder / workdir.CONFIG).exists():
+        return {}
+    begun = read_object(folder / workdir.CONFIG, "; restore it", "config")
+    return {key: begun[key] for key in _KEYS} if begun.get("distill.budget") == wanted else {}
 
 
 def fit(config: ConfigDict, seconds: float, pace: Pace) -> float:

@@ -90,6 +90,9 @@ def get_config() -> ConfigDict:
 
     distill = config.distill = ConfigDict()
     distill.epochs = 250
+    # A duration, such as "2h" or "90min": a round is measured at the start, and epochs and schedules are shortened
+    # to what fits. "": the whole length.
+    distill.budget = ""
     distill.rounds_per_epoch = 40
     distill.synthesis_steps = 1  # per round
     distill.student_steps = 10  # per round

@@ -41,6 +41,7 @@ _ADDED_LATER: dict[str, tuple[Any, ...]] = {
     "synthesis.adversarial_mask": ("agreement",),
     "data.class_order": ("auto", "text"),
     "data.resize": (False,),
+    "distill.budget": ("",),
 }
 
 

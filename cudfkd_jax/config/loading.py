@@ -12,7 +12,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from cudfkd_jax.config import access, defaults, presets, validate
+from cudfkd_jax.config import access, defaults, files, presets, validate
 from cudfkd_jax.config.methods import add_section, use_method
 from cudfkd_jax.runtime.errors import UserError
 from cudfkd_jax.storage import workdir
@@ -22,19 +22,21 @@ _KINDS = {int: "a whole number", float: "a number", bool: "true or false", tuple
 
 
 def load(file: str | None) -> ConfigDict:
-    """Loads a configuration file, such as "configs/digits.py:student=wrn10_1", over the defaults.
+    """Loads a configuration over the defaults.
+
+    Args:
+        file: a name or a file, with arguments after a colon, such as "digits:student=wrn10_1" or "mine.py".
 
     Raises:
         UserError: the file does not exist, fails, or names unknown settings.
     """
     if not file:
-        raise UserError("no configuration; give one, e.g. --config=configs/digits.py (--help says more)")
-    path, *arguments = file.split(":", 1)
-    if not Path(path).is_file():
-        raise UserError(f"no configuration file {path!r}; those of this project are in configs/")
+        raise UserError("no configuration; give one, e.g. --config=digits (--help says more)")
+    given, *arguments = file.split(":", 1)
+    path = files.find(given)
     config = defaults.get_config().lock()
     try:
-        loaded = runpy.run_path(path)["get_config"](*arguments)
+        loaded = runpy.run_path(str(path))["get_config"](*arguments)
         if not isinstance(loaded, ConfigDict):
             raise TypeError(f"get_config() returned {type(loaded).__name__}, not ConfigDict")
         if "method" in loaded:
@@ -173,6 +175,6 @@ def override(config: ConfigDict, arguments: Sequence[str]) -> dict[str, Any]:
     if config.method != method:
         raise UserError(
             f"--config.method={config.method}: choose a method after the colon of --config, as in "
-            f"--config=configs/digits.py:method={config.method}, for its other settings come with it"
+            f"--config=digits:method={config.method}, for its other settings come with it"
         )
     return config_flags.get_override_values(values["config"])

@@ -7,7 +7,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from cudfkd_jax import data
-from cudfkd_jax.config import methods, networks
+from cudfkd_jax.config import budget, methods, networks
 from cudfkd_jax.config.access import AUTO, NO_DATA, distill_epoch, flatten, get
 from cudfkd_jax.methods import METHODS, cudfkd, generative, setting
 from cudfkd_jax.methods.base import MethodSpec
@@ -108,6 +108,7 @@ def check(config: ConfigDict) -> None:
         if method.settings:
             setting.check(method.name, method.settings(**config[method.name]))
     _check_length(config)
+    budget.seconds(config.distill.budget)
     for section in ("teacher", "scratch", "kd"):
         s = config[section]
         require(

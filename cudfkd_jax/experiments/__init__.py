@@ -1,1 +1,1 @@
-"""Sets of runs: planning, launching, comparisons, sweeps and timing."""
+"""Sets of runs: planning, launching, comparisons and sweeps."""

@@ -1,1 +1,1 @@
-"""The commands: stages, distillation, training, evaluation and export."""
+"""The commands: stages, distillation, training, evaluation, export and timing."""

@@ -4,7 +4,7 @@ import contextlib
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -23,27 +23,14 @@ from cudfkd_jax.evaluation.summary import read_summary
 from cudfkd_jax.models.classifier import Classifier
 from cudfkd_jax.runs import stages
 from cudfkd_jax.runs.distill import STUDENT
+from cudfkd_jax.runs.result import Result
 from cudfkd_jax.runtime import processes
 from cudfkd_jax.runtime.errors import UserError
-from cudfkd_jax.storage import weights
-from cudfkd_jax.storage.weights import NetworkSpec, Trained
+from cudfkd_jax.storage import records, weights
+from cudfkd_jax.storage.weights import NetworkSpec
+from cudfkd_jax.training.trainer import METRICS, Callback
 
 Teacher = tuple[nn.Module, Mapping[str, Any]] | Callable[[jax.Array], jax.Array]
-
-
-class Result(NamedTuple):
-    """The result of `distill`.
-
-    Attributes:
-        student: the last student; `student.variables` is `{'params', 'batch_stats'}` of NumPy arrays.
-        metrics: of the student, accuracies in percent: with test images `acc1_last`, `agree1`, `loyalty` and the
-            best of each; without, `agree1_synthetic` and so on, measured on held-out synthetic images.
-        summary: the contents of `summary.json`.
-    """
-
-    student: Trained
-    metrics: dict[str, Any]
-    summary: dict[str, Any]
 
 
 def distill(
@@ -57,6 +44,7 @@ def distill(
     config: ConfigDict | Mapping[str, Any] | None = None,
     test: tuple[np.ndarray, np.ndarray] | None = None,
     workdir: str | Path | None = None,
+    callbacks: Sequence[Callback] = (),
 ) -> Result:
     """Distils a teacher into a student without data.
 
@@ -77,6 +65,7 @@ def distill(
             `{"method": "dafl"}` brings the recipe of that method. The arguments replace its data and networks.
         test: images uint8 `[N, H, W, C]` and labels `[N]` or `[N, 1]`, used only for evaluation.
         workdir: folder of the run's files; a repeated call resumes the run. None keeps no files.
+        callbacks: hooks into the training; see `cudfkd_jax.Callback`.
 
     Returns:
         The student, its metrics and the summary.
@@ -97,13 +86,24 @@ def distill(
         settings.log.update(report=False, samples_every_epochs=0, tensorboard=False)
     split = None if test is None else _split(test, settings)
     with _folder(workdir) as folder:
-        stages.run_pair(settings, folder, pair, split)
+        stages.run_pair(settings, folder, pair, split, callbacks=callbacks)
         found = processes.from_first(lambda: _result(folder))
-        return Result(weights.unpack(found["student"]), found["summary"]["student"], found["summary"])
+    return Result(
+        student=weights.unpack(found["student"]),
+        metrics=found["summary"]["student"],
+        summary=found["summary"],
+        history=found["history"],
+        classifier=pair.student,
+        workdir=None if workdir is None else folder,
+    )
 
 
 def _result(folder: Path) -> dict[str, Any]:
-    return {"student": weights.pack(weights.load_net(folder / STUDENT)), "summary": read_summary(folder)}
+    return {
+        "student": weights.pack(weights.load_net(folder / STUDENT)),
+        "summary": read_summary(folder),
+        "history": records.read(folder / METRICS),
+    }
 
 
 def _settings(

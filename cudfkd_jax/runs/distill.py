@@ -50,7 +50,9 @@ def _initial_state(job: DistillJob) -> Callable[..., RunState]:
     )
 
 
-def distill(job: DistillJob, workdir: Path, test: Split | None) -> dict[str, Any]:
+def distill(
+    job: DistillJob, workdir: Path, test: Split | None, callbacks: Sequence[Callback] = ()
+) -> dict[str, Any]:
     """Distils a student, or resumes its distillation in `workdir`.
 
     Args:
@@ -58,6 +60,7 @@ def distill(job: DistillJob, workdir: Path, test: Split | None) -> dict[str, Any
         workdir: receives `metrics.jsonl`, `checkpoints/`, `samples/`, `student/` (the last student),
             `student_best/` (chosen on the test images) and, at the end, `summary.json`.
         test: used only for evaluation; None measures agreement with the teacher on held-out synthetic images.
+        callbacks: further hooks into the training.
 
     Returns:
         The summary.
@@ -94,7 +97,7 @@ def distill(job: DistillJob, workdir: Path, test: Split | None) -> dict[str, Any
         frozen=(frozen,),
         evaluate=evaluate,
         devices=devices,
-        callbacks=_callbacks(job, workdir, measure, has_test=test is not None),
+        callbacks=(*_callbacks(job, workdir, measure, has_test=test is not None), *callbacks),
         waits=test is None or convergence is not None,
     )
     state, history = trainer.run(stage, job.options)

@@ -11,20 +11,21 @@ Each process reads the data itself.
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from cudfkd_jax import data, report
-from cudfkd_jax.config import access, build, identity, jobs, networks, precision, validate
+from cudfkd_jax.config import access, budget, build, identity, jobs, networks, precision, validate
+from cudfkd_jax.config.budget import Pace
 from cudfkd_jax.config.jobs import DistillJob, SupervisedJob
 from cudfkd_jax.config.networks import Pair
 from cudfkd_jax.data import Dataset, Split
 from cudfkd_jax.evaluation.summary import DAMAGED, SUMMARY, describe, read_summary
 from cudfkd_jax.models.capture import has_batch_norm
-from cudfkd_jax.runs import distill, supervised
+from cudfkd_jax.runs import distill, supervised, timing
 from cudfkd_jax.runs.teacher import find_teacher, verify_teacher
 from cudfkd_jax.runtime import processes
 from cudfkd_jax.runtime.errors import UserError
@@ -32,6 +33,7 @@ from cudfkd_jax.runtime.memory import enough_memory
 from cudfkd_jax.storage import checkpoint, weights, workdir
 from cudfkd_jax.storage.weights import Trained
 from cudfkd_jax.training import trainer
+from cudfkd_jax.training.trainer import Callback
 
 _WRITTEN = (
     *(trainer.METRICS, SUMMARY, trainer.CHECKPOINTS, supervised.NET),
@@ -62,6 +64,7 @@ def run(config: ConfigDict, stage: str, folder: Path, say: Callable[[str], None]
     say = say if processes.is_first() else _say_nothing
     processes.together(lambda: validate.check(config))
     precision.settle(config, folder)
+    budget.settle(config, folder)
     identity.check_same(config, stage)
     found = processes.from_first(lambda: _look(config, stage, folder, say))
     parts, teacher = found["parts"], found["teacher"] and weights.unpack(found["teacher"])
@@ -177,6 +180,7 @@ def run_pair(
     pair: Pair,
     test: Split | None,
     say: Callable[[str], None] = print,
+    callbacks: Sequence[Callback] = (),
 ) -> None:
     """Starts or resumes distillation of networks passed as objects, as `run` does for configured networks.
 
@@ -186,22 +190,26 @@ def run_pair(
         pair: teacher and student.
         test: used only for evaluation; None without data.
         say: receives messages for the user.
+        callbacks: further hooks into the training.
 
     Raises:
         UserError: before anything is compiled or written.
         OutOfMemoryError: names the settings to lower.
     """
     precision.settle(config, folder)
-    settings = identity.result_settings(config, "distill")
-    settings[workdir.TEACHER] = weights.digest(pair.teacher_variables)
+    budget.settle(config, folder)
     digest = _digest(test)
+
+    def settings() -> dict[str, Any]:
+        found = identity.result_settings(config, "distill")
+        return {**found, workdir.TEACHER: weights.digest(pair.teacher_variables)}
 
     def is_finished() -> bool:
         workdir.check_writable(folder)
         workdir.check_free(folder)
         validate.check_devices(config, ["distill"])
         _check_folder(folder, folder)
-        workdir.check_config(folder, settings)
+        workdir.check_config(folder, settings())
         workdir.check_test_images(folder, digest)
         if (folder / SUMMARY).exists():
             return True
@@ -209,9 +217,9 @@ def run_pair(
         return False
 
     def begin() -> None:
-        workdir.check_config(folder, settings)
+        workdir.check_config(folder, settings())
         workdir.check_test_images(folder, digest)
-        workdir.write_config(folder, settings, _found_from_anywhere(config), digest)
+        workdir.write_config(folder, settings(), _found_from_anywhere(config), digest)
 
     identity.check_same(config, "distill")
     if processes.from_first(is_finished):
@@ -221,9 +229,11 @@ def run_pair(
     processes.from_first(lambda: _verify_pair(config, pair, folder, test, say))
     _advise(config, say)
     with _locked(folder, say):
+        if _shorten(config, folder, pair, say):
+            job = jobs.distill_job(config, pair)
         processes.from_first(begin)
         with enough_memory("distill", job.memory_settings):
-            _distill(job, folder, test, say)
+            _distill(job, folder, test, say, callbacks)
 
 
 def _run_part(
@@ -234,8 +244,11 @@ def _run_part(
     teacher: Trained | None,
     say: Callable[[str], None],
 ) -> Trained | None:
-    part_folder, settings = _folder(folder, part), _settings(config, part, teacher)
-    test = dataset.splits["test"] if dataset else None
+    part_folder, test = _folder(folder, part), dataset.splits["test"] if dataset else None
+    pair = networks.pair(config, teacher.net, teacher.variables) if part == "distill" and teacher else None
+    if pair:
+        _shorten(config, folder, pair, say)
+    settings = _settings(config, part, teacher)
 
     def begin() -> None:
         digest = _digest(test)
@@ -244,9 +257,7 @@ def _run_part(
         workdir.write_config(part_folder, settings, _found_from_anywhere(config), digest)
 
     processes.from_first(begin)
-    if part == "distill":
-        assert teacher is not None
-        pair = networks.pair(config, teacher.net, teacher.variables)
+    if pair:
         job = jobs.distill_job(config, pair, dataset.classes if dataset else ())
         _distill(job, part_folder, test, say)
         return teacher
@@ -259,6 +270,18 @@ def _run_part(
     )
 
 
+def _shorten(config: ConfigDict, folder: Path, pair: Pair, say: Callable[[str], None]) -> bool:
+    """Shortens a run that begins to `distill.budget`, by the pace of a measured round; returns whether it did."""
+    if not config.distill.budget or processes.from_first(lambda: (folder / workdir.CONFIG).exists()):
+        return False
+    say(f"distill: measuring a round, to fit into {config.distill.budget}")
+    measured = timing.distillation_pace(lambda: jobs.distill_job(config, pair))
+    share = budget.shorten(config, Pace(*processes.from_first(lambda: tuple(measured))))
+    length = f"{config.distill.epochs} epochs of {config.distill.rounds_per_epoch} rounds"
+    say(f"distill: {length}, {share:.0%} of the steps that the configuration asks for")
+    return True
+
+
 def _found_from_anywhere(config: ConfigDict) -> dict[str, Any]:
     """Returns the settings to save, with paths independent of the current directory."""
     whole = access.kept(config)
@@ -268,10 +291,16 @@ def _found_from_anywhere(config: ConfigDict) -> dict[str, Any]:
     return whole
 
 
-def _distill(job: DistillJob, folder: Path, test: Split | None, say: Callable[[str], None]) -> None:
+def _distill(
+    job: DistillJob,
+    folder: Path,
+    test: Split | None,
+    say: Callable[[str], None],
+    callbacks: Sequence[Callback] = (),
+) -> None:
     if job.settings.synthesis.bn_weight and not has_batch_norm(job.pair.teacher_variables):
         say("the teacher has no BatchNorm: it is distilled without the BN term")
-    distill.distill(job, folder, test)
+    distill.distill(job, folder, test, callbacks)
     processes.from_first(lambda: _report(job.report, folder))
 
 

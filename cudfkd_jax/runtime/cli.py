@@ -1,4 +1,7 @@
-"""Shared parts of the command lines: options, one-line errors, exit status, the compilation cache."""
+"""Shared parts of the command lines: options, one-line errors, exit status, the compilation cache.
+
+JAX, which takes a second to import, is imported only where it is used, so that `--help` answers at once.
+"""
 
 import argparse
 import contextlib
@@ -12,12 +15,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-import jax
 from absl import logging
 
-from cudfkd_jax.runtime import processes
 from cudfkd_jax.runtime.errors import OutOfMemoryError, RunFailedError, StoppedError, UserError
-from cudfkd_jax.runtime.memory import out_of_memory
 
 _INTERRUPTED, _BROKEN_PIPE = 128 + signal.SIGINT, 128 + signal.SIGPIPE
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -54,11 +54,15 @@ def guard(action: Callable[[Sequence[str]], None], arguments: Sequence[str], usa
             action(arguments)
         sys.stdout.flush()
     except BrokenPipeError:
+        from cudfkd_jax.runtime import processes
+
         _discard_output()
         if processes.count() > 1:
             _exit(_BROKEN_PIPE)  # the other processes would wait for this one
         return _BROKEN_PIPE
     except (Exception, KeyboardInterrupt) as error:
+        from cudfkd_jax.runtime import processes
+
         if "--debug" in arguments:
             traceback.print_exception(error)
         if processes.is_first() or not isinstance(error, _OF_ALL):
@@ -74,9 +78,12 @@ def leave(command: Callable[[Sequence[str]], int]) -> NoReturn:
     """Runs a command on this process's arguments and exits with its status."""
     sys.path.insert(0, "")  # as in `python -m`: import paths may name modules in the current folder
     status = command(sys.argv[1:])
-    # JAX's clean-up crashes after Ctrl-C during compilation, and threads of a failed save never finish.
-    if status == _INTERRUPTED or (status and processes.count() == 1):
-        _exit(status)
+    if status:
+        from cudfkd_jax.runtime import processes
+
+        # JAX's clean-up crashes after Ctrl-C during compilation, and threads of a failed save never finish.
+        if status == _INTERRUPTED or processes.count() == 1:
+            _exit(status)
     sys.exit(status)
 
 
@@ -137,6 +144,8 @@ def check_distinct(option: str, values: tuple[Any, ...]) -> None:
 
 def keep_devices_free() -> None:
     """Reserves this machine's accelerators for the child processes."""
+    import jax
+
     jax.config.update("jax_platforms", "cpu")
 
 
@@ -145,6 +154,8 @@ def use_compilation_cache() -> None:
 
     Without a home directory, or where it cannot be written, nothing is cached.
     """
+    import jax
+
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ and (cache := _cache_folder()):
         jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
@@ -162,6 +173,9 @@ def _cache_folder() -> Path | None:
 
 
 def _describe(error: BaseException) -> str:
+    from cudfkd_jax.runtime import processes
+    from cudfkd_jax.runtime.memory import out_of_memory
+
     text = " ".join(str(error).split())
     if len(text) > _LONGEST:
         text = f"{text[: _LONGEST * 2 // 3]} … {text[-_LONGEST // 3 :]}"  # keeps the error and the fix

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from safetensors import numpy as safetensors
 
 from cudfkd_jax.runtime.errors import UserError, unknown
 from cudfkd_jax.storage.files import check_is_itself, write_bytes
@@ -99,7 +100,7 @@ def write_state_dict(path: Path, state_dict: Mapping[str, np.ndarray]) -> None:
         if name.endswith(".running_var"):
             complete[name.removesuffix("running_var") + _COUNTER] = np.zeros((), np.int64)
     if path.suffix == ".safetensors":
-        write_bytes(path, _safetensors(path).save(complete))
+        write_bytes(path, safetensors.save(complete))
     else:
         torch, buffer = _torch(path), io.BytesIO()
         torch.save({name: torch.from_numpy(value.copy()) for name, value in complete.items()}, buffer)
@@ -107,9 +108,8 @@ def write_state_dict(path: Path, state_dict: Mapping[str, np.ndarray]) -> None:
 
 
 def _read_safetensors(path: Path) -> StateDict:
-    library = _safetensors(path)
     try:
-        tensors = library.load_file(path)
+        tensors = safetensors.load_file(path)
     except Exception as error:  # from Rust, or from NumPy for a dtype it lacks
         detail = (str(error).splitlines() or [""])[0]
         raise UserError(f"{path} is damaged or no safetensors file ({detail}); copy or save it again") from error
@@ -234,11 +234,3 @@ def _torch(path: Path) -> Any:
     except ImportError as error:
         raise UserError(f"{path} needs PyTorch; pip install 'cudfkd_jax[torch]'") from error
     return torch
-
-
-def _safetensors(path: Path) -> Any:
-    try:
-        from safetensors import numpy
-    except ImportError as error:
-        raise UserError(f"{path} needs safetensors; pip install 'cudfkd_jax[safetensors]'") from error
-    return numpy

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from cudfkd_jax.experiments.timing import timed
+from cudfkd_jax.runs.timing import timed
 
 _SIZES = {"cpu": (2048, 1 << 26)}  # matrix rows; vector length, a quarter of a gigabyte
 _SIZES_ELSEWHERE = (8192, 1 << 28)

@@ -14,7 +14,7 @@ from benchmarking.ours import Ours
 from benchmarking.timing import alternate, timing
 from cudfkd_jax.config import build, jobs
 from cudfkd_jax.evaluation import summary
-from cudfkd_jax.experiments.timing import set_up, timed
+from cudfkd_jax.runs.timing import set_up, timed
 
 _PACKAGES = ("cudfkd_jax", "jax", "jaxlib", "flax")
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from benchmarking.costs import Cost, least_bytes, operations, traffic
 from benchmarking.timing import Seconds
-from cudfkd_jax.experiments.timing import Setup, timed
+from cudfkd_jax.runs.timing import Setup, timed
 from cudfkd_jax.runtime.devices import SINGLE
 from cudfkd_jax.training.loops import EpochFunction
 from cudfkd_jax.training.state import RunState

@@ -15,8 +15,8 @@ import jax
 
 from benchmarking import peers
 from cudfkd_jax.config import jobs, loading
-from cudfkd_jax.experiments import timing
-from cudfkd_jax.experiments.timing import Setup
+from cudfkd_jax.runs import timing
+from cudfkd_jax.runs.timing import Setup
 from cudfkd_jax.runtime import cli
 
 

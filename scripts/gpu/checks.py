@@ -26,9 +26,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from cudfkd_jax.config import jobs, loading, validate
-from cudfkd_jax.experiments import timing
-from cudfkd_jax.experiments.timing import Setup
 from cudfkd_jax.methods import METHODS
+from cudfkd_jax.runs import timing
+from cudfkd_jax.runs.timing import Setup
 from cudfkd_jax.runtime import cli
 from cudfkd_jax.runtime.devices import Axis
 from cudfkd_jax.training.loops import make_epoch_function

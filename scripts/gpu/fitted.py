@@ -13,8 +13,7 @@ from pathlib import Path
 
 from cudfkd_jax.config import access, budget, jobs, loading
 from cudfkd_jax.config.budget import Pace
-from cudfkd_jax.experiments import timing
-from cudfkd_jax.runs import stages
+from cudfkd_jax.runs import stages, timing
 from cudfkd_jax.runtime import cli
 
 _START_S = 25.0  # until the first step of a run with compiled programs

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax.profiler import ProfileData
 
 from cudfkd_jax.config import jobs, loading
-from cudfkd_jax.experiments import timing
+from cudfkd_jax.runs import timing
 from cudfkd_jax.runtime import cli
 
 _ROUNDS, _LONGEST = 2, 40

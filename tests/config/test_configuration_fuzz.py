@@ -80,7 +80,7 @@ def _call(arguments):
 def _refusal(arguments):
     """What the command says against the arguments; None where it would begin to write."""
 
-    def passed(folder):
+    def passed(*arguments):
         raise _PassedError
 
     with pytest.MonkeyPatch.context() as patch:

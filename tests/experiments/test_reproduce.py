@@ -12,7 +12,7 @@ import pytest
 from helpers import snapshot
 from PIL import Image
 
-from cudfkd_jax.config import loading
+from cudfkd_jax.config import files, loading
 from cudfkd_jax.config.budget import Pace
 from cudfkd_jax.config.methods import method_settings
 from cudfkd_jax.evaluation import observations, samples
@@ -361,7 +361,7 @@ def tiny_configs(tmp_path_factory):
 def test_a_real_figure(tmp_path, tiny_configs, finished_run, monkeypatch, capsys):
     """Runs the command to the picture, then reruns it when all results exist."""
     script = _script("reproduce")
-    monkeypatch.setattr(script, "_CONFIGS", tiny_configs)
+    monkeypatch.setattr(files, "FOLDER", tiny_configs)
     arguments = ["fig5", f"--workdir={tmp_path}", f"--config.teacher.checkpoint={finished_run}"]
     assert script.main(arguments) == 0
     said = capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,9 @@ from cudfkd_jax.config import loading
 from cudfkd_jax.data import load
 from cudfkd_jax.models.classifier import Classifier
 from cudfkd_jax.runs import api, stages
+from cudfkd_jax.runs.result import Result
 from cudfkd_jax.runtime.errors import UserError
+from cudfkd_jax.storage import weights
 
 SHAPE = (8, 8, 1)
 
@@ -62,10 +65,60 @@ def test_without_data_the_student_is_measured_on_synthetic_images_and_nothing_is
     assert list(tmp_path.iterdir()) == []
 
 
+class _Epochs(cudfkd_jax.Callback):
+    def __init__(self):
+        self.seen = []
+
+    def on_epoch_end(self, state, history):
+        self.seen.append(len(history))
+        return ()
+
+
+def _check_result(result, digits, folder):
+    """Checks what a result offers beyond its values."""
+    logits = result.predict(digits.images)
+    assert 100 * np.mean(logits.argmax(1) == digits.labels) == pytest.approx(result.metrics["acc1_last"])
+    assert result.predict(digits.images[:0]).shape == (0, 10)
+    with pytest.raises(UserError, match=r"images are float64 .*; expected uint8 \[N, \*\(8, 8, 1\)\]"):
+        result.predict(digits.images / 255)
+    assert [record["epoch"] for record in result.history] == [1]
+    acc1 = result.metrics["acc1_last"]
+    assert repr(result).startswith("Result(wrn10_1, ") and f"acc@1 {acc1:.2f} %" in repr(result)
+    assert "student" in result._repr_html_()
+    saved = weights.load_net(result.save(folder / "saved"))
+    assert saved.sha256 == result.student.sha256
+    with pytest.raises(UserError, match="holds something else than a network"):
+        result.save(folder)
+    shutil.rmtree(folder / "saved")
+
+
+def test_a_result_whose_files_were_not_kept_says_so():
+    result = Result(None, {}, {}, [], None, None)
+    for call in (result.report, lambda: result.export("orbax")):
+        with pytest.raises(UserError, match="distill\\(\\) kept none; pass it workdir="):
+            call()
+
+
+def test_a_finished_run_is_reported_and_exported(run_copy):
+    result = Result(weights.load_net(run_copy / "student"), {}, {}, [], None, run_copy)
+    (run_copy / "report.html").unlink()
+    assert result.report() == run_copy / "report.html" and result.report().exists()
+    assert result.export("orbax") == run_copy / "export/orbax/student"
+    with pytest.raises(UserError, match=r"unknown format 'orbx' \(did you mean 'orbax'\?\)"):
+        result.export("orbx")
+
+
+def test_the_package_shows_its_public_names():
+    assert dir(cudfkd_jax) == sorted(cudfkd_jax.__all__)
+    assert all(getattr(cudfkd_jax, name) is not None for name in cudfkd_jax.__all__)
+
+
 @pytest.mark.long
 def test_test_images_only_measure(digits, tmp_path):
     arguments = _arguments(student="wrn10_1", workdir=tmp_path / "run")
-    with_data = cudfkd_jax.distill(**arguments, test=digits)
+    epochs = _Epochs()
+    with_data = cudfkd_jax.distill(**arguments, test=digits, callbacks=[epochs])
+    assert epochs.seen == [1]
     assert {"acc1_last", "agree1", "loyalty"} <= with_data.metrics.keys()
     without = cudfkd_jax.distill(**_arguments(student="wrn10_1"))
     jax.tree.map(np.testing.assert_array_equal, with_data.student.variables, without.student.variables)
@@ -73,6 +126,7 @@ def test_test_images_only_measure(digits, tmp_path):
     again = cudfkd_jax.distill(**arguments, test=digits)  # already complete
     assert again.student.sha256 == with_data.student.sha256 and snapshot(tmp_path) == before
     assert json.loads((tmp_path / "run/summary.json").read_text()) == again.summary
+    _check_result(again, digits, tmp_path)
     images, labels = digits
     cudfkd_jax.distill(**arguments, test=[images, labels[:, None].astype(np.int64)])
     with pytest.raises(UserError, match="holds a run that began with other test images"):
@@ -155,7 +209,6 @@ def _callback_teacher(x):
         ({"config": {"distill": 3}}, "unknown configuration key 'distill'; the nearest"),
         ({"mean": "grey"}, "mean='grey'; expected a number, or one per channel"),
         ({"mean": [None]}, "data.mean"),
-        ({"test": np.zeros((3, *SHAPE), np.uint8)}, "test is a ndarray; expected .images, labels."),
         ({"test": (np.zeros((3, 9, 9, 1), np.uint8), np.zeros(3, int))}, "test: images are"),
         ({"test": (np.zeros((3, *SHAPE), np.float32), np.zeros(3, int))}, "test: images are float32"),
         ({"test": (np.zeros((3, *SHAPE), np.uint8), np.full(3, 10))}, "test: labels run from 10 to 10"),

@@ -3,14 +3,17 @@
 import dataclasses
 import itertools
 import json
+import math
 import shutil
 
 import jax
 import pytest
+import tiny
 from helpers import flip_byte, snapshot
 
 from cudfkd_jax import data
-from cudfkd_jax.config import access, identity, loading, networks
+from cudfkd_jax.config import access, identity, loading, networks, validate
+from cudfkd_jax.config.budget import Pace
 from cudfkd_jax.runs import distill, evaluate, stages, supervised
 from cudfkd_jax.runtime.errors import UserError
 from cudfkd_jax.storage import weights, workdir
@@ -53,7 +56,7 @@ def recorded(monkeypatch):
         calls.append((job.section, folder, sorted(dataset.splits), job.teacher and job.teacher.sha256))
         raise KeyboardInterrupt
 
-    def distill_(job, folder, test):
+    def distill_(job, folder, test, callbacks):
         calls.append(("distill", folder, len(test.labels), weights.digest(job.pair.teacher_variables)))
         raise KeyboardInterrupt
 
@@ -84,7 +87,7 @@ def test_a_whole_run_leaves_what_it_promises(finished_run, tiny_config):
     assert {"samples/epoch_0002.png", "samples/epoch_0004.png"} <= files
     assert len((finished_run / "metrics.jsonl").read_text().splitlines()) == tiny_config.distill.epochs
     held = loading.read_config(finished_run)
-    assert access.flatten(held) == access.flatten(tiny_config)
+    assert access.flatten(held) == {**access.flatten(tiny_config), "log.report": True}
 
 
 @pytest.mark.parametrize("stage", ["all", "teacher", "distill"])
@@ -418,3 +421,39 @@ def test_evaluate_without_the_teacher_says_so(run_copy):
     measured = evaluate.evaluate_run(config, run_copy, say=said.append)
     assert "measured without the teacher" in said[0] and set(measured) == {"student", "student_best"}
     assert "agree1" not in measured["student"]
+
+
+def test_a_budget_shortens_a_run_once_and_resuming_keeps_its_length(
+    finished_run, tiny_config, tmp_path, monkeypatch
+):
+    """Stops before the first step: the length is in `config.json` already."""
+    paces = iter([Pace(2.0, 10.0), Pace(2.0, 1e-3)])
+    monkeypatch.setattr(stages.timing, "distillation_pace", lambda make_job: next(paces))
+    lengths = []
+
+    def stop(job, *arguments):
+        lengths.append((job.settings.distill.epochs, job.epoch.rounds))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stages.distill, "distill", stop)
+    for _ in range(2):
+        config = tiny.get_config()
+        config.teacher.checkpoint, config.distill.budget = str(finished_run), "20s"
+        rounds = config.distill.epochs * config.distill.rounds_per_epoch
+        said: list[str] = []
+        with pytest.raises(KeyboardInterrupt):
+            stages.run(config, "distill", tmp_path / "run", said.append)
+        kept = loading.read_config(tmp_path / "run")
+        assert (kept.distill.epochs, kept.distill.rounds_per_epoch) == lengths[-1]
+        assert math.prod(lengths[-1]) == int((0.9 * 20 - 2) / 40 * rounds)
+    assert len(set(lengths)) == 1 and not any("measuring" in text for text in said)
+    config.distill.update(epochs=4, budget="1h")
+    with pytest.raises(UserError, match=r"distill\.budget is '20s' there and '1h' here"):
+        stages.run(config, "distill", tmp_path / "run", said.append)
+
+
+@pytest.mark.parametrize("text", ["2", "h", "2 h", "0s", "-1h", "1d"])
+def test_a_budget_is_a_duration(tiny_config, text):
+    tiny_config.distill.budget = text
+    with pytest.raises(UserError, match=f"distill.budget={text} is no duration; expected one such as 2h"):
+        validate.check(tiny_config)

@@ -17,8 +17,8 @@ import xla_flags
 from benchmarking import ceilings, costs, measure, ours, peers, table
 from benchmarking.timing import alternate, median_ratio
 from cudfkd_jax.config import build, defaults, jobs
-from cudfkd_jax.experiments import timing
 from cudfkd_jax.models import build_classifier
+from cudfkd_jax.runs import timing
 from cudfkd_jax.runtime.errors import UserError
 
 _SCRIPT = Path(__file__).parents[2] / "scripts" / "benchmark.py"
@@ -250,7 +250,7 @@ def test_alternates_and_pairs_the_repeats():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "no configuration; give one, e.g. --config=configs/digits.py"),
+        ([], "no configuration; give one, e.g. --config=digits"),
         (["--config=configs/digits.py", "--config.distill.temperature=-1"], r"distill\.temperature=-1\.0"),
         (["--config=configs/digits.py", "--rounds=0"], "--rounds is '0'; expected a positive integer"),
         (["--config=configs/digits.py", "--devices=1,many"], "--devices is 'many'; expected a positive integer"),

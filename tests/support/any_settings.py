@@ -77,6 +77,7 @@ SENSIBLE: dict[str, Sequence[Any]] = {
     "generator.beta1": _DECAYS,
     "generator.beta2": _DECAYS,
     "distill.epochs": _COUNTS,
+    "distill.budget": ("", "2h"),
     "distill.rounds_per_epoch": _COUNTS,
     "distill.synthesis_steps": _COUNTS,
     "distill.student_steps": _COUNTS,

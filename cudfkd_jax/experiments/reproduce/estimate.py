@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 from cudfkd_jax.config import identity, jobs
 from cudfkd_jax.config.budget import Pace
-from cudfkd_jax.experiments import launcher, plan, timing
+from cudfkd_jax.experiments import launcher, plan
 from cudfkd_jax.experiments.plan import PlannedRun, RunSpec
+from cudfkd_jax.runs import timing
 from cudfkd_jax.runtime import cli
 from cudfkd_jax.runtime.errors import RunFailedError, UserError
 

@@ -3,8 +3,8 @@
 import pytest
 
 from cudfkd_jax.config import jobs
-from cudfkd_jax.experiments import timing
-from cudfkd_jax.experiments.timing import Setup
+from cudfkd_jax.runs import timing
+from cudfkd_jax.runs.timing import Setup
 from cudfkd_jax.runtime.devices import Devices
 from cudfkd_jax.training.loops import Epoch, Steps
 

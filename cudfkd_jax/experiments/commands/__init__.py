@@ -1,0 +1,1 @@
+"""The commands of many runs: `cudfkd compare`, `sweep` and `reproduce`."""
