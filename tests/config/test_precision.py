@@ -81,18 +81,23 @@ def test_a_given_dtype_stays(machine, tiny_config):
     assert tiny_config.compute_dtype == "float32"
 
 
-@pytest.mark.long
 def test_a_run_keeps_its_dtype_on_another_machine(monkeypatch, finished_run, tiny_config, tmp_path):
+    """Stops before the first step: the dtype is in `config.json` already."""
+
+    def stop(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stages.distill, "distill", stop)
     tiny_config.teacher.checkpoint = str(finished_run)
     monkeypatch.setattr(precision, "_suited", lambda devices: "bfloat16")
     for _ in range(2):
         tiny_config.compute_dtype = "auto"
-        stages.run(tiny_config, "distill", tmp_path, say=lambda text: None)
+        with pytest.raises(KeyboardInterrupt):
+            stages.run(tiny_config, "distill", tmp_path, say=lambda text: None)
         monkeypatch.setattr(precision, "_suited", lambda devices: "float32")
     assert tiny_config.compute_dtype == "bfloat16"
     saved = json.loads((tmp_path / "config.json").read_text())
     assert saved["results"]["compute_dtype"] == saved["config"]["compute_dtype"] == "bfloat16"
-    assert json.loads((tmp_path / "summary.json").read_text())["compute_dtype"] == "bfloat16"
 
 
 def test_many_runs_are_given_theirs(tmp_path):

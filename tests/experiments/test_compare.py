@@ -183,22 +183,6 @@ def test_a_signal_to_the_command_alone_stops_its_runs(tmp_path, monkeypatch, num
     assert not (tmp_path / "third").exists() and signal.getsignal(signal.SIGTERM) == before[0]
 
 
-@pytest.mark.long
-def test_two_methods_side_by_side(tmp_path, capsys):
-    """Runs a real comparison of one teacher and two students, then reruns it when all results exist."""
-    arguments = [f"--config={_TINY}", "--methods=cudfkd,dafl", "--seeds=3", f"--workdir={tmp_path}"]
-    assert _script("compare").main(arguments) == 0
-    table = (tmp_path / "table.md").read_text(encoding="utf-8")
-    assert table in capsys.readouterr().out and "| cudfkd | 1/1 |" in table and "| dafl | 1/1 |" in table
-    summaries = [json.loads((tmp_path / m / "seed_3/summary.json").read_text()) for m in ("cudfkd", "dafl")]
-    assert [s["method"] for s in summaries] == ["cudfkd", "dafl"] and {s["seed"] for s in summaries} == {3}
-    assert summaries[0]["teacher"] == summaries[1]["teacher"]
-    before = {name: value for name, value in snapshot(tmp_path).items() if "seed_3" in name or "teacher" in name}
-    assert _script("compare").main(arguments) == 0
-    assert "2 of 2 runs are finished already" in capsys.readouterr().out
-    assert {n: v for n, v in snapshot(tmp_path).items() if n in before} == before
-
-
 def test_a_running_comparison_is_named_and_untouched(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(plan, "check_surroundings", lambda planned: None)
     with workdir.lock(tmp_path):

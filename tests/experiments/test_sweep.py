@@ -212,7 +212,7 @@ def test_default_workdir_tells_sweeps_apart():
     assert len(names) == 2
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_real_sweep(tmp_path, finished_run, capsys):
     arguments = [f"--config={_TINY}", f"--set={_LAMBDA}=2.5", f"--workdir={tmp_path}"]
     arguments += [f"--config.teacher.checkpoint={finished_run}"]

@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 import tiny
+from helpers import snapshot
 
+from cudfkd_jax import main
 from cudfkd_jax.config import access, identity, loading, validate
-from cudfkd_jax.experiments import compare
 from cudfkd_jax.experiments.reproduce import catalogue
 from cudfkd_jax.experiments.reproduce.entry import with_method
 from cudfkd_jax.methods.base import Method, MethodSpec
@@ -40,17 +41,30 @@ def _package(tmp_path, monkeypatch):
 
 
 @pytest.mark.long
-def test_the_example_is_compared(finished_run, tmp_path):
-    """Runs it in a process of `compare.py`, by the command line that users give."""
-    settings = [f"--config.teacher.checkpoint={finished_run}"]
-    methods = compare.parse_methods(_OWN)
-    compare.compare(tiny.__file__, methods, [0], tmp_path / "compare", settings, say=lambda text: None)
-    run = tmp_path / "compare/boundary/seed_0"
-    record = json.loads((run / "metrics.jsonl").read_text().splitlines()[0])
+def test_the_example_is_compared_with_a_method_of_the_package(tmp_path, capsys):
+    """Runs the command line that users give: one teacher and two students; rerun, it finds all results."""
+    folder = tmp_path / "compare"
+    arguments = [
+        "compare",
+        f"--config={tiny.__file__}",
+        f"--methods=cudfkd,{_OWN}",
+        "--seeds=3",
+        f"--workdir={folder}",
+    ]
+    assert main.main(arguments) == 0
+    table = (folder / "table.md").read_text(encoding="utf-8")
+    assert table in capsys.readouterr().out and "| cudfkd | 1/1 |" in table and "| boundary | 1/1 |" in table
+    runs = [folder / method / "seed_3" for method in ("cudfkd", "boundary")]
+    summaries = [json.loads((run / "summary.json").read_text()) for run in runs]
+    assert {summary["seed"] for summary in summaries} == {3}
+    assert summaries[0]["teacher"] == summaries[1]["teacher"]
+    record = json.loads((runs[1] / "metrics.jsonl").read_text().splitlines()[0])
     assert {"margin_loss", "bn_loss", "student_loss", "acc1"} <= record.keys()
-    assert loading.read_config(run).boundary.margin_weight == 0.1
-    table = (tmp_path / "compare/table.md").read_text(encoding="utf-8")
-    assert re.findall(r"^\| boundary \|", table, re.MULTILINE)
+    assert loading.read_config(runs[1]).boundary.margin_weight == 0.1
+    before = {name: value for name, value in snapshot(folder).items() if "seed_3" in name or "teacher" in name}
+    assert main.main(arguments) == 0
+    assert "2 of 2 runs are finished already" in capsys.readouterr().out
+    assert {name: value for name, value in snapshot(folder).items() if name in before} == before
 
 
 def test_its_settings_are_checked_and_identify_its_runs():

@@ -30,7 +30,7 @@ TIMES = ("seconds", "evaluation_seconds", "images_per_s")
 ROOT = Path(__file__).parents[2]
 SUPPORT = ROOT / "tests" / "support"  # contains the networks
 TIMEOUT = 300  # seconds, on a busy machine; a hang fails the test
-EPOCHS = 3
+EPOCHS = 2
 SETTINGS = (
     *("--config.teacher.module=nets:TinyNet", "--config.student.module=nets:TinyNet"),
     *("--config.distill.rounds_per_epoch=1", "--config.distill.loss=l1", f"--config.distill.epochs={EPOCHS}"),
@@ -142,14 +142,12 @@ def _one(tmp_path_factory):
 
 @pytest.fixture(scope="module", name="other")
 def _other(tmp_path_factory):
-    """Runs the same on two processes, on one, and on two under SLURM; returns the outcomes."""
+    """Begins the same on two processes under SLURM and continues on one; returns the outcomes."""
     folder = tmp_path_factory.mktemp("other") / "run"
     # Only the second process gets the signal.
-    first = _run(2, folder, signalled=(1, signal.SIGTERM))
-    epochs = [len(_records(folder))]
-    second = _run(1, folder, signalled=(0, signal.SIGTERM))
-    epochs.append(len(_records(folder)))
-    return folder, [first, second, _run(2, folder, slurm=True)], epochs
+    first = _run(2, folder, signalled=(1, signal.SIGTERM), slurm=True)
+    epochs = len(_records(folder))
+    return folder, [first, _run(1, folder)], epochs
 
 
 def _records(folder: Path) -> list[dict[str, float]]:
@@ -170,19 +168,16 @@ def test_two_processes_measure_what_one_measures_also_after_a_change(one, other)
     folder, _, _ = other
     assert len(_records(folder)) == EPOCHS
     _assert_same_metrics(one, folder)
-    assert json.loads((folder / "summary.json").read_text())["devices"]["count"] == 2
 
 
 @pytest.mark.long
 def test_a_signal_to_one_process_saves_the_state_and_ends_all(other):
     _, runs, epochs = other
     stopped = 128 + signal.SIGTERM
-    assert [[process.status for process in run] for run in runs] == [[stopped, stopped], [stopped], [0, 0]], runs
-    assert epochs == [1, 2]
-    for (first, *_), end in zip(runs, ("stopped by SIGTERM", "stopped by SIGTERM", ""), strict=True):
-        assert end in first.err
-    for first, *_ in runs[1:]:
-        assert "distill: resuming from step " in first.out
+    assert [[process.status for process in run] for run in runs] == [[stopped, stopped], [0]], runs
+    assert epochs == 1
+    assert "stopped by SIGTERM" in runs[0][0].err
+    assert "distill: resuming from step " in runs[1][0].out
 
 
 @pytest.mark.long
@@ -195,8 +190,8 @@ def test_only_the_first_process_writes_and_prints(one, other):
         return sorted(str(path.relative_to(workdir)) for path in files)
 
     assert names(folder) == names(one)
-    for run, epoch in zip(runs, (1, 2, 3), strict=True):
-        assert run[0].out.count("distill  epoch ") == 1 and f"distill  epoch {epoch}/3" in run[0].out
+    for run, epoch in zip(runs, (1, 2), strict=True):
+        assert run[0].out.count("distill  epoch ") == 1 and f"distill  epoch {epoch}/2" in run[0].out
         for second in run[1:]:
             said = [line for line in (second.out + second.err).splitlines() if line and "[Gloo]" not in line]
             assert said == []

@@ -8,6 +8,15 @@ import pytest
 from cudfkd_jax.runtime.errors import StoppedError
 from cudfkd_jax.runtime.signals import Signals, Watch, raise_on_signals
 
+
+@pytest.fixture(autouse=True)
+def _not_ignored():
+    """SIGHUP is ignored where the tests themselves run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 STOPPING = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 

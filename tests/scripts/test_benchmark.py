@@ -146,7 +146,7 @@ def test_the_scan_begins_where_an_epoch_does():
     assert not bool(run.state.failed)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_devices_share_the_batch():
     flags = " ".join(f"--{name}={str(value).lower()}" for name, value in UNOPTIMISED.items())
     settings = ["data.image_shape=(8,8,1)", "generator.width=4", "distill.student_steps=1"]
