@@ -1,5 +1,6 @@
 """The figures of a report: curves of one or several runs, and histograms of one run."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -8,10 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from cudfkd_jax.report import plot
-from cudfkd_jax.report.plot import Line, Picture
+from cudfkd_jax.report.plot import Line, Panel, Picture
 from cudfkd_jax.report.read import Run, is_finite, is_number, printable
 
-_PANEL, _MARGIN = 1.15, 0.45  # inches
+_TALL, _SINGLE = 2.2, 2.55  # inches, panels of the test metrics, and one without others
 _CHOSEN = 4  # epochs per histogram
 _NAMED = 20  # maximum number of classes with separate places on the axis
 _ACCURACY = {"acc1": "acc@1", "agree1": "agree@1", "agree1_synthetic": "agree@1, synthetic"}
@@ -28,7 +29,18 @@ _CURRICULUM = {
     "share_v_below_half": "share of images with v* < 0.5",
     "difficulty": "difficulty, mean loss of an image",
     "regulariser_g": "regulariser g(λ, v*)",
+    "learning_rate": "learning rate of the student",
 }
+_PURPOSE = {  # what each schedule is for, and what its values mean
+    "alpha_adv": "Makes the images harder: its term rewards images on which student and teacher differ.",
+    "lambda": "Admits harder images: one with a loss well below λ counts in full, one well above hardly counts.",
+    "mean_v": "Shows how much of a batch the student learns from: 1 is all of it, and then λ holds nothing back.",
+    "share_v_below_half": "The images that λ holds back at that time.",
+    "difficulty": "Rises where images become harder faster than the student learns them.",
+    "regulariser_g": "The part of Eq. 6 that keeps v* from becoming 0.",
+    "learning_rate": "Takes large steps while the images change most, and small ones to settle at the end.",
+}
+_EACH_EPOCH = "The student after each epoch."
 CONVERGENCE = {
     "majorised": "F(L′) ≤ Q: it bounds",
     "minimised": "Q ≤ F(L): the step goes down",
@@ -61,8 +73,9 @@ def curves(runs: Sequence[Run]) -> list[Picture]:
         convergence(runs),
         _panels(runs, "losses", "Losses, term by term", _spaced(losses),
                 "Mean over the steps of an epoch, each term before its weight; divergences in nats."),
-        _panels(runs, "curriculum", "Curriculum", _CURRICULUM, "Mean over the student steps of an epoch "
-                "(α_adv: over the synthesis steps)."),
+        _panels(runs, "curriculum", "Curriculum and schedules", _CURRICULUM, "From easy to hard: what sets the "
+                "difficulty of the images and what the student does with them, mean over the student steps of an "
+                "epoch (α_adv: over the synthesis steps).", captions=_PURPOSE),
         _panels(runs, "training", "Training", _spaced(others),
                 "What else the run recorded, mean over an epoch."),
     ]  # fmt: skip
@@ -71,7 +84,7 @@ def curves(runs: Sequence[Run]) -> list[Picture]:
 
 def accuracy(runs: Sequence[Run]) -> Picture | None:
     """Draws accuracy and agreement over the epochs."""
-    return _together(runs, "accuracy", "Accuracy", _ACCURACY, "% of the images", "The student after each epoch.")
+    return _together(runs, "accuracy", "Accuracy", _ACCURACY, "% of the images", _EACH_EPOCH)
 
 
 def accuracy_by_cost(runs: Sequence[Run]) -> Picture | None:
@@ -154,7 +167,10 @@ def choose_epochs(epochs: Sequence[int], count: int = _CHOSEN) -> list[int]:
 def _together(
     runs: Sequence[Run], name: str, title: str, keys: Mapping[str, str], unit: str, caption: str
 ) -> Picture | None:
-    """Draws one panel per metric for several runs, and a single panel with all metrics for one run."""
+    """Draws one panel per metric for several runs, and a single panel with all metrics for one run.
+
+    Each panel whose curves saturate is followed by one of their part of the axis alone.
+    """
     if len(runs) > 1:
         return _panels(runs, name, title, keys, caption, unit=unit)
     (run,) = runs
@@ -162,44 +178,87 @@ def _together(
     lines = [line for line in lines if line.x]
     if not lines:
         return None
-    teacher = _teacher_accuracy(runs) if name == "accuracy" else None
-
-    def draw(figure: Figure) -> None:
-        axes = figure.subplots()
-        plot.curves(axes, lines)
-        if teacher is not None:
-            _teacher_line(axes, teacher)
-        axes.set_ylabel(unit)
-        plot.epochs_below(axes)
-        plot.legend_above(figure, axes)
-
-    return plot.picture(name, title, caption, draw)
+    heading = title if unit == name else f"{title}, {unit}"
+    panels = _zoomed(heading, lines, _teacher_accuracy(runs) if name == "accuracy" else None, caption, legend=True)
+    return plot.stacked(name, title, caption, panels, plot.epochs_below, panel_height=_TALL)
 
 
 def _panels(
-    runs: Sequence[Run], name: str, title: str, keys: Mapping[str, str], caption: str, *, unit: str = ""
+    runs: Sequence[Run],
+    name: str,
+    title: str,
+    keys: Mapping[str, str],
+    caption: str,
+    *,
+    unit: str = "",
+    captions: Mapping[str, str] | None = None,
 ) -> Picture | None:
-    """Draws one panel per metric, stacked over a shared epoch axis, with one curve per run."""
-    found = {label: [Line(run.name, *run.series(key)) for run in runs] for key, label in keys.items()}
-    found = {label: lines for label, lines in found.items() if any(line.x for line in lines)}
+    """Draws panels for each metric, stacked over a shared epoch axis, with one curve per run."""
+    found = {key: [Line(run.name, *run.series(key)) for run in runs] for key in keys}
+    found = {key: lines for key, lines in found.items() if any(line.x for line in lines)}
     if not found:
         return None
-    teacher = _teacher_accuracy(runs)
+    panels = []
+    for key, lines in found.items():
+        label, explained = keys[key], (captions or {}).get(key, "")
+        if unit:
+            heading = label if unit == label.split(" ")[0] else f"{label}, {unit}"
+            teacher = _teacher_accuracy(runs) if key == "acc1" else None
+            panels += _zoomed(heading, lines, teacher, explained, legend=False)
+        else:
+            falls = key == "difficulty" or key.endswith(("loss", "norm"))
+            panels.append(_curves(label, lines, explained, logarithmic=falls and plot.has_fallen(lines)))
+    return plot.stacked(
+        name,
+        title,
+        caption,
+        panels,
+        plot.epochs_below,
+        legend=len(runs) > 1,
+        **({"panel_height": _TALL} if unit else {}),
+    )
 
-    def draw(figure: Figure) -> None:
-        panels = figure.subplots(len(found), 1, sharex=True, squeeze=False)[:, 0]
-        for axes, (label, lines) in zip(panels, found.items(), strict=True):
-            plot.curves(axes, lines)
-            if teacher is not None and label == _ACCURACY["acc1"]:
-                _teacher_line(axes, teacher)
-            axes.set_title(f"{label}, {unit}" if unit and unit != label.split(" ")[0] else label, loc="left")
-        plot.epochs_below(panels[-1])
-        if len(runs) > 1:
-            plot.legend_above(figure, panels[0])
 
-    rows = -(-len(runs) // 2) if len(runs) > 1 else 0
-    panel = 2.2 if unit else _PANEL
-    return plot.picture(name, title, caption, draw, height=panel * len(found) + _MARGIN + 0.2 * rows)
+def _curves(label: str, lines: Sequence[Line], caption: str, *, logarithmic: bool) -> Panel:
+    """Returns a panel of curves."""
+
+    def draw(axes: Axes) -> None:
+        plot.curves(axes, lines)
+        if logarithmic:
+            plot.logarithmic(axes, "y")
+
+    return Panel(f"{label}, logarithmic" if logarithmic else label, draw, caption)
+
+
+def _zoomed(
+    heading: str, lines: Sequence[Line], teacher: float | None, caption: str, *, legend: bool
+) -> list[Panel]:
+    """Returns a panel of curves and, if they saturate, one of the part of the axis in which they do."""
+
+    def draw(axes: Axes, limits: tuple[float, float] | None = None) -> None:
+        plot.curves(axes, lines)
+        if teacher is not None:
+            _teacher_line(axes, teacher)
+        if limits:
+            axes.set_ylim(limits)
+
+    panels = [Panel(heading, draw, caption, legend)]
+    if limits := plot.zoom(lines, *([] if teacher is None else [teacher])):
+        low, high = limits
+        digits = max(0, 1 - int(np.floor(np.log10(high - low))))
+        points = [point for line in lines for point in zip(line.x, line.y, strict=True)]
+        outside = sorted({epoch for epoch, value in points if not low <= value <= high})
+        text = f"The axis shows {low:.{digits}f} to {high:.{digits}f} alone, without {_epochs(outside)}."
+        panels.append(Panel(f"{heading}, zoomed", functools.partial(draw, limits=limits), text, legend))
+    return panels
+
+
+def _epochs(epochs: Sequence[float]) -> str:
+    """Describes epochs in words."""
+    first, last = epochs[0], epochs[-1]
+    if len(epochs) == 1:
+        return f"epoch {first:.0f}"
+    return f"epochs {first:.0f} to {last:.0f}" if len(epochs) == last - first + 1 else f"{len(epochs)} epochs"
 
 
 def _teacher_line(axes: Axes, accuracy: float) -> None:
@@ -217,24 +276,29 @@ def difficulty_histogram(run: Run, epochs: Sequence[int]) -> Picture | None:
     low, high = np.log10(everything.min()), np.log10(everything.max())
     edges = np.logspace(low - 0.01, high + 0.01, 41)
     loss = run.observations[next(iter(values))]["synthetic"]["loss"]
+    shares = {e: 100 * np.histogram(v, edges)[0] / v.size for e, v in values.items()}
+    top = 1.05 * max(share.max() for share in shares.values())
 
-    def draw(figure: Figure) -> None:
-        panels = figure.subplots(len(values), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
-        for index, (axes, (epoch, found)) in enumerate(zip(panels, values.items(), strict=True)):
-            share = 100 * np.histogram(found, edges)[0] / found.size
-            axes.stairs(share, edges, fill=True, color=plot.COLOURS[index])
-            axes.set_title(f"epoch {epoch}, median {np.median(found):.3g}", loc="left")
-            axes.set_ylabel("% of images")
-        plot.logarithmic(panels[-1])
-        panels[-1].set_xlabel(f"difficulty of an image ({loss}, D of Eq. 6)")
+    def panel(index: int, epoch: int) -> Panel:
+        def draw(axes: Axes) -> None:
+            axes.stairs(shares[epoch], edges, fill=True, color=plot.COLOURS[index])
+            axes.set(ylim=(0, top), ylabel="% of images")
+
+        title = f"Difficulty, epoch {epoch}, median {np.median(values[epoch]):.3g}"
+        return Panel(title, draw, "" if index else caption)
+
+    def below(axes: Axes) -> None:
+        axes.set_xlim(edges[0], edges[-1])
+        plot.logarithmic(axes)
+        axes.set_xlabel(f"difficulty of an image ({loss}, D of Eq. 6)")
 
     count = max(v.size for v in values.values())
     caption = (
         f"Loss, where above 0, of each of {count} synthetic images that the student was not trained on, both "
         "networks in evaluation mode (Fig. 5a)."
     )
-    height = _PANEL * len(values) + _MARGIN
-    return plot.picture("difficulty", "Difficulty of single images", caption, draw, height=height)
+    panels = [panel(index, epoch) for index, epoch in enumerate(values)]
+    return plot.stacked("difficulty", "Difficulty of single images", caption, panels, below)
 
 
 def _loyalty_histogram(run: Run) -> Picture | None:
@@ -243,14 +307,15 @@ def _loyalty_histogram(run: Run) -> Picture | None:
     if not lines:
         return None
 
-    def draw(figure: Figure) -> None:
-        axes = figure.subplots()
+    def draw(axes: Axes) -> None:
         plot.curves(axes, lines, steps=True)
-        axes.set(xlabel="loyalty of an image", ylabel="% of the test images", xlim=(0, 1))
-        plot.legend_above(figure, axes)
+        axes.set(ylabel="% of the test images", xlim=(0, 1))
 
+    title = "Loyalty over the test images"
     caption = f"Student of epoch {epoch} against the teacher, over the test images (Fig. 2)."
-    return plot.picture("loyalty_histogram", "Loyalty over the test images", caption, draw)
+    below = functools.partial(Axes.set_xlabel, xlabel="loyalty of an image")
+    return plot.stacked("loyalty_histogram", title, caption, [Panel(title, draw, caption, legend=True)], below,
+                        panel_height=_SINGLE)  # fmt: skip
 
 
 def _loyalty_lines(run: Run, keys: Sequence[str]) -> list[Line]:
@@ -277,23 +342,23 @@ def _class_accuracy(run: Run) -> Picture | None:
     few = images.size <= _NAMED
     places = np.arange(images.size)
 
-    def draw(figure: Figure) -> None:
-        axes = figure.subplots()
+    def draw(axes: Axes) -> None:
         for index, (who, values) in enumerate(share.items()):
             look: dict[str, Any] = {"linestyle": "", "marker": "oD"[index], "markersize": 8 - 4 * index}
             line = look if few else {"linestyle": plot.DASHES[index]}
             axes.plot(places, values if few else np.sort(values), label=who, color=plot.COLOURS[index], **line)
-        axes.set(ylabel="acc@1 in the class, %", xlabel="class" if few else "classes, each curve in its own order")
+        axes.set_ylabel("acc@1 in the class, %")
         if few:
             axes.set_xticks(places)
-        plot.legend_above(figure, axes)
 
     worst = int(np.nanargmin(share["student"]))
     caption = (
         f"Student of epoch {epoch}; its lowest is class {worst} with {share['student'][worst]:.1f} % "
         f"(teacher {share['teacher'][worst]:.1f} %)."
     )
-    return plot.picture("classes", "Accuracy by class", caption, draw)
+    below = functools.partial(Axes.set_xlabel, xlabel="class" if few else "classes, each curve in its own order")
+    panel = Panel("Accuracy by class", draw, caption, legend=True)
+    return plot.stacked("classes", "Accuracy by class", caption, [panel], below, panel_height=_SINGLE)
 
 
 def _last_test(run: Run) -> tuple[int, dict[str, Any]]:

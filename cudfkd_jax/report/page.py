@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from cudfkd_jax.report.plot import Picture
+from cudfkd_jax.report.plot import Part
 from cudfkd_jax.report.tables import Row
 
 _STYLE = """\
@@ -26,13 +26,26 @@ h2 { font-size: 1.15rem; margin: 2rem 0 .5rem; border-bottom: 1px solid var(--li
 p { margin: .4rem 0; max-width: 46rem; }
 ul.notes { margin: 1rem 0; padding: .6rem 1rem .6rem 2rem;
   background: var(--box); border-left: 4px solid #d55e00; }
-.figures { columns: 3 20rem; column-gap: 1.5rem; }
-figure { margin: 0 0 1.5rem; break-inside: avoid; }
-figure svg, figure img { display: block; width: 100%; height: auto; max-width: 34rem; }
+.headline { display: flex; flex-wrap: wrap; gap: .75rem; margin: 1rem 0; }
+.headline div { flex: 1 1 15rem; background: var(--box); padding: .7rem 1rem; }
+.headline b { display: block; font-size: 1.7rem; line-height: 1.25; color: var(--blue); }
+.headline span { color: var(--soft); font-size: .9rem; }
+.figures { display: grid; gap: 1.2rem 1.5rem; margin: 1rem 0 1.5rem; }
+@media (min-width: 40rem) { .figures { grid-template-columns: repeat(2, 1fr); } .two { grid-column: span 2; } }
+@media (min-width: 62rem) { .figures { grid-template-columns: repeat(3, 1fr); }
+  .about { grid-column: span 1; } .three2 { grid-column: span 2; } .three3 { grid-column: span 3; } }
+.about { background: var(--box); padding: .7rem 1rem; }
+h3 { font-size: 1rem; margin: 0; }
+.about p { color: var(--soft); font-size: .9rem; }
+figure { margin: 0; min-width: 0; }
+figure b { font-size: .9rem; }
+figure svg, figure img { display: block; width: 100%; height: auto; }
 figure svg text { font-family: inherit !important; }
-figure img { image-rendering: pixelated; max-width: 22rem; }
-figcaption { color: var(--soft); font-size: .9rem; margin-top: .4rem; max-width: 34rem; }
-figcaption b { color: var(--ink); }
+figcaption { color: var(--soft); font-size: .9rem; line-height: 1.35; margin-top: .3rem; }
+.images { display: flex; flex-wrap: wrap; gap: 1.2rem 1.5rem; margin: 1rem 0; }
+.images .about { flex: 1 1 13rem; }
+.pair { display: flex; gap: 1rem; }
+.pair figure { flex: 1; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: .25rem .8rem .25rem 0; border-bottom: 1px solid var(--line);
@@ -57,8 +70,11 @@ def escape(text: str) -> str:
     return html.escape(text)
 
 
-def page(title: str, subtitle: str, notes: Sequence[str], sections: Sequence[Section]) -> str:
-    """Returns a complete document; title, subtitle and notes are plain text; empty sections are omitted."""
+def page(title: str, subtitle: str, notes: Sequence[str], sections: Sequence[Section], top: str = "") -> str:
+    """Returns a complete document; title, subtitle and notes are plain text; empty sections are omitted.
+
+    `top` is markup above the sections.
+    """
     items = "".join(f"<li>{escape(note)}</li>" for note in notes)
     listed = f'<ul class="notes">{items}</ul>' if notes else ""
     parts = "".join(f"<section><h2>{escape(s.title)}</h2>\n{s.body}</section>\n" for s in sections if s.body)
@@ -68,33 +84,63 @@ def page(title: str, subtitle: str, notes: Sequence[str], sections: Sequence[Sec
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f'<link rel="icon" href="data:,">\n<title>{escape(title)}</title>\n<style>\n{_STYLE}</style>\n</head>\n'
         f"<body>\n<h1>{escape(title)}</h1>\n<p>{escape(subtitle)}</p>\n"
-        f"{listed}\n{parts}</body>\n</html>\n"
+        f"{listed}\n{top}{parts}</body>\n</html>\n"
     )
 
 
-def figures(pictures: Sequence[Picture]) -> str:
-    """Returns markup for figures, side by side where space permits."""
+def headline(shown: Sequence[tuple[str, str]]) -> str:
+    """Returns markup for the figures of a headline, each with the numbers that it is made of."""
+    tiles = "".join(f"<div><b>{escape(large)}</b><span>{escape(small)}</span></div>\n" for large, small in shown)
+    return f'<div class="headline">\n{tiles}</div>\n' if shown else ""
+
+
+def figures(title: str, text: str, parts: Sequence[Part]) -> str:
+    """Returns markup for a description and figures of one size, in as many columns as space permits.
+
+    The description takes the cells that the figures leave of whole rows, so that no cell is empty at any width.
+    """
+    if not parts:
+        return ""
     shown = "".join(
-        f"<figure>{_labelled(p)}<figcaption><b>{escape(p.title)}.</b> {escape(p.caption)}</figcaption></figure>\n"
-        for p in pictures
+        f"<figure><b>{escape(p.title)}</b>{_labelled(p)}"
+        f"{f'<figcaption>{escape(p.caption)}</figcaption>' if p.caption else ''}</figure>\n"
+        for p in parts
     )
-    return f'<div class="figures">\n{shown}</div>\n' if shown else ""
+    return f'<div class="figures">\n{_about(title, text, _spans(len(parts)))}{shown}</div>\n'
 
 
-def image(png: bytes, title: str, caption: str) -> str:
-    """Returns markup for a PNG file with a caption."""
-    with Image.open(io.BytesIO(png)) as opened:
-        width, height = opened.size
-    data = base64.b64encode(png).decode()
-    return (
-        f'<figure><img src="data:image/png;base64,{data}" width="{width}" height="{height}" alt="{escape(title)}">'
-        f"<figcaption><b>{escape(title)}.</b> {escape(caption)}</figcaption></figure>\n"
-    )
+def _spans(count: int) -> str:
+    """Returns the classes that make a description complete the rows of two and of three columns."""
+    two = "" if count % 2 else " two"
+    return f"{two} three{3 - count % 3}"
 
 
-def images(shown: Sequence[str]) -> str:
-    """Returns markup for images, side by side where space permits."""
-    return f'<div class="figures">\n{"".join(shown)}</div>\n' if shown else ""
+def _about(title: str, text: str, classes: str = "") -> str:
+    return f'<div class="about{classes}"><h3>{escape(title)}</h3><p>{escape(text)}</p></div>\n'
+
+
+def images(title: str, text: str, pairs: Sequence[Sequence[tuple[bytes, str]]]) -> str:
+    """Returns markup for a description and PNG files with their captions.
+
+    Each of the `pairs` holds images of one shape, which stay side by side. Pairs share the width in proportion to
+    their shapes, which makes them equally high.
+    """
+    shown = "".join(_pair(pair) for pair in pairs if pair)
+    return f'<div class="images">\n{_about(title, text)}{shown}</div>\n' if shown else ""
+
+
+def _pair(pair: Sequence[tuple[bytes, str]]) -> str:
+    figures, ratio = "", 0.0
+    for png, caption in pair:
+        with Image.open(io.BytesIO(png)) as opened:
+            width, height = opened.size
+        data = base64.b64encode(png).decode()
+        ratio += width / height
+        figures += (
+            f'<figure><img src="data:image/png;base64,{data}" width="{width}" height="{height}" '
+            f'alt="{escape(caption)}"><figcaption>{escape(caption)}</figcaption></figure>\n'
+        )
+    return f'<div class="pair" style="flex: {ratio:.3f} 1 {12 * ratio:.1f}rem">\n{figures}</div>\n'
 
 
 def table(rows: Sequence[Row], kind: str) -> str:
@@ -105,6 +151,6 @@ def table(rows: Sequence[Row], kind: str) -> str:
     return f'<div class="wide"><table class="{kind}">{top}<tbody>\n{lines}</tbody></table></div>\n'
 
 
-def _labelled(picture: Picture) -> str:
-    label = escape(f"{picture.title}. {picture.caption}")
-    return picture.inline.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)
+def _labelled(part: Part) -> str:
+    label = escape(f"{part.title}. {part.caption}")
+    return part.inline.replace("<svg ", f'<svg role="img" aria-label="{label}" ', 1)

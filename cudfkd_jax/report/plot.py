@@ -9,10 +9,11 @@ import io
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
@@ -21,6 +22,11 @@ from cudfkd_jax.storage.files import write_bytes
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 DASHES: tuple[str | tuple[int, tuple[int, ...]], ...] = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)))
 WIDTH, HEIGHT = 4.8, 3.0  # inches
+LEGEND = "Legend"  # the title of a part that explains the others
+_PART, _PANEL, _MARGIN = (3.84, 2.4), 1.15, 0.45  # inches; a panel alone, and in a stack
+_FALLEN = 30.0  # ratio of the largest to the smallest value from which an axis is logarithmic
+_SATURATED = 0.3  # range of the second half of the values, as a fraction of the whole range
+_ROOM = 0.08  # around the values of a zoom, as a fraction of their range
 _INK = "#1b1c1d"  # placeholder for the colour of the page's text
 # Colours that the page sets: its text and two blues, which it swaps in dark mode as one is too dim on black.
 _BY_PAGE = {_INK: "currentColor", "#0072b2": "var(--blue, #0072b2)", "#56b4e9": "var(--sky, #56b4e9)"}
@@ -32,6 +38,7 @@ _STYLE: dict[Any, Any] = {
     "font.sans-serif": ["DejaVu Sans"],
     "text.parse_math": False,  # names of runs are not formulas
     "svg.fonttype": "none",  # keep text as text
+    "axes.formatter.useoffset": False,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -54,6 +61,32 @@ class Line:
 
 
 @dataclasses.dataclass(frozen=True)
+class Panel:
+    """A set of axes of a figure.
+
+    Attributes:
+        title: a single line.
+        draw: draws on the axes, except for the label of the x axis.
+        caption: a description in plain text, shown where the panel stands alone.
+        legend: whether the panel needs a legend where it stands alone.
+    """
+
+    title: str
+    draw: Callable[[Axes], None]
+    caption: str = ""
+    legend: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A panel by itself: its title and caption in plain text, and an `<svg>` element for a page."""
+
+    title: str
+    caption: str
+    inline: str
+
+
+@dataclasses.dataclass(frozen=True)
 class Picture:
     """A figure in all output formats.
 
@@ -61,16 +94,16 @@ class Picture:
         name: stem of its file names.
         title: a single line.
         caption: a description in plain text.
-        inline: an `<svg>` element for a page.
         svg, png: contents of the files, on white.
+        parts: its panels one by one, all of one size, for a page; empty for figures that no page shows.
     """
 
     name: str
     title: str
     caption: str
-    inline: str
     svg: bytes
     png: bytes
+    parts: tuple[Part, ...] = ()
 
 
 def picture(
@@ -90,12 +123,114 @@ def picture(
         figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
         figure.set_layout_engine("none")  # keeps the finished layout instead of computing it again
         figure.savefig(png, format="png", dpi=160, facecolor="white")
-    inline = _inline(text.getvalue(), name)
     white = '<rect width="100%" height="100%" fill="white"/>'
-    alone = re.sub(r"(<svg[^>]*>)", rf"\1{white}", inline, count=1)
+    alone = re.sub(r"(<svg[^>]*>)", rf"\1{white}", _inline(text.getvalue(), name), count=1)
     for colour, by_page in _BY_PAGE.items():
         alone = alone.replace(by_page, colour)
-    return Picture(name, title, caption, inline, alone.encode(), png.getvalue())
+    return Picture(name, title, caption, alone.encode(), png.getvalue())
+
+
+def stacked(
+    name: str,
+    title: str,
+    caption: str,
+    panels: Sequence[Panel],
+    below: Callable[[Axes], object],
+    *,
+    legend: bool = False,
+    panel_height: float = _PANEL,
+) -> Picture:
+    """Draws panels over one another on a shared x axis for the files, and each alone for a page.
+
+    Args:
+        name, title, caption: see `Picture`.
+        panels: from top to bottom.
+        below: labels the x axis.
+        legend: whether the stack has a legend; alone, its panels then share one, which precedes them, except those
+            that have their own.
+        panel_height: height of a panel in the stack, in inches.
+    """
+
+    def draw(figure: Figure) -> None:
+        many = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+        for axes, panel in zip(many, panels, strict=True):
+            panel.draw(axes)
+            axes.set_title(panel.title, loc="left")
+        below(many[-1])
+        if legend or panels[0].legend:
+            legend_above(figure, many[0])
+
+    def alone(panel: Panel) -> Callable[[Figure], None]:
+        def draw(figure: Figure) -> None:
+            axes = figure.subplots()
+            panel.draw(axes)
+            below(axes)
+            rows = 0
+            if panel.legend:
+                handles, labels = axes.get_legend_handles_labels()
+                columns = _columns(labels)
+                rows = -(-len(labels) // columns)
+                figure.legend(handles, labels, loc="upper left", ncols=columns, borderaxespad=0)
+            # Much faster than a computed layout; and axes of one size, in one row, are easier to compare.
+            figure.subplots_adjust(left=0.2, right=0.98, bottom=0.19, top=0.97 - 0.08 * rows)
+
+        return draw
+
+    def key(figure: Figure) -> None:
+        axes = figure.subplots()
+        panels[0].draw(axes)
+        handles, labels = axes.get_legend_handles_labels()
+        axes.remove()
+        figure.legend(handles, labels, loc="center", fontsize=9.5)
+
+    parts = [
+        Part(panel.title, panel.caption, inline(f"{name}_{index}", alone(panel)))
+        for index, panel in enumerate(panels)
+    ]
+    if legend and not panels[0].legend:
+        parts.insert(0, Part(LEGEND, "", inline(f"{name}_legend", key)))
+    whole = picture(name, title, caption, draw, height=max(panel_height * len(panels) + _MARGIN, HEIGHT / 2))
+    return dataclasses.replace(whole, parts=tuple(parts))
+
+
+def inline(name: str, draw: Callable[[Figure], None]) -> str:
+    """Draws a figure of the size of a part and returns it as an `<svg>` element for a page."""
+    with mpl.rc_context({**_STYLE, "figure.constrained_layout.use": False, "svg.hashsalt": name}):
+        figure = Figure(figsize=_PART)
+        draw(figure)
+        text = io.StringIO()
+        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+    return _inline(text.getvalue(), name)
+
+
+def zoom(lines: Sequence[Line], *more: float) -> tuple[float, float] | None:
+    """Returns limits of the y axis around the part in which curves have saturated.
+
+    Args:
+        lines: curves over a common x axis.
+        more: further values that the part contains.
+
+    Returns:
+        The range of the values in the second half of the x axis, with some room; None where it is not much smaller
+        than the range of all values, or there are hardly any.
+    """
+    places = [x for line in lines for x in line.x]
+    if len(set(places)) < 4:
+        return None
+    middle = (min(places) + max(places)) / 2
+    values = [*(y for line in lines for y in line.y), *more]
+    late = [*(y for line in lines for x, y in zip(line.x, line.y, strict=True) if x > middle), *more]
+    whole, span = max(values) - min(values), max(late) - min(late)
+    if span > _SATURATED * whole or whole == 0:
+        return None
+    room = _ROOM * max(span, 0.01 * whole)
+    return min(late) - room, max(late) + room
+
+
+def has_fallen(lines: Sequence[Line]) -> bool:
+    """Returns whether curves span so many powers of ten that only a logarithmic axis shows all of them."""
+    values = [y for line in lines for y in line.y]
+    return bool(values) and min(values) > 0 and max(values) > _FALLEN * min(values)
 
 
 def curves(axes: Axes, lines: Sequence[Line], *, steps: bool = False) -> None:
@@ -118,21 +253,27 @@ def epochs_below(axes: Axes) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
 
 
-def logarithmic(axes: Axes) -> None:
-    """Makes the x axis logarithmic, with plain numbers, and more ticks per decade over a small range."""
-    axes.set_xscale("log")
-    low, high = axes.get_xlim()
+def logarithmic(axes: Axes, which: Literal["x", "y"] = "x") -> None:
+    """Makes an axis logarithmic, with plain numbers, and more ticks per decade over a small range."""
+    axes.set(**{f"{which}scale": "log"})
+    axis: Axis = axes.xaxis if which == "x" else axes.yaxis
+    low, high = axis.get_view_interval()
     subs = (1, 2, 3, 4, 5, 7) if high < 10 * low else (1, 2, 5) if high < 100 * low else (1,)
-    axes.xaxis.set_major_locator(LogLocator(subs=subs, numticks=9))
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    axis.set_major_locator(LogLocator(subs=subs, numticks=9))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def legend_above(figure: Figure, axes: Axes) -> None:
     """Adds a legend above the axes, where it covers no curve, if any curve has a label."""
     handles, labels = axes.get_legend_handles_labels()
     if labels:
-        figure.legend(handles, labels, loc="outside upper left", ncols=2 if max(map(len, labels)) < 24 else 1)
+        figure.legend(handles, labels, loc="outside upper left", ncols=_columns(labels))
+
+
+def _columns(labels: Sequence[str]) -> int:
+    """Returns the number of columns of a legend."""
+    return 2 if max(map(len, labels), default=0) < 24 else 1
 
 
 def write(picture: Picture, folder: Path, name: str) -> None:

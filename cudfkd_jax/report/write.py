@@ -7,11 +7,12 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from cudfkd_jax.evaluation.headline import SHARES, headline
 from cudfkd_jax.evaluation.summary import SUMMARY
 from cudfkd_jax.report import figures, page, plot, tables
 from cudfkd_jax.report.page import Section
 from cudfkd_jax.report.plot import Picture
-from cudfkd_jax.report.read import Run, read, read_config
+from cudfkd_jax.report.read import Run, is_finite, read, read_config
 from cudfkd_jax.runtime.errors import UserError
 from cudfkd_jax.storage.files import write_bytes
 
@@ -36,15 +37,15 @@ def write_report(folder: Path) -> Path:
     repeat = _repeat(run)
     sections = (
         Section("Results", page.table(tables.results([run]), "numbers") + _footnote([run]) + _pairs(run)),
-        Section("Curves", page.figures([p for p in drawn if p.name not in _SINGLE])),
-        Section("Single images and classes", page.figures([p for p in drawn if p.name in _SINGLE])),
+        Section("Curves", _curves(drawn)),
+        Section("Single images and classes", _group("Single images", _OF_SINGLE, drawn, _SINGLE)),
         Section("Synthetic images", _synthetic_images(run)),
         Section("To repeat it", repeat),
         Section("Settings", f"<details><summary>all {len(run.config)}</summary>\n"
                 f"{page.table(tables.settings(run), 'pairs')}</details>\n"),
     )  # fmt: skip
     title = f"{run.config.get('method', '?')} on {run.config.get('data.name') or 'no data'}: {run.name}"
-    text = page.page(title, _networks(run), [*run.notes, *_missing(run, drawn)], sections)
+    text = page.page(title, _networks(run), [*run.notes, *_missing(run, drawn)], sections, _headline(run))
     _write_files(folder, drawn, prefix="")
     write_bytes(folder / FOLDER / _SETTINGS, tables.configuration_file(run).encode())
     write_bytes(folder / REPORT, text.encode(errors="replace"))
@@ -90,7 +91,7 @@ def write_comparison(folders: Sequence[Path], folder: Path) -> Path:
     rows += [(key, "", *(str(run.config.get(key, "")) for run in runs)) for key in differing]
     sections = (
         Section("Results", page.table(tables.results(runs), "numbers") + _footnote(runs)),
-        Section("Curves", page.figures(drawn)),
+        Section("Curves", _curves(drawn)),
         Section("Settings that differ", page.table(rows, "numbers") if differing else ""),
     )
     text = page.page("Runs compared", ", ".join(f"{run.name} ({run.folder})" for run in runs), notes, sections)
@@ -99,7 +100,14 @@ def write_comparison(folders: Sequence[Path], folder: Path) -> Path:
     return folder / COMPARISON
 
 
+_TESTED = ("accuracy", "loyalty", "convergence")
 _SINGLE = ("difficulty", "loyalty_histogram", "classes")
+_OF_TESTED = "How good the student is, and how close to its teacher, after each epoch."
+_OF_SINGLE = "What the means over many images hide: the few that are hard, and the classes that lag behind."
+_OF_IMAGES = (
+    "What the student learned from, instead of data; early and late. By class: a row a class as the teacher sees "
+    "it, class 0 at the top; grey where it saw none."
+)
 _MISSING = {
     "accuracy": "No accuracy or agreement has been measured yet.",
     "losses": "No losses have been recorded yet.",
@@ -141,16 +149,35 @@ def _networks(run: Run) -> str:
     )
 
 
+def _headline(run: Run) -> str:
+    last = next((r for r in reversed(run.records) if any(is_finite(r.get(key)) for key in SHARES)), {})
+    student = run.summary.get("student")
+    sizes = {"parameters": student.get("parameters")} if isinstance(student, dict) else {}
+    return page.headline(headline(run.teacher, {**last, **sizes}))
+
+
+def _curves(drawn: Sequence[Picture]) -> str:
+    others = [picture for picture in drawn if picture.name not in (*_TESTED, *_SINGLE)]
+    return _group("Accuracy and loyalty", _OF_TESTED, drawn, _TESTED) + "".join(
+        page.figures(picture.title, picture.caption, picture.parts) for picture in others
+    )
+
+
+def _group(title: str, text: str, drawn: Sequence[Picture], names: Sequence[str]) -> str:
+    parts = [part for picture in drawn if picture.name in names for part in picture.parts]
+    # Pictures of several runs have the same legend.
+    return page.figures(title, text, [p for index, p in enumerate(parts) if not index or p.title != plot.LEGEND])
+
+
 def _synthetic_images(run: Run) -> str:
-    shown = []
-    for epoch in figures.choose_epochs(list(run.pictures["epoch"]), 2):
-        shown.append(
-            page.image(run.pictures["epoch"][epoch], f"After epoch {epoch}", "Synthetic images, in no order.")
-        )
-    for epoch in figures.choose_epochs(list(run.pictures["classes"]), 2):
-        caption = "One row a class as the teacher sees it, class 0 at the top; grey where it saw none."
-        shown.append(page.image(run.pictures["classes"][epoch], f"By class, epoch {epoch}", caption))
-    return page.images(shown)
+    pairs = [
+        [
+            (run.pictures[kind][epoch], f"{label} epoch {epoch}")
+            for epoch in figures.choose_epochs(list(run.pictures[kind]), 2)
+        ]
+        for kind, label in (("epoch", "After"), ("classes", "By class,"))
+    ]
+    return page.images("Synthetic images", _OF_IMAGES, pairs)
 
 
 def _repeat(run: Run) -> str:

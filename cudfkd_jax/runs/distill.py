@@ -196,17 +196,17 @@ class _Pictures(Callback):
         epoch = len(history)
         if not self.inspects(epoch):
             return ()
-        folder = self._workdir / SAMPLES
+        pictures = self.pictures(epoch)
         if processes.is_first():
             images = self._preview(state.aux, purpose_key(state.key, PREVIEW), _PREVIEWED)
-            samples.save_grid(folder / f"epoch_{epoch:04d}.png", np.asarray(images))
+            samples.save_grid(pictures["samples/epoch"], np.asarray(images))
         synthetic = self._measure.observe(
             state,
             epoch,
             sample_loss=self._job.settings.sample_loss(),
             loss=self._job.settings.distill.loss,
             workdir=self._workdir,
-            picture=folder / f"classes_{epoch:04d}.png",
+            picture=pictures["samples/classes"],
         )
         if synthetic is None:  # another process writes and warns
             return ()
@@ -215,6 +215,13 @@ class _Pictures(Callback):
             *diagnostics.of_student(history, self._job.settings.data.num_classes),
         )
         return [f"warning: {warning}" for warning in warnings]
+
+    def pictures(self, epoch: int) -> dict[str, Path]:
+        """Returns the epoch's pictures, in no order and by class."""
+        if not self.inspects(epoch):
+            return {}
+        folder = self._workdir / SAMPLES
+        return {f"{SAMPLES}/{kind}": folder / f"{kind}_{epoch:04d}.png" for kind in ("epoch", "classes")}
 
 
 class _Statistics(Callback):

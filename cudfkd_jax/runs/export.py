@@ -2,8 +2,8 @@
 
     <workdir>/export/<format>/    the student, and student.json, which describes it and its origin
 
-The weight formats hold the bare network, which expects normalised inputs; the StableHLO program includes the
-normalisation. Each export is written to a temporary folder, read back, compared, and then renamed into place.
+The weight formats hold the bare network, which expects normalised inputs; the programs include the normalisation.
+Each export is written to a temporary folder, read back, compared, measured, and then renamed into place.
 """
 
 import dataclasses
@@ -14,18 +14,24 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
+
+from cudfkd_jax.evaluation import latency
 from cudfkd_jax.evaluation.summary import SUMMARY
+from cudfkd_jax.models import count_parameters
 from cudfkd_jax.runs.distill import STUDENT
 from cudfkd_jax.runtime.devices import local_devices
 from cudfkd_jax.runtime.errors import RunFailedError, UserError
 from cudfkd_jax.runtime.imports import is_import_path
 from cudfkd_jax.storage import checkpoint, torch_names, weights, workdir
-from cudfkd_jax.storage.files import write_json
+from cudfkd_jax.storage.files import read_object, write_json
 from cudfkd_jax.storage.formats import FORMATS, PYTORCH, Format
-from cudfkd_jax.storage.weights import Trained
+from cudfkd_jax.storage.weights import NetworkSpec, Trained
 
 EXPORTS = "export"
 DESCRIPTION = f"{STUDENT}.json"
+_COST = "cost"  # what a machine measured, not part of what the export is
 
 
 def export(folder: Path, format_: str, say: Callable[[str], None] = print) -> Path:
@@ -66,12 +72,48 @@ def export(folder: Path, format_: str, say: Callable[[str], None] = print) -> Pa
             temporary.mkdir(parents=True)
             FORMATS[format_].write(temporary / file, student)
             _check(FORMATS[format_], temporary / file, student)
-            write_json(temporary / DESCRIPTION, {**description, "sha256": checkpoint.digests(temporary)})
+            cost = _measure(folder, description["teacher"], student, say)
+            digests = {"sha256": checkpoint.digests(temporary)}
+            write_json(temporary / DESCRIPTION, {**description, _COST: cost, **digests})
             temporary.rename(place)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
     say(f"written: {place / file}")
     return place / file
+
+
+def _measure(
+    folder: Path, teacher: dict[str, Any], student: Trained, say: Callable[[str], None]
+) -> dict[str, Any]:
+    """Measures size and latency of student and teacher, if its module can be built, and shows a table."""
+    device = local_devices().local[0]
+    found = {}
+    try:
+        net = _network_of(teacher, folder, student.net)
+        # The time does not depend on the weights.
+        zeros = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), net.abstract_variables())
+        found["teacher"] = {"arch": net.arch, **latency.measure(net, zeros, device)}
+    except UserError as error:
+        say(f"measured without the teacher: {error}")
+    found["student"] = {"arch": student.net.arch, **latency.measure(student.net, student.variables, device)}
+    say(latency.describe(found, device.device_kind))
+    return {"device": device.device_kind, "dtype": "float32", **found}
+
+
+def _network_of(teacher: dict[str, Any], folder: Path, student: NetworkSpec) -> NetworkSpec:
+    """Returns a run's teacher without its weights, which need not be there any more.
+
+    Raises:
+        UserError: no module of that name has as many parameters, as where the teacher was an object.
+    """
+    settings = read_object(folder / workdir.CONFIG, "; restore it", "config")
+    net = dataclasses.replace(
+        student, arch=teacher["arch"], train_argument=settings.get("teacher.train_argument", "")
+    )
+    count = count_parameters(net.abstract_variables()["params"])
+    if count != teacher["parameters"]:
+        raise UserError(f"{net.arch} has {count:,} parameters and the teacher had {teacher['parameters']:,}")
+    return net
 
 
 def _load_student(folder: Path) -> Trained:
@@ -120,8 +162,9 @@ def _check_is_there(place: Path, description: dict[str, Any]) -> None:
         held = json.loads((place / DESCRIPTION).read_text(encoding="utf-8"))
         found = checkpoint.digests(place)
         del found[DESCRIPTION]
+        held.pop(_COST, None)  # exports of earlier versions have none
         same = held == {**json.loads(json.dumps(description)), "versions": held["versions"], "sha256": found}
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         same = False
     if not same:  # a damaged export, another student's, or a user's files
         raise UserError(f"{place} holds something else than this student; move it away to export again")

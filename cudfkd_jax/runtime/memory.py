@@ -28,7 +28,7 @@ def check_fits(part: str, state: Any, settings: Mapping[str, int]) -> None:
         UserError: the state does not fit; the message names the settings.
     """
     wanted = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
-    held = _device_memory()
+    held = device_memory()
     if wanted > held:
         raise UserError(
             f"{part}: the networks and what is kept beside them take {wanted / 2**30:.4g} GiB and the device has "
@@ -71,11 +71,11 @@ def enough_memory(part: str, settings: Mapping[str, int]) -> Iterator[None]:
         ) from error
 
 
-def _shown(settings: Mapping[str, int]) -> list[str]:
-    return [f"{key} ({value})" for key, value in settings.items()]
-
-
-def _device_memory() -> int:
+def device_memory() -> int:
     """Returns the memory of one device in bytes, or the machine's if the device is a CPU."""
     found = jax.local_devices()[0].memory_stats() or {}
     return int(found.get("bytes_limit", 0)) or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _shown(settings: Mapping[str, int]) -> list[str]:
+    return [f"{key} ({value})" for key, value in settings.items()]

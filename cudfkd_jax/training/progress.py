@@ -3,7 +3,7 @@
 import contextlib
 import errno
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ from tqdm import tqdm
 from cudfkd_jax.storage.records import Record
 
 if TYPE_CHECKING:
-    from tensorboardX import SummaryWriter
+    from cudfkd_jax.training.events import Events
 
 _SHOWN = ("synthesis_loss", "student_loss", "loss", "acc1", "agree1")
 
@@ -42,7 +42,7 @@ class Progress:
                 dynamic_ncols=True,
                 smoothing=0.05,
             )
-        self._events: SummaryWriter | None = None
+        self._events: Events | None = None
         if shown and tensorboard is not None:
             self._events = _events(tensorboard, first_step // steps_per_epoch + 1)
 
@@ -76,10 +76,12 @@ class Progress:
             left = (self._epochs - record["epoch"]) * (record["seconds"] + record["evaluation_seconds"])
             self.say(f"{self._stage}  epoch {record['epoch']}/{self._epochs}  {text}  {duration(left)} left")
         if self._events is not None:
-            for key, value in record.items():
-                if key != "epoch":
-                    self._events.add_scalar(key, value, record["epoch"])
-            self._events.flush()
+            self._events.scalars(record)
+
+    def pictures(self, epoch: int, pictures: Mapping[str, Path]) -> None:
+        """Adds PNG files, by tag, to the events."""
+        if self._events is not None:
+            self._events.pictures(epoch, pictures)
 
     def say(self, text: str) -> None:
         """Prints a line without disturbing the bar."""
@@ -111,7 +113,7 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
-def _events(folder: Path, first_epoch: int) -> "SummaryWriter":
-    from tensorboardX import SummaryWriter  # imports PyTorch if installed, which takes a second
+def _events(folder: Path, first_epoch: int) -> "Events":
+    from cudfkd_jax.training.events import Events  # takes a second, if PyTorch is installed
 
-    return SummaryWriter(str(folder), purge_step=first_epoch)
+    return Events(folder, first_epoch)

@@ -6,7 +6,7 @@ the callbacks.
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,11 @@ class Callback:
         """
         del state, history
         return ()
+
+    def pictures(self, epoch: int) -> Mapping[str, Path]:
+        """Returns the PNG files that `on_epoch_end` wrote for `epoch`, by their tag in TensorBoard."""
+        del epoch
+        return {}
 
     def before_checkpoint(self) -> None:
         """Runs in the process that writes, before a checkpoint; a crash may follow."""
@@ -188,6 +193,7 @@ def run(stage: Stage, options: TrainerOptions) -> tuple[RunState, list[Record]]:
             for callback in stage.callbacks:
                 for message in callback.on_epoch_end(one, history):
                     progress.say(f"{stage.name}: epoch {len(history)}: {message}")
+                progress.pictures(len(history), callback.pictures(len(history)))
             if begun is None and (watch.interrupts(at_epoch_end=True) or stage.is_over(history)):
                 saver.save(stage.devices.unreplicate(state))
                 watch.stop_if_told()

@@ -21,6 +21,7 @@ from cudfkd_jax import main, report
 from cudfkd_jax.config import access, defaults, loading
 from cudfkd_jax.evaluation import observations, samples
 from cudfkd_jax.objectives import losses
+from cudfkd_jax.report import page as pages
 from cudfkd_jax.report import plot
 from cudfkd_jax.runs import stages
 from cudfkd_jax.runtime.errors import UserError
@@ -150,7 +151,9 @@ def test_a_finished_run_has_every_part(looked_at, made):
         ET.parse(made / f"report/{name}.svg")
         with Image.open(made / f"report/{name}.png") as picture:
             picture.load()
-    assert page.tags.count("svg") == len(figures)
+    assert (
+        page.tags.count("svg") == 17
+    )  # a panel each: 5 losses, 4 of the curriculum, 4 epochs' difficulty, others
     assert page.tags.count("img") == 4  # early and late, as drawn and by class
     for text in (
         "acc@1 %",
@@ -218,6 +221,74 @@ def test_the_majorise_minimise_curve(made):
     _write_records(made, [_record(epoch, **counted) for epoch in (1, 2)])
     page = _report(made)
     assert "Majorise–minimise inequality (Eq. 8)" in page.text and "F(L′) ≤ Q: it bounds" in page.text
+
+
+def test_the_headline_is_of_the_last_student(tmp_path):
+    folder = _make_run(tmp_path / "run")
+    summary = json.loads((folder / "summary.json").read_text())
+    summary["student"] = summary["student"] | {"parameters": 61728, "acc1_best": 99.0}
+    (folder / "summary.json").write_text(json.dumps(summary))
+    text = _report(folder).text
+    assert "2.0× smaller" in text and "61,728 of 123,456 parameters" in text
+    assert "100.5 % of the teacher's accuracy" in text and "student 96.00 %, teacher 95.50 %" in text
+
+
+@pytest.mark.parametrize("changes", [{"summary": "{}"}, {"metrics": ""}])
+def test_a_headline_of_what_is_known(made, changes):
+    for name, content in changes.items():
+        suffix = "json" if name == "summary" else "jsonl"
+        (made / f"{name}.{suffix}").write_text(content)
+    text = _report(made).text
+    assert ("smaller" in text or "as large" in text) == ("metrics" in changes)
+    assert ("% agreement" in text) == ("summary" in changes)
+
+
+def test_curves_that_saturate_are_shown_again_where_they_do(made):
+    assert "zoomed" not in _report(made).text
+    curve = [10, 40, 80, 95, 97, 98, 98.5, 98.8, 99, 99.1]
+    _write_records(made, [_record(epoch, acc1=y, agree1=y + 0.2) for epoch, y in enumerate(curve, 1)])
+    text = _report(made).text
+    assert "Accuracy, % of the images, zoomed" in text
+    assert "The axis shows 95.2 to 99.6 alone, without epochs 1 to 4." in text  # the teacher's 95.5 belongs to it
+
+
+def test_limits_of_a_zoom():
+    curve = [10.0, 80.0, 90.0, 95.0, 97.0, 98.0]
+    line = plot.Line("a", [1, 2, 3, 4, 5, 6], curve)
+    low, high = plot.zoom([line])
+    assert 90 < low < 95 and 98 < high < 99
+    low, high = plot.zoom([line], 99.5)
+    assert low < 95 and 99.5 < high < 101
+    assert plot.zoom([plot.Line("linear", [1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 6])]) is None
+    assert plot.zoom([plot.Line("constant", [1, 2, 3, 4], [5, 5, 5, 5])]) is None
+    assert plot.zoom([plot.Line("short", [1, 2, 3], [1, 9, 9.1])]) is None
+    low, high = plot.zoom([plot.Line("flat", [1, 2, 3, 4], [0, 5, 5, 5])])
+    assert low < 5 < high
+
+
+def test_losses_that_fall_over_powers_of_ten_have_a_logarithmic_axis(made):
+    _write_records(
+        made, [_record(epoch, bn_loss=1000.0 / 4**epoch, class_loss=epoch - 3) for epoch in range(1, 7)]
+    )
+    text = _report(made).text
+    assert "bn loss, logarithmic" in text and "class loss, logarithmic" not in text
+
+
+def test_every_schedule_says_what_it_is_for(made):
+    text = _report(made).text
+    for part in ("Makes the images harder", "Admits harder images", "Shows how much of a batch"):
+        assert part in text
+    _write_records(made, [_record(epoch, learning_rate=0.1 / epoch) for epoch in (1, 2)])
+    assert "learning rate of the student" in _report(made).text and "to settle at the end" in _report(made).text
+
+
+@pytest.mark.parametrize("count", range(1, 13))
+def test_descriptions_complete_the_rows(count):
+    part = plot.Part("title", "", "<svg viewBox='0 0 1 1'></svg>")
+    (classes,) = re.findall(r'class="about([^"]*)"', pages.figures("title", "text", [part] * count))
+    two = 2 if "two" in classes else 1
+    three = int(re.search(r"three(\d)", classes)[1])
+    assert (count + two) % 2 == 0 and (count + three) % 3 == 0 and 1 <= three <= 3
 
 
 def test_many_classes(looked_at, tmp_path):
@@ -337,7 +408,7 @@ def test_runs_are_compared(tmp_path, made):
     other = _make_run(tmp_path / "b" / "made", **{"curriculum.lambda_0": 2.5})
     page = _Page(report.write_comparison([made, other], tmp_path / "page"))
     _check_pictures(page)
-    assert page.tags.count("svg") == 4
+    assert page.tags.count("svg") == 16  # 2 of accuracy, 2 of loyalty, 5 losses, 4 of the curriculum, 3 legends
     for text in ("b/made", "Settings that differ", "curriculum.lambda_0", "2.5", "teacher, acc@1 95.50 %"):
         assert text in page.text
     observations.save_teacher(other, {"acc1": [95.5]})

@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from helpers import tensorboard_values
 from PIL import Image
 
 from cudfkd_jax.runs import stages
@@ -64,5 +65,18 @@ def _run(config, folder):
     assert len(images) == config.distill.epochs // config.log.samples_every_epochs
     early, late = (np.asarray(Image.open(path), np.float32) for path in (images[0], images[-1]))
     assert early.std() > 20 and late.std() > 20 and np.abs(early - late).mean() > 5
-    assert list((folder / "tensorboard").iterdir())
+    shown = {
+        value.tag: event.step
+        for event in tensorboard_values(folder / "tensorboard")
+        for value in event.summary.value
+    }
+    tags = (
+        "test/acc1",
+        "train/student_loss",
+        "schedule/lambda",
+        "time/seconds",
+        "samples/epoch",
+        "samples/classes",
+    )
+    assert [shown[tag] for tag in tags] == [config.distill.epochs] * len(tags)
     return summary

@@ -13,6 +13,7 @@ from helpers import flip_byte, snapshot
 
 from cudfkd_jax import main, models
 from cudfkd_jax.config.jobs import teacher_source
+from cudfkd_jax.evaluation import latency
 from cudfkd_jax.models.classifier import Classifier
 from cudfkd_jax.runs import export
 from cudfkd_jax.runs.teacher import find_teacher
@@ -38,11 +39,26 @@ def format_(request):
     return request.param
 
 
+_COST = {"parameters": 1, "bytes": 4, "latency_ms": {"1": 0.5, "256": 1.5}}
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_measured(request, monkeypatch):
+    """Saves the compilation of two networks for two batch sizes."""
+    if "measured" not in request.fixturenames:
+        monkeypatch.setattr(latency, "measure", lambda net, variables, device: _COST)
+
+
+@pytest.fixture
+def measured():
+    """For exports whose latency is measured."""
+
+
 def _export(folder, format_) -> str:
     said: list[str] = []
     path = export.export(folder, format_, said.append)
     assert path == folder / "export" / format_ / FILES[format_]
-    (text,) = said
+    *_, text = said
     return text
 
 
@@ -166,6 +182,53 @@ def test_stablehlo_of_every_family(arch, tmp_path):
         FORMATS["stablehlo"].check(tmp_path / "net", student._replace(variables=other))
 
 
+# Cost
+
+
+def test_size_and_latency_of_both_networks_are_described(measured, run_copy):
+    said: list[str] = []
+    export.export(run_copy, "orbax", said.append)
+    described = json.loads((run_copy / "export/orbax/student.json").read_text())["cost"]
+    summary = json.loads((run_copy / "summary.json").read_text())
+    held = weights.load_net(run_copy / "student").variables["batch_stats"]
+    statistics = sum(leaf.size for leaf in jax.tree.leaves(held))
+    assert (described["device"], described["dtype"]) == (jax.local_devices()[0].device_kind, "float32")
+    for role in ("teacher", "student"):
+        found = described[role]
+        assert (found["arch"], found["parameters"]) == (summary[role]["arch"], summary[role]["parameters"])
+        assert found["bytes"] == 4 * (found["parameters"] + statistics)
+        assert set(found["latency_ms"]) == {"1", "256"} and min(found["latency_ms"].values()) > 0
+    assert "ms, batch 256" in said[0] and max(map(len, said[0].splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    ("teacher", "text"),
+    [
+        ({"arch": "wrn10_2"}, "wrn10_2 has 303,418 parameters"),
+        ({"arch": "none_such:Net"}, "none_such"),
+        ({"arch": "cudfkd_jax.runs.api:_Function"}, "_Function wants arguments"),
+    ],
+)
+def test_a_teacher_that_cannot_be_built_again_is_left_out(run_copy, teacher, text):
+    summary = json.loads((run_copy / "summary.json").read_text())
+    summary["teacher"] |= teacher
+    (run_copy / "summary.json").write_text(json.dumps(summary))
+    said: list[str] = []
+    export.export(run_copy, "orbax", said.append)
+    assert said[0].startswith("measured without the teacher: ") and text in said[0]
+    described = json.loads((run_copy / "export/orbax/student.json").read_text())["cost"]
+    assert set(described) == {"device", "dtype", "student"}
+
+
+def test_an_export_that_another_machine_measured_or_none_is_the_same(run_copy):
+    _export(run_copy, "orbax")
+    path = run_copy / "export/orbax/student.json"
+    described = json.loads(path.read_text())
+    for other in (described | {"cost": {"device": "other"}}, {k: v for k, v in described.items() if k != "cost"}):
+        path.write_text(json.dumps(other))
+        assert _export(run_copy, "orbax").startswith("already there")
+
+
 # Refusals
 
 
@@ -279,7 +342,9 @@ def test_the_command_needs_no_configuration(run_copy, capsys):
     assert main.main(arguments) == 0
     assert main.main(arguments) == 0
     place = run_copy / "export/orbax/student"
-    assert capsys.readouterr().out == f"written: {place}\nalready there: {place}\n"
+    *table, written, there = capsys.readouterr().out.splitlines()
+    assert (written, there) == (f"written: {place}", f"already there: {place}")
+    assert [line.split(" ")[0] for line in table] == ["", "teacher", "student", "student:", "on"]
 
 
 @pytest.mark.parametrize(

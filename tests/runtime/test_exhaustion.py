@@ -149,15 +149,15 @@ def test_a_batch_of_images_that_does_not_fit(run_copy, ends, little_memory):
 
 def test_a_state_larger_than_the_device_is_refused(monkeypatch):
     state = {"a": jax.ShapeDtypeStruct((2**30, 1024), jnp.float32), "b": jnp.zeros(3), "key": jax.random.key(0)}
-    monkeypatch.setattr(memory, "_device_memory", lambda: 2**42 + 12 + 8)
+    monkeypatch.setattr(memory, "device_memory", lambda: 2**42 + 12 + 8)
     memory.check_fits("distill", state, {"distill.batch_size": 4})
-    monkeypatch.setattr(memory, "_device_memory", lambda: 2**42 + 12 + 7)
+    monkeypatch.setattr(memory, "device_memory", lambda: 2**42 + 12 + 7)
     with pytest.raises(UserError, match=r"take 4096 GiB and the device has 4096; .*lower one of --config.x \(4\)"):
         memory.check_fits("distill", state, {"x": 4})
 
 
 def test_the_memory_of_this_machine_is_known():
-    assert 2**28 < memory._device_memory() < 2**48
+    assert 2**28 < memory.device_memory() < 2**48
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -38,3 +39,23 @@ def outcome(workdir: Path) -> tuple[dict[str, bytes], list[dict[str, Any]], dict
     for key in ("wall_s", "images_per_s", "peak_memory_mib"):
         del summary[key]
     return files, records, summary
+
+
+def tensorboard_events(folder: Path) -> list[Any]:
+    """Reads TensorBoard's events from all files of a folder, the oldest first."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    found = []
+    for path in sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime_ns):
+        content = path.read_bytes()
+        while content:  # length, its checksum, event, its checksum
+            (length,) = struct.unpack("<Q", content[:8])
+            found.append(Event.FromString(content[12 : 12 + length]))
+            content = content[16 + length :]
+    return found
+
+
+def tensorboard_values(folder: Path) -> dict[tuple[str, int], Any]:
+    """Returns the values of all events, by tag and step."""
+    events = tensorboard_events(folder)
+    return {(value.tag, event.step): value for event in events for value in event.summary.value}

@@ -7,6 +7,8 @@ import time
 import jax
 import jax.numpy as jnp
 import pytest
+from helpers import tensorboard_values
+from PIL import Image
 
 from cudfkd_jax.runtime.devices import local_devices
 from cudfkd_jax.runtime.errors import StoppedError
@@ -40,7 +42,7 @@ def _epoch(state):
 class _Events(list):
     """Records a stage's events in order: `begin`, `evaluate`, `measured` and `after` with the epoch's number."""
 
-    def run(self, folder, *, whole=True, inspected=(), on_measured=lambda epoch: None, **options):
+    def run(self, folder, *, whole=True, inspected=(), on_measured=lambda epoch: None, picture=None, **options):
         folder.mkdir(exist_ok=True)
 
         def begin(state, progress=None):
@@ -70,6 +72,9 @@ class _Events(list):
                 assert state.aux is not None or (whole and epoch not in inspected)
                 assert float(state.student["sum"]) == history[-1]["total"]
                 return ()
+
+            def pictures(self, epoch):
+                return {"samples/epoch": picture} if picture else {}
 
             def after_checkpoint(self):
                 events.append("save")
@@ -150,3 +155,11 @@ def test_a_signal_waits_for_the_epoch_in_progress_alone(tmp_path):
     assert rest[0] == "begin 1" and "evaluate 3" in rest and "evaluate 2" not in rest
     _, undisturbed = _Events().run(tmp_path / "undisturbed")
     assert _figures(history) == _figures(undisturbed)
+
+
+def test_pictures_of_a_callback_are_events(tmp_path):
+    Image.new("L", (4, 4)).save(tmp_path / "any.png")
+    _Events().run(tmp_path / "run", picture=tmp_path / "any.png", tensorboard=True)
+    found = tensorboard_values(tmp_path / "run/tensorboard")
+    assert [step for tag, step in found if tag == "samples/epoch"] == [1, 2, 3, 4]
+    assert ("train/loss", 4) in found and ("train/total", 4) in found
