@@ -92,15 +92,28 @@ def test_the_console_script_does_the_same(place):
         (["--config"], "--config: expected one argument"),
         (
             ["--config=configs/none.py"],
-            "no configuration file 'configs/none.py': unknown configuration 'none'; valid: cifar10, ",
+            "no configuration file 'configs/none.py'; valid: cifar10, ",
         ),
+        (
+            ["--config=../near/tiny.pi"],
+            "no configuration file '../near/tiny.pi' (did you mean '../near/tiny.py'?)",
+        ),
+        (["--config=config/digits.py"], "file 'config/digits.py' (did you mean 'digits'?); valid: cifar10,"),
+        (["--config=digts.py"], "no configuration file 'digts.py' (did you mean 'digits'?)"),
         (["--config=none.py", "--stage=evaluate", "--workdir=x"], "no configuration file 'none.py'"),
         ([f"--config={TINY}", "--stage=evaluate"], "--workdir=runs/tiny holds no run"),
         (["--config=.", "--config.seed=1"], "no configuration file '.'"),
         (["--stage=evaluate"], "no run; give its folder with --workdir"),
         ([f"--config={TINY}", "more"], "unexpected argument 'more'; settings are given as --config.key=value"),
-        ([f"--config={TINY}", "--wrkdir=x"], "Unknown command line flag 'wrkdir'; --help shows"),
-        ([f"--config={TINY}", "-v"], "Unknown command line flag 'v'; --help shows"),
+        (
+            [f"--config={TINY}", "--wrkdir=x"],
+            "unknown option '--wrkdir' (did you mean '--workdir'?); valid: --debug, --config, --stage, --workdir,",
+        ),
+        ([f"--config={TINY}", "-workdir", "x"], "unknown option '-workdir' (did you mean '--workdir'?)"),
+        ([f"--config={TINY}", "-v"], "unknown option '-v'; valid: --debug, "),
+        ([f"--config={TINY}", "--confg.seed=1"], "unknown option '--confg.seed' (did you mean '--config.seed'?)"),
+        ([f"--config={TINY}:methd=cmi"], "colon of --config 'methd' (did you mean 'method'?); valid: teacher,"),
+        ([f"--config={TINY}:method=cmmi"], "unknown method 'cmmi' (did you mean 'cmi'?)"),
         (
             [f"--config={TINY}:teachr=wrn10_1"],
             "unknown argument after the colon of --config 'teachr' (did you mean 'teacher'?); valid: teacher,",
@@ -111,7 +124,10 @@ def test_the_console_script_does_the_same(place):
         ),
     ],
 )
-def test_arguments_that_are_wrong(refused, arguments, text):
+def test_arguments_that_are_wrong(place, refused, arguments, text):
+    beside = place.with_name("near") / "tiny.py"
+    beside.parent.mkdir()
+    beside.touch()
     assert text in refused(*arguments)
 
 
@@ -433,8 +449,9 @@ def test_a_finished_run_says_so_and_does_nothing(run_copy, capsys):
 def test_evaluation_needs_only_the_workdir(run_copy, capsys):
     before = snapshot(run_copy)
     assert main.main(["--stage=evaluate", f"--workdir={run_copy}", "--config.evaluation.batch_size=100"]) == 0
-    first_words = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
-    assert first_words == ["acc@1", "teacher", "student", "student_best"]
+    heading, *lines = capsys.readouterr().out.splitlines()
+    assert heading.split() == ["teacher", "student", "student_best"]
+    assert [line.split()[0] for line in lines[:3]] == ["network", "parameters", "acc@1"]
     assert snapshot(run_copy) == before
 
 

@@ -1,9 +1,11 @@
 """The package's configuration files, found by name from any folder."""
 
 import ast
+import contextlib
+import difflib
 from pathlib import Path
 
-from cudfkd_jax.runtime.errors import UserError, unknown
+from cudfkd_jax.runtime.errors import UserError
 
 _PACKAGE = Path(__file__).parents[1]
 # Wheels carry them inside the package; in a checkout they lie beside it.
@@ -24,13 +26,16 @@ def find(given: str) -> Path:
     Raises:
         UserError: there is no such file.
     """
-    path = Path(given)
+    path, hint = Path(given), ""
     if path.is_file():
         return path
     if given in names():
         return FOLDER / f"{given}.py"
-    near = unknown("configuration", path.stem, names())
-    raise UserError(f"no configuration file {given!r}: {near}, or a file of your own")
+    with contextlib.suppress(OSError):
+        files = {name: name for name in names()} | {file.stem: str(file) for file in path.parent.glob("*.py")}
+        near = difflib.get_close_matches(path.stem, files, n=1)
+        hint = f" (did you mean {files[near[0]]!r}?)" if near else ""
+    raise UserError(f"no configuration file {given!r}{hint}; valid: {', '.join(names())}, or a file like theirs")
 
 
 def listing() -> str:

@@ -4,9 +4,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from cudfkd_jax.evaluation.summary import SYNTHETIC
-
-_AGREEMENTS = {"agree1": "test images", f"agree1{SYNTHETIC}": "held-out synthetic images"}
+_AGREEMENTS = {"agree1": "test images", "agree1_synthetic": "held-out synthetic images"}
+_SAME = 1.05  # the ratio of parameters up to which networks are equally large
 SHARES = ("acc1", *_AGREEMENTS)  # the metrics of a headline
 
 
@@ -37,8 +36,8 @@ def headline(teacher: Mapping[str, Any], student: Mapping[str, Any]) -> list[tup
 
 def size(teacher: float, student: float) -> str:
     """Describes the number of a student's parameters beside its teacher's."""
-    if student == teacher:
-        return "as large"
+    if max(teacher, student) <= _SAME * min(teacher, student):
+        return "as large as the teacher"
     return f"{teacher / student:.1f}× smaller" if student < teacher else f"{student / teacher:.1f}× larger"
 
 

@@ -8,6 +8,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from cudfkd_jax.evaluation.headline import headline
 from cudfkd_jax.evaluation.metrics import stability
 from cudfkd_jax.models import count_parameters
 from cudfkd_jax.runtime.devices import Devices
@@ -21,8 +22,11 @@ SUMMARY = "summary.json"
 DAMAGED = "; remove it, and the same command writes it again"  # after "… is damaged"
 _PACKAGES = ("cudfkd_jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 _NO_STABILITY = {"mean": None, "variance": None}
+BEST = "student_best"  # in a summary and a workdir
 SYNTHETIC = "_synthetic"  # suffix of metrics measured on synthetic images
 TEST_METRICS = ("acc1", "acc5", "agree1", "loyalty", "loyalty_released")
+_WIDTH = 80  # of tables, in characters
+_SYNTHETIC_NOTE = "agreement on held-out synthetic images, not on real ones; no accuracy is known"
 _AGAINST_TEACHER = tuple(name + SYNTHETIC for name in TEST_METRICS[2:])
 
 
@@ -68,8 +72,9 @@ def distill_summary(
 
     Returns:
         JSON-ready; accuracies in percent. `agree1`, `loyalty` and so on are the last student's. Each `*_best` is a
-        separate maximum over the epochs, chosen on the test images, as in the paper's tables. Without test images,
-        metrics are measured on synthetic images and end in `_synthetic`.
+        separate maximum over the epochs, chosen on the test images, as in the paper's tables. `student_best` is
+        the one student with the best `acc1`, as saved. Without test images, metrics are measured on synthetic
+        images and end in `_synthetic`.
     """
     last = history[-1]
     from_epoch = run.stability_from
@@ -85,8 +90,18 @@ def distill_summary(
         **common_summary(run, history, devices),
         "teacher": teacher,
         "student": student_summary,
+        **_best_student(history),
         "stability": {**(stability(later)._asdict() if later else _NO_STABILITY), "from_epoch": from_epoch},
     }
+
+
+def _best_student(history: list[Record]) -> dict[str, Any]:
+    """Returns the entry of the student that `student_best/` holds; nothing without test images."""
+    best = records.best(history, "acc1")
+    if best is None:
+        return {}
+    record = history[best.epoch - 1]
+    return {BEST: {"epoch": best.epoch, **{name: record[name] for name in TEST_METRICS if name in record}}}
 
 
 def common_summary(run: RunDescription, history: list[Record], devices: Devices) -> dict[str, Any]:
@@ -126,27 +141,48 @@ def package_version(package: str) -> str:
 
 
 def describe(summary: dict[str, Any]) -> str:
-    """Formats a summary as the text shown at the end of a stage."""
+    """Formats a summary as the text shown at the end of a stage, at most 80 columns wide."""
     pace = f"{duration(summary['wall_s'])}, {summary['images_per_s']:,.0f} images/s"
     if "network" in summary:
-        return f"{_table({summary['stage']: summary['network']})}\n{pace}"
-    student = summary["student"]
+        return f"{table({summary['stage']: summary['network']})}\n{pace}"
+    student, teacher = summary["student"], summary["teacher"]
     if "acc1_last" not in student:
-        return (
-            f"{_table({'student, last': student})}\n{pace}; agreement on held-out synthetic images, not on real "
-            "ones: without test images no accuracy is known"
-        )
-    best = {name: student[f"{name}_best"] for name in TEST_METRICS if f"{name}_best" in student}
-    networks = {
-        "teacher": summary["teacher"],
-        "student, last": student | {"acc1": student["acc1_last"]},
-        "student, best": {name: student[name] for name in ("arch", "parameters")} | best,
-    }
-    return (
-        f"{_table(networks)}\n"
-        f"{_describe_stability(**summary['stability'])}\n"
-        f"{pace}; each best value is chosen by itself on the test images"
-    )
+        networks = {"teacher": teacher, "student": student}
+        notes = [pace, _SYNTHETIC_NOTE]
+    else:
+        best = _best_of(summary)
+        networks = {
+            "teacher": teacher,
+            "student": student | {"acc1": student["acc1_last"]},
+            BEST: {name: student[name] for name in ("arch", "parameters")} | best,
+        }
+        notes = [best_note(best["epoch"]), _describe_stability(**summary["stability"]), pace]
+    return "\n".join((*_headline(summary), table(networks), *notes))
+
+
+def _headline(summary: dict[str, Any]) -> list[str]:
+    """Returns a line that compares the student with the teacher, and an empty one."""
+    student = summary["student"]
+    last = {"acc1": student["acc1_last"]} if "acc1_last" in student else {}
+    said = [text for text, _ in headline(summary["teacher"], student | last)]
+    return [", ".join(said[:2]), ""] if said else []
+
+
+def _best_of(summary: dict[str, Any]) -> dict[str, Any]:
+    """Returns the epoch and the metrics of the student in `student_best/`.
+
+    Summaries of earlier versions have only the maxima of each metric: those reached in the same epoch are its own.
+    """
+    if BEST in summary:
+        return dict(summary[BEST])
+    student, epoch = summary["student"], summary["student"]["acc1_best_epoch"]
+    same = [name for name in TEST_METRICS if student.get(f"{name}_best_epoch") == epoch]
+    return {"epoch": epoch, **{name: student[f"{name}_best"] for name in same}}
+
+
+def best_note(epoch: int) -> str:
+    """Describes the best student of a table; the other one is the last."""
+    return f"{BEST}: after epoch {epoch}, the best acc@1 on the test images"
 
 
 def _describe_stability(mean: float | None, variance: float | None, from_epoch: int) -> str:
@@ -157,7 +193,7 @@ def _describe_stability(mean: float | None, variance: float | None, from_epoch: 
 
 def evaluation_table(nets: dict[str, Trained], measured: dict[str, dict[str, float]]) -> str:
     """Formats test metrics by network as a table."""
-    return _table(
+    return table(
         {
             name: {"arch": net.net.arch, "parameters": count_parameters(net.variables["params"])} | measured[name]
             for name, net in nets.items()
@@ -176,18 +212,25 @@ COLUMNS = {  # name in a summary: heading, digits
 }
 
 
-def _table(networks: dict[str, dict[str, Any]]) -> str:
-    """Formats a heading and one line per network; omits columns without any value."""
-    names = [name for name in COLUMNS if any(name in network for network in networks.values())]
-    rows = [("", "", *(COLUMNS[name][0] for name in names), "parameters")]
+def table(networks: dict[str, dict[str, Any]]) -> str:
+    """Formats one column per network, at most 80 columns of text, and one row per known metric.
+
+    Args:
+        networks: by name, `arch`, `parameters` and metrics as in a summary.
+    """
+    named = [name for name in COLUMNS if any(name in network for network in networks.values())]
+    first = ["", "network", "parameters", *(COLUMNS[name][0] for name in named)]
+    room = (_WIDTH - max(map(len, first))) // len(networks) - 2
+    columns = [first]
     for label, network in networks.items():
-        cells = [f"{network[name]:.{COLUMNS[name][1]}f}" if name in network else "" for name in names]
-        rows.append((label, network["arch"], *cells, f"{network['parameters']:,}"))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(
-            cell.ljust(w) if i < 2 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
-    return "\n".join(line.rstrip() for line in lines)
+        values = [f"{network[name]:.{COLUMNS[name][1]}f}" if name in network else "" for name in named]
+        columns.append([label, _shortened(network["arch"], room), f"{network['parameters']:,}", *values])
+    widths = [max(map(len, column)) for column in columns]
+    rows = zip(*columns, strict=True)
+    return "\n".join(
+        "  ".join((name.ljust(widths[0]), *map(str.rjust, cells, widths[1:]))).rstrip() for name, *cells in rows
+    )
+
+
+def _shortened(text: str, width: int) -> str:
+    return text if len(text) <= width else f"…{text[1 - width :]}"

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from cudfkd_jax.config import identity, loading, validate
 from cudfkd_jax.experiments import paper_numbers, plan
-from cudfkd_jax.experiments.launcher import Cell, Outcome
+from cudfkd_jax.experiments.display import Cell
+from cudfkd_jax.experiments.launcher import Outcome
 from cudfkd_jax.experiments.outcomes import (
     COLUMNS,
     Summary,

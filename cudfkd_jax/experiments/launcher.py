@@ -7,6 +7,7 @@ import concurrent.futures
 import concurrent.futures.process
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -17,6 +18,7 @@ from typing import IO, Any, NamedTuple, TypeVar
 
 from cudfkd_jax import report
 from cudfkd_jax.evaluation.summary import SUMMARY, read_summary
+from cudfkd_jax.experiments.display import Cell, Display, Durations
 from cudfkd_jax.runtime.errors import RunFailedError, StoppedError, UserError
 from cudfkd_jax.runtime.signals import raise_on_signals
 from cudfkd_jax.storage import workdir
@@ -27,29 +29,6 @@ T = TypeVar("T")
 _PATIENCE_S = 60.0  # for a run of an earlier command to stop
 
 
-class Cell(NamedTuple):
-    """One run with its workdir.
-
-    Attributes:
-        name: the name shown to the user.
-        folder: its workdir; its output goes to `<folder>.log` beside it.
-        arguments: the command line without `--workdir`.
-        part: the workdir's subfolder with the results of its stage; "" for a distilled student.
-        recorded: whether the folder contains only an earlier run's results, and is read-only.
-    """
-
-    name: str
-    folder: Path
-    arguments: tuple[str, ...]
-    part: str = ""
-    recorded: bool = False
-
-    @property
-    def results(self) -> Path:
-        """The folder of its stage's results."""
-        return self.folder / self.part
-
-
 class Outcome(NamedTuple):
     """The outcome of a run: its `summary.json`, or an error message."""
 
@@ -58,38 +37,56 @@ class Outcome(NamedTuple):
     error: str = ""
 
 
-def run_cells(cells: Sequence[Cell], *, jobs: int = 1, say: Callable[[str], None] = print) -> list[Outcome]:
+def run_cells(
+    cells: Sequence[Cell],
+    *,
+    jobs: int = 1,
+    say: Callable[[str], None] = print,
+    durations: Durations | None = None,
+) -> list[Outcome]:
     """Runs the unfinished cells; a failed run does not affect the others.
 
     Args:
         cells: in the order in which they start and are returned.
         jobs: number of concurrent runs, on the same devices.
         say: prints messages for the user.
+        durations: learns those of the finished runs; by default it knows none but theirs.
 
     Raises:
-        KeyboardInterrupt, StoppedError: on Ctrl-C or a signal to stop, after the runs have saved their states.
+        StoppedError: on Ctrl-C or another signal to stop, after the runs have saved their states.
     """
+    durations = durations or Durations()
     waiting = [cell for cell in cells if not finished(cell)]
     if len(waiting) < len(cells):
         say(f"{len(cells) - len(waiting)} of {len(cells)} runs are finished already")
-    start, done, lock = time.monotonic(), 0, threading.Lock()
+        for cell in cells:
+            if cell not in waiting and not cell.recorded and (wall_s := read_summary(cell.results).get("wall_s")):
+                durations.learn(cell, wall_s)  # but of a recorded run, which may be of another machine
+    done, lock, display = 0, threading.Lock(), Display(waiting, jobs, durations, say)
     leash, held = (os.fdopen(end, mode, buffering=0) for end, mode in zip(os.pipe(), ("rb", "wb"), strict=True))
 
     def run(cell: Cell) -> Outcome:
         nonlocal done
-        outcome = Outcome(cell, None, "not begun") if held.closed else _run(cell, leash)
+        if held.closed:
+            return Outcome(cell, None, "not begun")
+        display.begin(cell)
+        start = time.monotonic()
+        outcome = _run(cell, leash)
         with lock:
             done += 1
-            left = (time.monotonic() - start) / done * (len(waiting) - done)
-            say(f"run {done}/{len(waiting)}  {cell.name}  {_result(outcome)}  about {duration(left)} left")
+            if outcome.summary is not None:  # of a resumed run the summary counts the time before, too
+                durations.learn(cell, max(time.monotonic() - start, outcome.summary["wall_s"]))
+            result = "stopped" if held.closed and outcome.summary is None else _result(outcome)
+            display.end(cell, f"run {done}/{len(waiting)}  {cell.name}  {result}")
         return outcome
 
-    with leash, held, concurrent.futures.ThreadPoolExecutor(max_workers=jobs) as pool, raise_on_signals():
+    with leash, held, display, concurrent.futures.ThreadPoolExecutor(max_workers=jobs) as pool, raise_on_signals():
         try:
             outcomes = dict(zip(waiting, pool.map(run, waiting), strict=True))
-        except (KeyboardInterrupt, StoppedError):
+        except (KeyboardInterrupt, StoppedError) as error:
             held.close()  # stops the runs; the pool waits for them
-            raise
+            display.stop("stopping: the runs save their states; press Ctrl-C again to quit without waiting")
+            raise error if isinstance(error, StoppedError) else StoppedError(signal.SIGINT) from None
     for cell in cells:
         if cell not in waiting and not cell.part and not cell.recorded:
             _complete(cell, say)
@@ -142,7 +139,7 @@ def _end_with_parent() -> None:
 def _run(cell: Cell, leash: IO[bytes]) -> Outcome:
     """Runs a cell to its end, or until `leash` closes."""
     cell.folder.parent.mkdir(parents=True, exist_ok=True)
-    log = cell.folder.with_name(cell.folder.name + ".log")
+    log = cell.log
     command = [sys.executable, "-m", "cudfkd_jax.experiments.child", *cell.arguments, f"--workdir={cell.folder}"]
     _wait_for_the_last(cell.folder)
     with log.open("a", encoding="utf-8") as stream:

@@ -13,7 +13,8 @@ from ml_collections import ConfigDict
 from cudfkd_jax.config import access, build, jobs, loading, validate
 from cudfkd_jax.config.identity import result_settings
 from cudfkd_jax.experiments import launcher
-from cudfkd_jax.experiments.launcher import Cell, Outcome
+from cudfkd_jax.experiments.display import Cell, Durations
+from cudfkd_jax.experiments.launcher import Outcome
 from cudfkd_jax.runs.teacher import find_teacher
 from cudfkd_jax.runtime.errors import UserError
 from cudfkd_jax.storage.workdir import TEACHER
@@ -156,6 +157,7 @@ def run(
     jobs: int = 1,
     say: Callable[[str], None] = print,
     lost: dict[Path, str] | None = None,
+    durations: Durations | None = None,
 ) -> list[Outcome]:
     """Trains the missing teachers, then executes the unfinished runs; failures do not affect other runs.
 
@@ -164,20 +166,22 @@ def run(
         jobs: number of concurrent runs.
         say: prints messages for the user.
         lost: errors of runs that failed in earlier calls, by folder; these are not retried, and new ones added.
+        durations: predicts how long the runs take, and learns from them; by default it knows none.
 
     Returns:
         The outcomes, in the order of `planned`.
     """
     lost = {} if lost is None else lost
+    durations = durations or Durations()
     missing = [teacher for teacher in missing_teachers(planned) if teacher.folder not in lost]
     if missing:
         say(f"{len(missing)} teacher{'s' * (len(missing) > 1)} first")
-    _run(missing, jobs, say, lost)
+    _run(missing, jobs, say, lost, durations)
     once = distinct(planned)
     for each in once:
         if each.teacher and each.teacher.folder in lost and not launcher.finished(each.cell):
             lost[each.cell.folder] = f"no teacher: {lost[each.teacher.folder]}"
-    found = _run([each.cell for each in once if each.cell.folder not in lost], jobs, say, lost)
+    found = _run([each.cell for each in once if each.cell.folder not in lost], jobs, say, lost, durations)
     return [
         found[cell.folder]._replace(cell=cell) if cell.folder in found else Outcome(cell, None, lost[cell.folder])
         for cell in (each.cell for each in planned)
@@ -185,9 +189,14 @@ def run(
 
 
 def _run(
-    wanted: Sequence[Cell], jobs: int, say: Callable[[str], None], lost: dict[Path, str]
+    wanted: Sequence[Cell],
+    jobs: int,
+    say: Callable[[str], None],
+    lost: dict[Path, str],
+    durations: Durations,
 ) -> dict[Path, Outcome]:
-    found = {outcome.cell.folder: outcome for outcome in launcher.run_cells(wanted, jobs=jobs, say=say)}
+    outcomes = launcher.run_cells(wanted, jobs=jobs, say=say, durations=durations)
+    found = {outcome.cell.folder: outcome for outcome in outcomes}
     lost.update({folder: outcome.error for folder, outcome in found.items() if outcome.summary is None})
     return found
 

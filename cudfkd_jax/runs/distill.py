@@ -14,7 +14,7 @@ from cudfkd_jax.data import Split
 from cudfkd_jax.evaluation import diagnostics, observations, samples, verification
 from cudfkd_jax.evaluation.convergence import MajoriseMinimise
 from cudfkd_jax.evaluation.evaluator import StudentEvaluator
-from cudfkd_jax.evaluation.summary import SUMMARY, TEST_METRICS, distill_summary
+from cudfkd_jax.evaluation.summary import BEST, SUMMARY, TEST_METRICS, distill_summary
 from cudfkd_jax.models import count_parameters
 from cudfkd_jax.models.capture import has_batch_norm
 from cudfkd_jax.runtime import processes
@@ -29,7 +29,7 @@ from cudfkd_jax.training.loops import EpochFunction, distillation_steps, make_ep
 from cudfkd_jax.training.state import PREVIEW, RunState, purpose_key
 from cudfkd_jax.training.trainer import Callback
 
-STUDENT, STUDENT_BEST, SAMPLES = "student", "student_best", "samples"
+STUDENT, STUDENT_BEST, SAMPLES = "student", BEST, "samples"
 _PREVIEWED = 64  # images per picture
 _HINT_AFTER, _COMPARED = 2, 256  # epochs; images whose statistics are compared
 
@@ -91,6 +91,7 @@ def distill(
         folder=workdir,
         epochs=job.settings.distill.epochs,
         steps_per_epoch=job.epoch.steps,
+        steps_per_round=job.epoch.student_steps,
         images_per_step=job.settings.distill.batch_size,
         init=functools.partial(_initial_state(job), job.key, pair.teacher_variables),
         run_epoch=_epoch_function(job),

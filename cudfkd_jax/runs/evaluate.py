@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from cudfkd_jax import data
 from cudfkd_jax.config import access, build, jobs, networks, precision, validate
 from cudfkd_jax.evaluation.predict import evaluate, make_predict
-from cudfkd_jax.evaluation.summary import evaluation_table
+from cudfkd_jax.evaluation.summary import best_note, evaluation_table
 from cudfkd_jax.runs import distill, supervised
 from cudfkd_jax.runs.teacher import find_teacher, verify_teacher
 from cudfkd_jax.runtime.errors import UserError
@@ -52,6 +52,8 @@ def evaluate_run(config: ConfigDict, folder: Path, say: Callable[[str], None] = 
     }
     measured = {name: evaluate(value, test.labels, logits.get("teacher")) for name, value in logits.items()}
     say(evaluation_table(nets, measured))
+    if epoch := distill.STUDENT_BEST in nets and nets[distill.STUDENT_BEST].net.metrics.get("epoch"):
+        say(best_note(epoch))
     return measured
 
 

@@ -11,10 +11,12 @@ Each process reads the data itself.
 
 import contextlib
 import functools
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from cudfkd_jax import data, report
@@ -24,11 +26,13 @@ from cudfkd_jax.config.jobs import DistillJob, SupervisedJob
 from cudfkd_jax.config.networks import Pair
 from cudfkd_jax.data import Dataset, Split
 from cudfkd_jax.evaluation.summary import DAMAGED, SUMMARY, describe, read_summary
+from cudfkd_jax.models import count_parameters
 from cudfkd_jax.models.capture import has_batch_norm
 from cudfkd_jax.runs import distill, supervised, timing
 from cudfkd_jax.runs.teacher import find_teacher, verify_teacher
-from cudfkd_jax.runtime import processes
+from cudfkd_jax.runtime import cli, processes
 from cudfkd_jax.runtime.errors import UserError
+from cudfkd_jax.runtime.imports import is_import_path
 from cudfkd_jax.runtime.memory import enough_memory
 from cudfkd_jax.storage import checkpoint, weights, workdir
 from cudfkd_jax.storage.weights import Trained
@@ -128,7 +132,7 @@ def _prepare(
     dataset = None
     if access.has_images(config):
         dataset = build.dataset(config, ("test",) if parts == ["distill"] else ("train", "test"), say)
-    _check_shapes(config, parts, dataset, teacher)
+    _check_shapes(config, parts, dataset, teacher, say)
     return dataset
 
 
@@ -226,6 +230,7 @@ def run_pair(
         return
     say = say if processes.is_first() else _say_nothing
     job = processes.together(lambda: _checked(jobs.distill_job(config, pair)))
+    _compare_sizes(pair, say)
     processes.from_first(lambda: _verify_pair(config, pair, folder, test, say))
     _advise(config, say)
     with _locked(folder, say):
@@ -324,7 +329,13 @@ def _say_nothing(text: str) -> None:
     pass
 
 
-def _check_shapes(config: ConfigDict, parts: list[str], dataset: Dataset | None, teacher: Trained | None) -> None:
+def _check_shapes(
+    config: ConfigDict,
+    parts: list[str],
+    dataset: Dataset | None,
+    teacher: Trained | None,
+    say: Callable[[str], None],
+) -> None:
     for part in parts:
         if part != "distill":
             assert dataset
@@ -332,7 +343,20 @@ def _check_shapes(config: ConfigDict, parts: list[str], dataset: Dataset | None,
         else:
             net = teacher.net if teacher else networks.described(config, "teacher")
             variables = teacher.variables if teacher else net.abstract_variables()
-            _checked(jobs.distill_job(config, networks.pair(config, net, variables)))
+            pair = networks.pair(config, net, variables)
+            _checked(jobs.distill_job(config, pair))
+            _compare_sizes(pair, say)
+
+
+def _compare_sizes(pair: Pair, say: Callable[[str], None]) -> None:
+    """Warns of a student with more parameters than its teacher; a teacher that is a function has none."""
+    student_shapes = jax.eval_shape(lambda: pair.student.init(jax.random.key(0), pair.student_net.image_shape))
+    student, teacher = (count_parameters(v["params"]) for v in (student_shapes, pair.teacher_variables))
+    if student > teacher > 0:
+        say(
+            f"warning: the student {pair.student_net.arch} has {student:,} parameters, more than its teacher "
+            f"{pair.teacher_net.arch} with {teacher:,}; set --config.student.arch to distil into a smaller one"
+        )
 
 
 def _checked(job: DistillJob) -> DistillJob:
@@ -362,4 +386,15 @@ def _say_results(folder: Path, say: Callable[[str], None]) -> None:
         text = describe(summary)
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder / SUMMARY} is damaged{DAMAGED}") from error
-    say(f"{text}\nfinished: {folder}")
+    say("\n".join((text, *_where_next(folder, summary), f"finished: {folder}")))
+
+
+def _where_next(folder: Path, summary: dict[str, Any]) -> list[str]:
+    """Returns lines for a distilled student: the path of its report, if there is one, and the next command."""
+    if "student" not in summary:
+        return []
+    page = folder / report.REPORT
+    # PyTorch has no names for the weights of a module of the user's own.
+    format_ = "orbax" if is_import_path(summary["student"]["arch"]) else "safetensors"
+    command = f"{cli.program()} --stage=export --workdir={shlex.quote(str(folder))} --format={format_}"
+    return [*([f"report: {page}"] if page.exists() else []), f"next: {command}"]

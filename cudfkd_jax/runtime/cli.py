@@ -5,8 +5,10 @@ JAX, which takes a second to import, is imported only where it is used, so that 
 
 import argparse
 import contextlib
+import difflib
 import errno
 import os
+import re
 import signal
 import sys
 import traceback
@@ -17,11 +19,13 @@ from typing import Any, NoReturn
 
 from absl import logging
 
-from cudfkd_jax.runtime.errors import OutOfMemoryError, RunFailedError, StoppedError, UserError
+from cudfkd_jax.runtime import signals
+from cudfkd_jax.runtime.errors import OutOfMemoryError, RunFailedError, StoppedError, UserError, unknown
 
 _INTERRUPTED, _BROKEN_PIPE = 128 + signal.SIGINT, 128 + signal.SIGPIPE
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _OF_ALL = (UserError, RunFailedError, StoppedError)  # raised in all processes of a run, reported by one
+_OPTION = re.compile(r"(--?(?!(?:no)?config\.)[A-Za-z][\w-]*)(\.[\w.]+)?")  # but a setting, --config.KEY
 _LONGEST = 1000  # characters of an error message; a value or a path in it can have any length
 
 
@@ -31,6 +35,22 @@ class Parser(argparse.ArgumentParser):
     def __init__(self) -> None:
         super().__init__(add_help=False, allow_abbrev=False)
         self.add_argument("--debug", action="store_true")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """Parses the command's options and returns them with the rest, in which the only options are settings.
+
+        Raises:
+            UserError: another option is given; the message suggests the nearest.
+        """
+        namespace, rest = super().parse_known_args(args, namespace)
+        for argument in rest:
+            if match := _OPTION.match(argument):
+                name, key = match[1], match[2] or ""
+                valid = [option for action in self._actions for option in action.option_strings]
+                if key and difflib.get_close_matches(name, ["--config"]):
+                    raise UserError(f"unknown option {name + key!r} (did you mean '--config{key}'?)")
+                raise unknown("option", name + key, valid, "--config.KEY=VALUE")
+        return namespace, rest
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; --help shows what can be given")
@@ -76,6 +96,7 @@ def guard(action: Callable[[Sequence[str]], None], arguments: Sequence[str], usa
 
 def leave(command: Callable[[Sequence[str]], int]) -> NoReturn:
     """Runs a command on this process's arguments and exits with its status."""
+    signals.end_process_at_second_interrupt()
     sys.path.insert(0, "")  # as in `python -m`: import paths may name modules in the current folder
     status = command(sys.argv[1:])
     if status:
@@ -102,6 +123,11 @@ def _discard_output() -> None:
             stream.flush()
         except OSError:
             os.dup2(nowhere, stream.fileno())
+
+
+def program() -> str:
+    """Returns how the user calls the command line here: as the installed command, or as a module."""
+    return "cudfkd" if Path(sys.argv[0]).name == "cudfkd" else "python -m cudfkd_jax.main"
 
 
 def say(text: str) -> None:

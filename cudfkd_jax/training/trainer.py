@@ -76,7 +76,7 @@ class Stage:
     Attributes:
         name: shown to the user.
         folder: holds `checkpoints/`, `metrics.jsonl` and `tensorboard/`.
-        epochs, steps_per_epoch: its length.
+        epochs, steps_per_epoch, steps_per_round: its length; each round takes the same time.
         images_per_step: images per step for the trained network, over all devices.
         init: returns the initial state; jit-compiled, and traced for the shapes of a checkpoint.
         run_epoch: see `loops.make_epoch_function`.
@@ -102,6 +102,7 @@ class Stage:
     callbacks: Sequence[Callback] = ()
     done: Callable[[Record], bool] | None = None
     waits: bool = False
+    steps_per_round: int = 1
 
     def is_over(self, history: list[Record]) -> bool:
         """Returns whether training is complete."""
@@ -164,6 +165,7 @@ def run(stage: Stage, options: TrainerOptions) -> tuple[RunState, list[Record]]:
         stage.name,
         epochs=stage.epochs,
         steps_per_epoch=stage.steps_per_epoch,
+        steps_per_round=stage.steps_per_round,
         first_step=first_step,
         tensorboard=stage.folder / TENSORBOARD if options.tensorboard else None,
         shown=processes.is_first(),
@@ -174,7 +176,9 @@ def run(stage: Stage, options: TrainerOptions) -> tuple[RunState, list[Record]]:
         progress.say(f"{stage.name}: resuming from step {first_step}")
     state = stage.devices.replicate(state)
     saver = _Saver(stage, options)
-    with Signals() as signals, progress:
+    part = "epoch" if stage.run_epoch.whole else "step"  # at whose end a run can stop
+    stopping = f"stopping after this {part}; press Ctrl-C again to quit"
+    with Signals(lambda: progress.say(stopping)) as signals, progress:
         watch = Watch(signals, saver.due)
         begun: float | None = None
         while not stage.is_over(history):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cudfkd_jax.evaluation.summary import RunDescription, describe, distill_summary
+from cudfkd_jax.evaluation.summary import RunDescription, describe, distill_summary, table
 from cudfkd_jax.runtime.devices import local_devices
 
 ACC1 = [10.0, 50.0, 80.0, 90.0, 80.0]
@@ -52,3 +52,63 @@ def test_a_run_that_is_too_short_has_no_stability():
     summary = _summary(80)
     assert summary["stability"] == {"mean": None, "variance": None, "from_epoch": 80}
     assert "no such epoch" in describe(summary)
+
+
+def test_the_best_student_is_one_student():
+    summary = _summary(1, every=2)  # measured after epochs 2, 4 and 5
+    expected = {"acc1": 90.0, "acc5": 99.0, "agree1": 91.0, "loyalty": 0.9, "loyalty_released": 0.5}
+    assert summary["student_best"] == {"epoch": 4, **expected}
+
+
+def test_the_description_begins_with_what_was_reached():
+    assert describe(_summary(1)).splitlines()[:9] == [
+        "1.2× smaller, 84.2 % of the teacher's accuracy",
+        "",
+        "                    teacher  student  student_best",
+        "network             wrn16_2  wrn16_1       wrn16_1",
+        "parameters                7        6             6",
+        "acc@1 %               95.00    80.00         90.00",
+        "acc@5 %              100.00    99.00         99.00",
+        "agree@1 %                      81.00         91.00",
+        "loyalty                       0.8000        0.9000",
+    ]
+    assert "student_best: after epoch 4, the best acc@1 on the test images" in describe(_summary(1))
+
+
+def test_of_an_earlier_summary_only_the_best_students_own_maxima_are_shown():
+    summary = _summary(1)
+    del summary["student_best"]
+    summary["student"] |= {"acc5_best_epoch": 2, "loyalty_best": 0.95, "loyalty_best_epoch": 5}
+    rows = {line[:18].rstrip(): line.split()[-1] for line in describe(summary).splitlines()[3:10]}
+    assert (rows["acc@1 %"], rows["agree@1 %"]) == ("90.00", "91.00")
+    assert (rows["acc@5 %"], rows["loyalty"]) == ("99.00", "0.8000")  # of the last student
+
+
+@pytest.mark.parametrize(
+    ("teacher", "text"),
+    [(6, "as large as the teacher"), (3, "2.0× larger"), (24, "4.0× smaller"), (0, "84.2 %")],
+)
+def test_sizes_are_compared_with_the_teachers(teacher, text):
+    summary = _summary(1)
+    summary["teacher"]["parameters"] = teacher
+    assert describe(summary).startswith(text)
+
+
+def test_without_test_images_no_accuracy_is_claimed():
+    summary = _summary(1)
+    summary["student"] = {"arch": "wrn16_1", "parameters": 6, "agree1_synthetic": 86.1, "loyalty_synthetic": 0.9}
+    first, *others = describe(summary).splitlines()
+    assert first == "1.2× smaller, 86.1 % agreement"
+    assert others[-1] == "agreement on held-out synthetic images, not on real ones; no accuracy is known"
+
+
+@pytest.mark.parametrize(
+    "names", [["teacher", "student", "student_best", "scratch", "kd"], ["teacher", "student"]]
+)
+def test_tables_fit_80_columns(names):
+    metrics = {"acc1": 100.0, "acc5": 100.0, "agree1": 100.0, "loyalty": 0.5, "loyalty_released": 0.5}
+    network = {"arch": "a_package.of_mine.with.modules.in_it:ANetworkOfMine", "parameters": 21_282_122, **metrics}
+    lines = table(dict.fromkeys(names, network)).splitlines()
+    assert max(map(len, lines)) <= 80 and lines[0].split() == names
+    assert lines[1].count("…") == lines[1].count("OfMine") == len(names)
+    assert len({len(line) for line in lines}) == 1

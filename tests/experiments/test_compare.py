@@ -143,7 +143,7 @@ def test_runs_that_fail_do_not_stop_the_others(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     runs = [Cell(name, tmp_path / "runs" / name, (name,)) for name in ("bad", "good", "killed", "fine")]
-    for jobs, said_first in ((1, "run 1/4  bad  failed"), (2, "2 of 4 runs are finished already")):
+    for jobs, said_first in ((1, "run 1/4  bad  started, log "), (2, "2 of 4 runs are finished already")):
         told = []
         outcomes = launcher.run_cells(runs, jobs=jobs, say=told.append)
         assert [outcome.summary is None for outcome in outcomes] == [True, False, True, False]
@@ -176,9 +176,12 @@ def test_a_signal_to_the_command_alone_stops_its_runs(tmp_path, monkeypatch, num
 
     before = signal.getsignal(signal.SIGTERM), signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Thread(target=send).start()
-    with pytest.raises(StoppedError if number == signal.SIGTERM else KeyboardInterrupt):
-        launcher.run_cells(runs, jobs=2, say=lambda text: None)
+    said = []
+    with pytest.raises(StoppedError, match=f"stopped by {number.name}; rerun the same command to resume"):
+        launcher.run_cells(runs, jobs=2, say=said.append)
     signal.signal(signal.SIGINT, before[1])
+    stopping = said.index("stopping: the runs save their states; press Ctrl-C again to quit without waiting")
+    assert {text.split("  ", 1)[1] for text in said[stopping + 1 :]} == {"first  stopped", "second  stopped"}
     assert (tmp_path / "first/saved").exists() and (tmp_path / "second/saved").exists()
     assert not (tmp_path / "third").exists() and signal.getsignal(signal.SIGTERM) == before[0]
 

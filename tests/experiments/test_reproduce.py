@@ -365,7 +365,7 @@ def test_a_real_figure(tmp_path, tiny_configs, finished_run, monkeypatch, capsys
     arguments = ["fig5", f"--workdir={tmp_path}", f"--config.teacher.checkpoint={finished_run}"]
     assert script.main(arguments) == 0
     said = capsys.readouterr().out
-    assert "timing a round, 1 of 1: distill" in said and re.search(r"estimate: [\w ]+ s for 1 runs", said)
+    assert "timing a round, 1 of 1: distill" in said and re.search(r"estimate: [\w ]+ s for 1 run and the", said)
     assert (tmp_path / "fig5/fig5.png").exists() and (tmp_path / "fig5/fig5_early.png").exists()
     before = {name: value for name, value in snapshot(tmp_path).items() if name.startswith("cells/")}
     assert script.main(arguments) == 0
@@ -377,7 +377,7 @@ def test_a_real_figure(tmp_path, tiny_configs, finished_run, monkeypatch, capsys
 def test_several_entries_share_runs_and_failures_and_get_an_index(tmp_path, monkeypatch):
     tried = []
 
-    def run(wanted, *, jobs, say):
+    def run(wanted, *, jobs, say, durations):
         tried.extend(cell.folder for cell in wanted)
         outcomes = []
         for cell in wanted:

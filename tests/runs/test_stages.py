@@ -4,6 +4,8 @@ import dataclasses
 import itertools
 import json
 import math
+import re
+import shlex
 import shutil
 
 import jax
@@ -11,9 +13,10 @@ import pytest
 import tiny
 from helpers import flip_byte, snapshot
 
-from cudfkd_jax import data
+from cudfkd_jax import data, main
 from cudfkd_jax.config import access, identity, loading, networks, validate
 from cudfkd_jax.config.budget import Pace
+from cudfkd_jax.evaluation.summary import describe
 from cudfkd_jax.runs import distill, evaluate, stages, supervised
 from cudfkd_jax.runtime.errors import UserError
 from cudfkd_jax.storage import weights, workdir
@@ -97,6 +100,32 @@ def test_a_finished_run_says_so_and_does_nothing(run_copy, tiny_config, stage, r
     assert f"finished: {run_copy}" in text
     assert snapshot(run_copy) == before
     assert recorded == []
+
+
+def test_the_end_of_a_run_names_its_report_and_the_next_command(run_copy, tiny_config):
+    (text,) = _run(tiny_config, "all", run_copy)
+    first, *_, page, command, last = text.splitlines()
+    assert re.fullmatch(r"as large as the teacher, [\d.]+ % of the teacher's accuracy", first)
+    assert (page, last) == (f"report: {run_copy}/report.html", f"finished: {run_copy}")
+    assert command.startswith("next: python -m cudfkd_jax.main --stage=export ")
+    (run_copy / "report.html").unlink()
+    assert "report:" not in _run(tiny_config, "all", run_copy)[0]
+    written = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(main.export, "export", lambda *given: written.append(given))
+        assert main.main(shlex.split(command)[4:]) == 0
+    assert written == [(run_copy, "safetensors")]
+
+
+@pytest.mark.parametrize(("student", "warned"), [("wrn10_2", True), ("wrn10_1", False)])
+def test_a_student_larger_than_its_teacher_is_warned_of(tmp_path, tiny_config, recorded, student, warned):
+    tiny_config.student.arch = student
+    said: list[str] = []
+    with pytest.raises(KeyboardInterrupt):
+        stages.run(tiny_config, "all", tmp_path, said.append)
+    start = f"warning: the student {student} has "
+    assert sum(text.startswith(start) for text in said) == warned
+    assert not warned or "more than its teacher wrn10_1 with " in "".join(said)
 
 
 def test_a_finished_run_without_its_report_gets_one(run_copy, tiny_config):
@@ -187,7 +216,11 @@ def test_evaluation_changes_nothing_and_gives_the_numbers_of_the_summary(run_cop
     assert measured["student_best"]["acc1"] == student["acc1_best"]
     for name in ("acc5", "agree1", "loyalty", "loyalty_released"):
         assert measured["student"][name] == pytest.approx(student[name], rel=1e-6)
-    assert [line.split()[0] for line in said[0].splitlines()[1:]] == list(measured)
+    assert said[0].splitlines()[0].split() == list(measured)
+    epoch = student["acc1_best_epoch"]
+    assert summary["student_best"] == pytest.approx({"epoch": epoch} | measured["student_best"], rel=1e-6)
+    assert said[1] == f"student_best: after epoch {epoch}, the best acc@1 on the test images"
+    assert "\n".join(said[0].splitlines()[:5]) in describe(summary)  # down to acc@5
 
 
 def test_evaluation_of_a_teacher_alone(run_copy):

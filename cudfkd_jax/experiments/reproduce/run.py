@@ -5,11 +5,12 @@ A workdir contains runs in `cells/<hash of the settings that affect the results>
 and its pictures.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from cudfkd_jax.evaluation.summary import DAMAGED
 from cudfkd_jax.experiments import plan
+from cudfkd_jax.experiments.display import Durations
 from cudfkd_jax.experiments.launcher import finished
 from cudfkd_jax.experiments.reproduce import catalogue, estimate, page
 from cudfkd_jax.experiments.reproduce.entry import with_method
@@ -67,22 +68,35 @@ def reproduce(
         say(f"all of them with {' '.join(overrides)}\n")
     runs = all_runs(todo)
     plan.check_surroundings(runs)
-    _say_estimate(todo, estimate.estimate(estimate.parts(runs), say), say)
+    estimates = estimate.estimate(estimate.parts(runs), say)
+    _say_estimate(todo, estimates, say)
     if dry_run:
+        say("nothing was started or written; leave out --dry-run to start")
         return []
     write_json(folder / _STATE, {"scale": scale})
     outcomes: list[tuple[Job, list[Result]]] = []
     lost: dict[Path, str] = {}
-    for job in todo:
+    durations = Durations(estimates)
+    for number, job in enumerate(todo):
         say(f"\n{job.entry.name}: {job.entry.title}")
-        found = plan.run(job.planned, jobs=jobs, say=say, lost=lost)
+        found = plan.run(job.planned, jobs=jobs, say=say, lost=lost, durations=durations)
         results = [Result(run, outcome) for run, outcome in zip(job.setting.runs, found, strict=True)]
         outcomes.append((job, results))
         say(f"written: {page.write(job, scale, results, folder / job.entry.name)}")
+        _say_left(todo[number + 1 :], durations, jobs, lost, say)
     if len(outcomes) > 1:
         index = page.write_index([(job.entry, results) for job, results in outcomes], scale, folder)
         say(f"written: {index}")
     return [result for _, results in outcomes for result in results]
+
+
+def _say_left(
+    coming: Sequence[Job], durations: Durations, jobs: int, lost: Mapping[Path, str], say: Callable[[str], None]
+) -> None:
+    waiting = [each.cell for each in all_runs(coming) if not finished(each.cell) and each.cell.folder not in lost]
+    left = durations.left({}, waiting, jobs) if waiting else None
+    if left is not None:
+        say(f"{len(waiting)} runs of the other entries: about {duration(left)}")
 
 
 def _check_scale(folder: Path, scale: str) -> None:
@@ -118,7 +132,8 @@ def _say_estimate(jobs: Sequence[Job], seconds: dict[Path, float], say: Callable
         counted |= new
         lines.append(f"  {job.entry.name:8}{duration(sum(seconds.get(folder, 0.0) for folder in new)):>14}")
     say("\n".join(lines))
+    shared = "; what entries share is counted with the first of them" if len(jobs) > 1 else ""
     say(
-        f"estimate: {duration(sum(seconds.values()))} for {waiting} runs, one at a time; what entries share is "
-        "counted with the first of them"
+        f"estimate: {duration(sum(seconds.values()))} for {waiting} run{'s' * (waiting > 1)} and the missing "
+        f"teachers, one at a time{shared}"
     )
