@@ -48,7 +48,7 @@ def _run(arguments: Sequence[str]) -> None:
             measured[name] = rows.measure(case, data, options.steps, Path(folder))
         write_json(kept, measured)
         cli.say(f"{name}: {measured[name]}")
-        write_bytes(out / "table.md", rows.table(measured, options.steps).encode())
+        write_bytes(out / "table.md", rows.table(measured).encode())
     print((out / "table.md").read_text())
 
 

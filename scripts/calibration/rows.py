@@ -80,6 +80,7 @@ def measure(case: Case, data: Data, steps: int, folder: Path) -> dict[str, Any]:
         outcome = "warned" if any(text.startswith("warning") for text in said) else "accepted"
     return {
         "right": case.is_right,
+        "steps": None if case.file else steps,
         "acc1": round(found.accuracy, 1),
         "deviation": round(found.deviation, 4),
         "limit": round(found.limit, 4),
@@ -141,15 +142,17 @@ def _step(
     return state.update(gradients, batch_stats, optimiser)
 
 
-def table(measured: Mapping[str, Mapping[str, Any]], steps: int) -> str:
-    """Returns the page with all rows."""
-    lines = [_PAGE.format(steps=steps)]
-    for name, row in measured.items():
+def table(measured: Mapping[str, Mapping[str, Any]]) -> str:
+    """Returns the page with all rows, right teachers first."""
+    lines = [_PAGE]
+    for name, row in sorted(measured.items(), key=lambda item: (not item[1]["right"], item[0])):
         kind = "right" if row["right"] else "wrong"
-        lines.append(
-            f"| {name} | {kind} | {row['acc1']:.1f} | {row['deviation']:.3f} (limit {row['limit']:.3f}) | "
-            f"{row['layer']} | {row['deviation_64']:.3f} (limit {row['limit_64']:.3f}) | {row['outcome']} |"
+        cells = (
+            *(name, kind, row["steps"] or "", f"{row['acc1']:.1f}"),
+            *(f"{row['deviation']:.3f} (limit {row['limit']:.3f})", row["layer"]),
+            *(f"{row['deviation_64']:.3f} (limit {row['limit_64']:.3f})", row["outcome"]),
         )
+        lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines) + "\n"
 
 
@@ -157,9 +160,9 @@ _PAGE = """# Verification of right and wrong teachers
 
 `python scripts/calibrate_verification.py --dir=data/cifar10_jpeg --out=results/verification`
 
-Teachers of CIFAR-10, re-encoded as JPEG: {steps} training steps at batch 128 in bfloat16, unless stated otherwise.
+Teachers of CIFAR-10, re-encoded as JPEG, after short trainings at batch 128 in bfloat16 (`--steps`, `--only`).
 Each was loaded from safetensors under PyTorch's names into the architecture of its first name (wrn16_2 for WRN),
 with CIFAR-10's mean and std. The deviation is that of the worst BatchNorm layer (`evaluation/verification.py`).
 
-| teacher | | acc@1 % of 512 | deviation, 512 images | worst layer | deviation, 64 images | outcome |
-|---|---|---|---|---|---|---|"""
+| teacher | | steps | acc@1 % of 512 | deviation, 512 images | worst layer | deviation, 64 images | outcome |
+|---|---|---|---|---|---|---|---|"""
