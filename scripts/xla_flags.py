@@ -54,7 +54,8 @@ def _run(arguments: Sequence[str]) -> None:
     parser = cli.Parser()
     for option, default in (("platform", "gpu"), ("flags", ""), ("repeats", "3"), ("rounds", "5")):
         parser.add_argument(f"--{option}", default=default)
-    options, benchmark = parser.parse_known_args(arguments)
+    parser.add_argument("--config", required=True)
+    options, settings = parser.parse_known_args(arguments)
     choose("--platform", options.platform, tuple(_FLAGS))
     if not options.repeats.isdecimal() or not int(options.repeats):
         raise UserError(f"--repeats is {options.repeats!r}; expected a positive integer")
@@ -63,7 +64,7 @@ def _run(arguments: Sequence[str]) -> None:
     refused: dict[str, str] = {}
     for _ in range(int(options.repeats)):
         for flag in [flag for flag in found if flag not in refused]:
-            measured = _measure(flag, [*benchmark, f"--rounds={options.rounds}"])
+            measured = _measure(flag, [f"--config={options.config}", *settings, f"--rounds={options.rounds}"])
             if isinstance(measured, str):
                 refused[flag] = measured
             else:

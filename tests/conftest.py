@@ -17,6 +17,8 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "xla"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
+import jax
+import psutil
 import pytest
 import tiny
 
@@ -47,6 +49,14 @@ def finished_run(tmp_path_factory) -> Path:
 def run_copy(finished_run, tmp_path) -> Path:
     """A copy of the finished run, with the times of its files."""
     return Path(shutil.copytree(finished_run, tmp_path / "run"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _memory():
+    """Frees compiled programs between files where they have taken two gigabytes."""
+    yield
+    if psutil.Process().memory_info().rss > 2 * 2**30:
+        jax.clear_caches()
 
 
 def pytest_collection_modifyitems(items):

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 _AGREEMENTS = {"agree1": "test images", "agree1_synthetic": "held-out synthetic images"}
-_SAME = 1.05  # the ratio of parameters up to which networks are equally large
+_SAME, _SAME_SIZE = 1.05, "as large"  # up to that ratio of parameters
 SHARES = ("acc1", *_AGREEMENTS)  # the metrics of a headline
 
 
@@ -23,7 +23,8 @@ def headline(teacher: Mapping[str, Any], student: Mapping[str, Any]) -> list[tup
     found = []
     ours, theirs = (_number(net, "parameters") for net in (student, teacher))
     if ours and theirs:
-        found.append((size(theirs, ours), f"{ours:,.0f} of {theirs:,.0f} parameters"))
+        same = " as the teacher" if (compared := size(theirs, ours)) == _SAME_SIZE else ""
+        found.append((f"{compared}{same}", f"{ours:,.0f} of {theirs:,.0f} parameters"))
     ours, theirs = (_number(net, "acc1") for net in (student, teacher))
     if ours is not None and theirs:
         what = f"student {ours:.2f} %, teacher {theirs:.2f} %, on the test images"
@@ -37,7 +38,7 @@ def headline(teacher: Mapping[str, Any], student: Mapping[str, Any]) -> list[tup
 def size(teacher: float, student: float) -> str:
     """Describes the number of a student's parameters beside its teacher's."""
     if max(teacher, student) <= _SAME * min(teacher, student):
-        return "as large as the teacher"
+        return _SAME_SIZE
     return f"{teacher / student:.1f}× smaller" if student < teacher else f"{student / teacher:.1f}× larger"
 
 

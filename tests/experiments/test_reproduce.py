@@ -357,7 +357,7 @@ def tiny_configs(tmp_path_factory):
     return folder
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_real_figure(tmp_path, tiny_configs, finished_run, monkeypatch, capsys):
     """Runs the command to the picture, then reruns it when all results exist."""
     script = _script("reproduce")

@@ -47,8 +47,8 @@ def test_a_method_has_unit_tests(method):
     assert any(re.search(rf"\b{module}\b", text) for text in texts)
 
 
-# Beside `test_a_stopped_run_reaches_the_same_end`, of cudfkd, one with a pool; the others are a campaign.
-_OFTEN = ("adi",)
+# Beside `test_a_stopped_run_reaches_the_same_results`, of cudfkd, one with a memory; the others are a campaign.
+_OFTEN = ("dfad",)
 
 
 @pytest.mark.long

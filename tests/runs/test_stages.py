@@ -17,7 +17,7 @@ from cudfkd_jax import data, main
 from cudfkd_jax.config import access, identity, loading, networks, validate
 from cudfkd_jax.config.budget import Pace
 from cudfkd_jax.evaluation.summary import describe
-from cudfkd_jax.runs import distill, evaluate, stages, supervised
+from cudfkd_jax.runs import distill, evaluate, export, stages, supervised
 from cudfkd_jax.runtime.errors import UserError
 from cudfkd_jax.storage import weights, workdir
 from cudfkd_jax.training import state
@@ -112,7 +112,7 @@ def test_the_end_of_a_run_names_its_report_and_the_next_command(run_copy, tiny_c
     assert "report:" not in _run(tiny_config, "all", run_copy)[0]
     written = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(main.export, "export", lambda *given: written.append(given))
+        patch.setattr(export, "export", lambda *given: written.append(given))
         assert main.main(shlex.split(command)[4:]) == 0
     assert written == [(run_copy, "safetensors")]
 
