@@ -1,4 +1,4 @@
-# The commands of README.md. Everything goes into .venv; nothing else on the machine is touched.
+# The commands of a checkout (docs/running.md). Everything goes into .venv; nothing else on the machine is touched.
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -20,7 +20,7 @@ WORKERS ?= 2
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all lint bench parity gpu gpu-carried gpu-dry-run clean
+.PHONY: help install demo test test-all lint docs bench parity gpu gpu-carried gpu-dry-run clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do \
@@ -29,12 +29,12 @@ help: ## show this list
 install: $(VENV)/.installed ## the environment in .venv, with the tools for development
 
 demo: $(VENV)/.installed-runtime ## a teacher, a student without data, the table: a few minutes on a CPU
-	$(BIN)/python -m cudfkd_jax.main --config=configs/digits.py --config.compute_dtype=auto --workdir=runs/digits
+	$(BIN)/cudfkd --config=digits --config.compute_dtype=auto --workdir=runs/digits
 
 test: $(VENV)/.installed ## the tests
 	$(BIN)/python -m pytest -n $(WORKERS) --dist=loadfile --no-loadscope-reorder -m "not slow"
 
-test-all: $(VENV)/.installed ## these and the campaigns: kills, damaged files, long runs, nine methods twice
+test-all: $(VENV)/.installed $(VENV)/.installed-docs ## these and the campaigns: kills, damaged files, long runs, nine methods twice
 	$(BIN)/python -m pytest -n $(WORKERS) --dist=loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.installed ## style, format, layers and types
@@ -42,6 +42,9 @@ lint: $(VENV)/.installed ## style, format, layers and types
 	$(BIN)/ruff format --check
 	$(BIN)/lint-imports
 	$(BIN)/mypy
+
+docs: $(VENV)/.installed-docs ## the documentation as a site in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: $(VENV)/.installed-runtime ## speed of the steps, beside the ceilings of this machine
 	$(BIN)/python scripts/benchmark.py --config=configs/digits.py
@@ -103,8 +106,8 @@ gpu-dry-run: $(CARRIED)/site ## on a CPU: the whole program in small, stopped in
 .DELETE_ON_ERROR:
 
 clean: ## remove the environment and the caches of the tools; runs stay
-	rm -rf $(VENV) $(VENV)-* build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
-	find cudfkd_jax configs scripts tests -name __pycache__ -prune -exec rm -rf {} +
+	rm -rf $(VENV) $(VENV)-* build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find cudfkd_jax configs examples scripts tests -name __pycache__ -prune -exec rm -rf {} +
 
 # Installed again whenever pyproject.toml changes; pip itself is the last thing that a new environment gets.
 $(VENV)/bin/pip:
@@ -130,6 +133,10 @@ $(PARITY)/.installed: pyproject.toml
 	@$(PARITY_PYTHON) -m venv $(PARITY)
 	@$(PARITY)/bin/python -m pip install --quiet --disable-pip-version-check --editable . \
 		torch==2.13.0 torchvision==0.28.0 kornia==0.6.12
+	@touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed-runtime
+	@$(PIP) --editable ".[docs$(CUDA:%=,%)]"
 	@touch $@
 
 $(VENV)/.installed-torch: $(VENV)/.installed-runtime

@@ -1,12 +1,7 @@
-"""Checks that the README's commands work and that everything it names exists.
+"""Checks the README's figures, its tables and those that it leads to, and the programs of its pages."""
 
-Commands are parsed and their configurations checked; whole runs belong to the end-to-end tests.
-"""
-
-import argparse
 import json
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -15,177 +10,74 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from pages import PAGES, README, ROOT, blocks, commands, text_of
 
-from cudfkd_jax import main, models, report
-from cudfkd_jax.config import access, build, defaults, loading, validate
+from cudfkd_jax import main, models
+from cudfkd_jax.config import access, build, files
 from cudfkd_jax.evaluation import summary
-from cudfkd_jax.experiments import compare, sweep
-from cudfkd_jax.experiments.reproduce import catalogue
-from cudfkd_jax.experiments.reproduce.jobs import prepare
 from cudfkd_jax.methods import METHODS
 from cudfkd_jax.models.classifier import Classifier
-from cudfkd_jax.runs import evaluate, export, stages
-from cudfkd_jax.runtime import cli
-from cudfkd_jax.storage import formats, weights
+from cudfkd_jax.runs import stages
+from cudfkd_jax.storage import formats, records, weights
 
-_ROOT = Path(__file__).parents[1]
-_TEXT = (_ROOT / "README.md").read_text(encoding="utf-8")
-_MAKEFILE = (_ROOT / "Makefile").read_text(encoding="utf-8")
+_TEXT = text_of(README)
+_MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 _TARGETS = dict(re.findall(r"^([a-z-]+):.*## (.+)$", _MAKEFILE, re.MULTILINE))
+_OWN = {page.stem: page for page in PAGES}
 
 
-def _blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", _TEXT, re.MULTILINE | re.DOTALL)
+def _first_cells(page: str) -> list[str]:
+    return re.findall(r"^\| `(\w+)` \| ", text_of(_OWN[page]), re.MULTILINE)
 
 
-_COMMANDS = [line for block in _blocks("sh") for line in block.splitlines()]
-_CODE = re.findall(r"(?<!`)`([^`\n]+)`(?!`)", re.sub(r"^```.*?^```$", "", _TEXT, flags=re.MULTILINE | re.DOTALL))
+def _run(folder: str) -> dict:
+    return json.loads((ROOT / "results" / folder / "summary.json").read_text(encoding="utf-8"))
 
 
-def _of_main(command: str) -> list[str] | None:
-    words = shlex.split(command)
-    if words[0] == "srun":
-        words = words[words.index("python") :]
-    return words[3:] if words[:3] == ["python", "-m", "cudfkd_jax.main"] else None
+def _shown(student: dict, acc1: str = "acc1_last") -> str:
+    return f"{student[acc1]:.2f} / {student['agree1']:.2f} / {student['loyalty_released']:.4f}"
 
 
-def test_shows_the_necessary_commands():
-    assert {"make demo", "make test"} <= set(_COMMANDS)
-    for start in ("--config=configs/digits.py", "--config=configs/cifar10.py:teacher=", "--stage=evaluate"):
-        assert any(start in command for command in _COMMANDS if _of_main(command))
+def test_is_short():
+    assert len(_TEXT.splitlines()) <= 200
 
 
-@pytest.mark.parametrize("command", _COMMANDS)
-def test_command_is_understood(command, monkeypatch, tmp_path):
-    (tmp_path / "my_nets.py").write_text(_blocks("python")[0])
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.chdir(_ROOT)
-    words = shlex.split(command)
-    arguments = _of_main(command)
-    if arguments is not None:
-        _check_main(arguments, monkeypatch)
-    elif words[0] == "make":
-        given = [word.partition("=")[0] for word in words[1:] if "=" in word]
-        assert {word for word in words[1:] if "=" not in word} <= _TARGETS.keys()
-        assert all(re.search(rf"^{name} \?=", _MAKEFILE, re.MULTILINE) for name in given)
-    elif words[:2] == ["python", "scripts/compare.py"]:
-        given = dict(word.removeprefix("--").split("=", 1) for word in words[2:])
-        assert given.keys() == {"config", "methods", "seeds", "workdir"}
-        assert compare.parse_methods(given["methods"]) and cli.parse_seeds(given["seeds"])
-        _check_main([f"--config={given['config']}"], monkeypatch)
-    elif words[:2] == ["python", "scripts/sweep.py"]:
-        _check_sweep(words[2:])
-    elif words[:2] == ["python", "scripts/reproduce.py"]:
-        _check_reproduce(words[2:])
-    else:
-        assert words[:2] == ["python", "scripts/benchmark.py"], "this test does not know the command"
-        assert words[2].startswith("--config=configs/")
-        assert all(
-            re.match(r"--(rounds=\d+|devices=[\d,]+|peer=torch|json|config\..+)$", word) for word in words[3:]
-        )
-        _check_main([word for word in words[2:] if word.startswith("--config")], monkeypatch)
+def test_every_stage_data_source_format_and_method_is_in_a_table():
+    assert {*stages.STAGES} <= {*_first_cells("running")}
+    assert {*_first_cells("data")} == {*build.data.SOURCES, access.NO_DATA}
+    assert {*_first_cells("export")} == {*formats.FORMATS}
+    assert _first_cells("README") == list(METHODS)
 
 
-def _check_sweep(words):
-    """Plans the runs of a sweep without starting any."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--config", required=True)
-    parser.add_argument("--set", action="append", required=True)
-    parser.add_argument("--seeds", default="0")
-    given, overrides = parser.parse_known_args(words)
-    axes = [sweep.parse_axis(text) for text in given.set]
-    folder = sweep.default_workdir(given.config, axes, overrides)
-    assert len(sweep.check(given.config, axes, cli.parse_seeds(given.seeds), folder, overrides)) > 1
+def test_demo_matches_the_committed_run():
+    assert summary.describe(_run("digits")) + "\n" in blocks(README, "text")
 
 
-def _check_reproduce(words):
-    """Plans the runs of some entries without starting any."""
-    names = [word for word in words if not word.startswith("--")]
-    options = dict(
-        word.removeprefix("--").partition("=")[::2] for word in words if not word.startswith("--config.")
-    )
-    overrides = [word for word in words if word.startswith("--config.")]
-    if "list" in options:
-        assert words == ["--list"] and catalogue.listing()
-        return
-    entries = catalogue.select(names, options["scale"])
-    jobs = prepare(entries, options["scale"], Path("nowhere"), Path("configs"), overrides)
-    assert [job.entry.name for job in jobs] == names
+@pytest.mark.parametrize("folder", ["digits", "cifar10_long", "cifar10_runlocal"])
+def test_results_are_those_of_the_committed_runs(folder):
+    run = _run(folder)
+    networks = f"{run['student']['arch']} from {run['teacher']['arch']}"
+    assert f"| {networks} | {_shown(run['student'])} ({run['teacher']['acc1']:.2f})" in _TEXT
 
 
-def _check_main(arguments, monkeypatch):
-    """Makes the command line parse the arguments and stop before the run."""
-    begun = []
-    monkeypatch.setattr(loading, "read_config", lambda folder: defaults.get_config())
-    monkeypatch.setattr(evaluate, "evaluate_run", lambda config, folder: begun.append(config))
-    monkeypatch.setattr(stages, "run", lambda config, stage, folder: begun.append(config))
-    monkeypatch.setattr(report, "write_report", lambda folder: begun.append(defaults.get_config()))
-    monkeypatch.setattr(report, "write_comparison", lambda runs, folder: begun.append(defaults.get_config()))
-    monkeypatch.setattr(export, "export", lambda folder, format_: begun.append(defaults.get_config()))
-    assert main.main(arguments) == 0
-    (config,) = begun
-    validate.check(config)
+def test_results_on_a_gpu_are_those_of_the_committed_run():
+    """Its teacher's accuracy and its time are in the README of the run alone, for it left no summary."""
+    last = records.read(ROOT / "results/gpu/flagship/metrics.jsonl")[-1]
+    of_run = (ROOT / "results/gpu/README.md").read_text(encoding="utf-8")
+    assert "90.35 %" in of_run and "4 min 24 s" in of_run and last["epoch"] == 61
+    assert f"{_shown(last, 'acc1')} (90.35)" in _TEXT
+    line = re.search(r"!\[.*?\]\(docs/images/strip\.png\)\n\n\*(.*?)\*\n", _TEXT, re.DOTALL)
+    assert line
+    for figure in (f"{last['acc1']:.2f} %", "90.35 %", "4 min 24 s", f"{last['epoch']} epochs"):
+        assert figure in line[1].replace("\n", " ")
 
 
-def test_configurations_in_the_table_are_valid_and_give_the_named_networks(monkeypatch):
-    monkeypatch.chdir(_ROOT)
-    rows = re.findall(r"^\| `(configs/\S+)` \| (\w+) from (\w+) \|", _TEXT, re.MULTILINE)
-    assert {row[0].split(":")[0] for row in rows} == {
-        f"configs/{path.name}" for path in Path("configs").glob("*.py")
-    }
-    for argument, student, teacher in rows:
-        begun = []
-        monkeypatch.setattr(stages, "run", lambda config, stage, folder, begun=begun: begun.append(config))
-        assert main.main([f"--config={argument}"]) == 0
-        (config,) = begun
-        validate.check(config)
-        assert (config.student.arch, config.teacher.arch) == (student, teacher)
-
-
-def test_every_stage_is_in_the_table():
-    assert set(re.findall(r"^\| `(\w+)` \| ", _TEXT, re.MULTILINE)) >= set(stages.STAGES)
-
-
-def test_every_data_source_and_method_is_in_a_table():
-    known = build.data.SOURCES
-    assert set(re.findall(r"^\| `(\w+)` \| ", _TEXT, re.MULTILINE)) == {
-        *known,
-        access.NO_DATA,
-        *stages.STAGES,
-        *formats.FORMATS,
-        *METHODS,
-    }
-
-
-def test_named_files_are_there():
-    named = {
-        code.split(":")[0] for code in _CODE if re.match(r"(configs|cudfkd_jax|docs|results|scripts|tests)/", code)
-    }
-    named |= {code for code in _CODE if code in ("LICENSE", "CHANGELOG.md", "Makefile", "pyproject.toml")}
-    named |= set(re.findall(r"!\[[^\]]*\]\(([^)]+)\)", _TEXT))
-    assert len(named) > 20
-    assert not [name for name in named if not (_ROOT / name).exists()]
-
-
-def test_named_settings_exist():
-    sections = defaults.get_config()
-    known = access.flatten(sections)
-    dotted = (code.removeprefix("--config.").partition("=")[0] for code in _CODE if "." in code)
-    keys = {key for key in dotted if key.split(".")[0] in sections and re.fullmatch(r"\w+(\.\w+)?", key)}
-    keys |= {code.removeprefix("--config.").partition("=")[0] for code in _CODE if code.startswith("--config.")}
-    keys -= {"KEY", *(f"student.{suffix}" for suffix in ("json", "pth", "safetensors", "stablehlo"))}
-    assert {"data.source", "data.dir", "distill.batch_size", "devices"} <= keys
-    assert keys <= known.keys()
-
-
-def test_table_matches_the_committed_run():
-    run = json.loads((_ROOT / "results" / "digits" / "summary.json").read_text(encoding="utf-8"))
-    assert summary.describe(run) + "\n" in _blocks("text")
-    student, teacher = run["student"], run["teacher"]
-    assert (
-        f"| {student['acc1_last']:.2f} / {student['agree1']:.2f} / {student['loyalty_released']:.4f} "
-        f"({teacher['acc1']:.2f}), last epoch |"
-    ) in _TEXT
+def test_results_of_the_methods_are_those_of_the_committed_comparison():
+    text = (ROOT / "results/digits_compare/table.md").read_text(encoding="utf-8")
+    means = dict(re.findall(r"^\| (\w+) \| 3/3 \| (\S+ ± \S+) \|", text, re.MULTILINE))
+    values = [float(mean.split()[0]) for mean in means.values()]
+    assert means.keys() == METHODS.keys()
+    assert f"{min(values):.1f} to {max(values):.1f} %, CuDFKD {means['cudfkd']} %" in _TEXT
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
@@ -196,6 +88,7 @@ def test_make_without_a_target_lists_all_of_them():
         "test",
         "test-all",
         "lint",
+        "docs",
         "bench",
         "parity",
         "gpu",
@@ -204,7 +97,7 @@ def test_make_without_a_target_lists_all_of_them():
         "clean",
     )
     assert ("help", *expected) == tuple(_TARGETS)
-    done = subprocess.run(["make", "--no-print-directory"], cwd=_ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run(["make", "--no-print-directory"], cwd=ROOT, capture_output=True, text=True, check=True)
     listed = [line.split(maxsplit=2) for line in done.stdout.splitlines() if line.startswith("  make ")]
     assert [(name, text) for _, name, text in listed] == list(_TARGETS.items())
 
@@ -213,17 +106,37 @@ def test_make_without_a_target_lists_all_of_them():
 def test_make_demo_is_the_first_line_for_users():
     done = subprocess.run(
         ["make", "--no-print-directory", "--dry-run", "demo"],
-        cwd=_ROOT,
+        cwd=ROOT,
         capture_output=True,
         text=True,
         check=True,
     )
     *_, last = done.stdout.strip().splitlines()
-    assert last.split(maxsplit=1)[1] in {command.removeprefix("python ") for command in _COMMANDS}
+    assert last.split("/bin/", 1)[1] == next(command for command in commands(README) if "cudfkd" in command)
+
+
+def test_program_distils_the_teacher_of_the_demo(finished_run, tmp_path, monkeypatch, capsys):
+    """Runs the README's program on a run that is there; only the training is left out."""
+    (program,) = blocks(README, "python")
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/digits").symlink_to(finished_run)
+    _be_tiny(tmp_path, monkeypatch)
+    seen = []
+
+    def copy(settings, folder, pair, test, callbacks):
+        seen.append(pair)
+        shutil.copytree(finished_run, folder, dirs_exist_ok=True)
+
+    monkeypatch.setattr(stages, "run_pair", copy)
+    exec(program.replace("(16, 16, 1)", "(8, 8, 1)"), {})
+    teacher = weights.load_net(finished_run / "teacher/net")
+    assert weights.digest(seen[0].teacher_variables) == teacher.sha256
+    assert weights.load_net(tmp_path / "student").sha256 == weights.load_net(finished_run / "student").sha256
+    assert capsys.readouterr().out.startswith("Result(")
 
 
 def test_program_gives_logits_of_a_saved_student(tmp_path, monkeypatch):
-    *_, program = _blocks("python")
+    (program,) = blocks(_OWN["outputs"], "python")
     net = weights.NetworkSpec("wrn10_1", 10, (16, 16, 1), (0.5,), (0.5,), {})
     module = Classifier(models.build_classifier(net.arch, net.num_classes), net.mean, net.std)
     shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), net.image_shape))
@@ -237,19 +150,50 @@ def test_program_gives_logits_of_a_saved_student(tmp_path, monkeypatch):
 
 @pytest.mark.long
 def test_a_user_network_is_trained_and_distilled_from_python(tmp_path, monkeypatch, capsys):
-    """Runs the two programs and the command of "Use your own teacher" on a smaller configuration."""
-    module, program, _ = _blocks("python")
-    (command,) = (command for command in _COMMANDS if "my_nets:Teacher" in command)
-    (tmp_path / "configs").mkdir()
-    shutil.copy(_ROOT / "tests/support/tiny.py", tmp_path / "configs/digits.py")
-    (tmp_path / "my_nets.py").write_text(module)
-    monkeypatch.chdir(tmp_path)
+    """Runs the two programs and the command of "Your own network" on a smaller configuration."""
+    module, program = blocks(_OWN["own_network"], "python")
+    (command,) = (command for command in commands(_OWN["own_network"]) if "my_nets:Teacher" in command)
+    (tmp_path / "my_nets.py").write_text(module, encoding="utf-8")
+    _be_tiny(tmp_path, monkeypatch)
     monkeypatch.syspath_prepend(tmp_path)
-    assert main.main([*_of_main(command), "--stage=teacher"]) == 0
+    assert main.main([*command.split()[1:], "--stage=teacher"]) == 0
     exec(program.replace("(16, 16, 1)", "(8, 8, 1)"), scope := {})
     result = scope["result"]
     assert 0 <= result.metrics["agree1_synthetic"] <= 100 and f"{result.metrics}\n" in capsys.readouterr().out
     assert result.student.variables.keys() == {"params", "batch_stats"}
+
+
+def _be_tiny(folder: Path, monkeypatch) -> None:
+    """Works in a folder where the configuration `digits` is the tiny one."""
+    (folder / "configs").mkdir()
+    shutil.copy(ROOT / "tests/support/tiny.py", folder / "configs/digits.py")
+    monkeypatch.setattr(files, "FOLDER", folder / "configs")
+    monkeypatch.chdir(folder)
+
+
+def test_metrics_and_files_of_a_run_are_explained(finished_run):
+    page = text_of(_OWN["outputs"])
+    explained = set(re.findall(r"`(\w+)`", page))
+    for folder in (finished_run, finished_run / "teacher"):
+        assert {key for record in records.read(folder / "metrics.jsonl") for key in record} <= explained
+    assert _keys(json.loads((finished_run / "summary.json").read_text())) <= explained
+    kept = [path.relative_to(finished_run).parts[0] for path in finished_run.glob("[!.]*")]
+    assert not [name for name in kept if f"  {name}" not in page]
+
+
+def test_losses_of_every_method_are_explained():
+    page, sources = text_of(_OWN["outputs"]), [*(ROOT / "cudfkd_jax").glob("[mot]*/**/*.py")]
+    code = "".join(path.read_text(encoding="utf-8") for path in sources if "storage" not in path.parts)
+    names = set(re.findall(r'"(\w+_(?:loss|norm))"', code)) - {"clip_norm"}  # a setting
+    assert {"contrastive_loss", "tv_loss", "attention_loss", "feature_loss"} <= names
+    assert not [name for name in names if f"`{name}`" not in page]
+
+
+def _keys(found: dict) -> set[str]:
+    ends = re.compile("_(best|best_epoch)$")  # explained together
+    return {key for key in found if not ends.search(key)} | {
+        key for part in ("student", "teacher") for key in found[part] if not ends.search(key)
+    }
 
 
 def test_installed_command_shows_the_same_help():

@@ -67,8 +67,8 @@ class Settings:
     """The section `adi`."""
 
     learning_rate: float = number(0.1, above=0)  # Adam, on the pixels
-    beta1: float = number(0.5, least=0, below=1)
-    beta2: float = number(0.99, least=0, below=1)
+    beta1: float = number(0.5, least=0, below=1)  # of Adam
+    beta2: float = number(0.99, least=0, below=1)  # of Adam
     tv_weight: float = number(1e-3, least=0)  # total variation
 
 

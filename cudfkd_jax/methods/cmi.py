@@ -74,11 +74,11 @@ class ContrastiveState(struct.PyTreeNode):
 class Settings:
     """The section `cmi`."""
 
-    contrastive_weight: float = number(0.8, above=0)
-    contrastive_temperature: float = number(0.1, above=0)
+    contrastive_weight: float = number(0.8, above=0)  # of the contrastive loss
+    contrastive_temperature: float = number(0.1, above=0)  # of the contrastive loss
     features: str = choice("bn", tuple(FEATURES))  # channel means at every BatchNorm input or ResNet "stages"
     head_width: int = number(256, above=0)  # of the projection head
-    head_learning_rate: float = number(1e-3, above=0)
+    head_learning_rate: float = number(1e-3, above=0)  # Adam
     bank_rows: int = number(40960, above=0)  # stored image features from which negatives are drawn
     bank_draws: int = number(4096, above=0)  # per step
 

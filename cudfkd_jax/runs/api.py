@@ -14,7 +14,7 @@ from flax import traverse_util
 from flax.core import unfreeze
 from ml_collections import ConfigDict
 
-from cudfkd_jax.config import access, networks, validate
+from cudfkd_jax.config import access, jobs, networks, validate
 from cudfkd_jax.config.loading import from_settings
 from cudfkd_jax.config.networks import Pair
 from cudfkd_jax.data import Split
@@ -24,13 +24,14 @@ from cudfkd_jax.models.classifier import Classifier
 from cudfkd_jax.runs import stages
 from cudfkd_jax.runs.distill import STUDENT
 from cudfkd_jax.runs.result import Result
+from cudfkd_jax.runs.teacher import find_teacher
 from cudfkd_jax.runtime import processes
 from cudfkd_jax.runtime.errors import UserError
 from cudfkd_jax.storage import records, weights
 from cudfkd_jax.storage.weights import NetworkSpec
 from cudfkd_jax.training.trainer import METRICS, Callback
 
-Teacher = tuple[nn.Module, Mapping[str, Any]] | Callable[[jax.Array], jax.Array]
+Teacher = tuple[nn.Module, Mapping[str, Any]] | Callable[[jax.Array], jax.Array] | str | Path
 
 
 def distill(
@@ -54,7 +55,8 @@ def distill(
     Args:
         teacher: a linen classifier and its variables `{'params', 'batch_stats'}`; or a function of `jax.numpy`
             from images to logits, which has no BatchNorm statistics. Either takes normalised float32 images
-            `[B, H, W, C]` and returns logits `[B, num_classes]`.
+            `[B, H, W, C]` and returns logits `[B, num_classes]`. Or the path of a run, or of weights of PyTorch,
+            Flax or Orbax for the network `config.teacher.arch`; see the setting `teacher.checkpoint`.
         student: a linen classifier, or the name of one in this package, such as "wrn16_1".
         image_shape: `(H, W, C)`.
         num_classes: length of the logits.
@@ -77,7 +79,7 @@ def distill(
         OutOfMemoryError: names the settings to lower.
     """
     settings = _settings(config, image_shape, num_classes, mean, std, student)
-    pair = Pair(*_teacher(teacher, settings), *_student(student, settings))
+    pair = Pair(*processes.together(lambda: _teacher(teacher, settings)), *_student(student, settings))
     settings.data.update(source=access.NO_DATA, name="" if test is None else "test images")
     if test is None:
         validate.check_normalisation(settings)
@@ -140,6 +142,10 @@ def _per_channel(name: str, given: float | Sequence[float], channels: int) -> tu
 
 
 def _teacher(teacher: Teacher, config: ConfigDict) -> tuple[Classifier, NetworkSpec, dict[str, Any]]:
+    if isinstance(teacher, str | Path):
+        found = find_teacher(jobs.teacher_source(config)._replace(checkpoint=str(teacher)), Path())
+        assert found
+        return networks.classifier(config, found.net), found.net, found.variables
     if isinstance(teacher, tuple):
         module, given = teacher
     else:

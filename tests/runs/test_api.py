@@ -108,6 +108,20 @@ def test_a_finished_run_is_reported_and_exported(run_copy):
         result.export("orbx")
 
 
+def test_a_teacher_is_read_from_the_path_of_a_run_or_a_file(finished_run):
+    config = tiny.get_config()
+    for path in (finished_run, str(finished_run / "teacher/net")):
+        network, net, variables = api._teacher(path, config)
+        assert weights.digest(variables) == weights.load_net(finished_run / "teacher/net").sha256
+        assert (net.arch, network.mean) == ("wrn10_1", (0.3,)) and config.teacher.checkpoint == ""
+
+
+def test_a_teacher_that_is_not_there_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(UserError, match=r"teacher\.checkpoint=.*nowhere is neither a trained network"):
+        cudfkd_jax.distill(**_arguments(teacher=tmp_path / "nowhere", workdir=tmp_path / "run"))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_package_shows_its_public_names():
     assert dir(cudfkd_jax) == sorted(cudfkd_jax.__all__)
     assert all(getattr(cudfkd_jax, name) is not None for name in cudfkd_jax.__all__)
