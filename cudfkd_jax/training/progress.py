@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime, timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -23,6 +24,7 @@ _SCORES = {"acc1": "acc@1", "agree1": "agree@1", "agree1_synthetic": "synthetic 
 _LOSSES = ("student_loss", "loss")
 _COLUMNS = 80
 _TOLD_S = 1.0  # shorter compilation, as from the cache, is not worth a line
+_LONG_S = 60.0  # left, for which the end of a stage is announced
 _REDRAW_S = 1.0
 
 
@@ -52,7 +54,7 @@ class Progress:
         self._left = TimeLeft(epochs * steps_per_epoch, steps_per_round, self._clock.working)
         self._left.measure(first_step)
         self._epoch_begun = self._clock.working()
-        self._scores = ""
+        self._scores, self._announced = "", False
         self._bar: tqdm | None = None
         self._ended = threading.Event()
         if shown and sys.stderr.isatty():
@@ -96,6 +98,17 @@ class Progress:
         compiled_s = self._clock.seconds() - self._compiled
         if is_first and compiled_s >= _TOLD_S:
             self.say(f"{self._stage}  compiled in {duration(compiled_s)}")
+        self._announce()
+
+    def _announce(self) -> None:
+        """Says once, as soon as rounds have been measured, when a stage of more than a minute will end."""
+        left = self._left.seconds()
+        if self._announced or left is None:
+            return
+        self._announced = True
+        if left >= _LONG_S:
+            end = datetime.now() + timedelta(seconds=left)
+            self.say(f"{self._stage}  about {duration(left)} left, until {end:%a %H:%M}")
 
     def epoch(self, record: Record) -> None:
         """Shows the results of an epoch in a line that stays."""

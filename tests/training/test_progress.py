@@ -49,6 +49,16 @@ def clock(monkeypatch):
     return clock
 
 
+@pytest.mark.parametrize(("seconds", "said"), [(0.5, []), (10.0, ["distill  about 3 min 10 s left, until "])])
+def test_the_end_of_a_long_stage_is_announced_once(clock, capsys, seconds, said):
+    with Progress("distill", epochs=2, steps_per_epoch=10, first_step=0, tensorboard=None) as shown:
+        for step in range(1, 6):
+            clock.now += seconds
+            shown.step(step)
+    lines = capsys.readouterr().out.splitlines()
+    assert [re.sub("[A-Z][a-z]{2} [0-9]{2}:[0-9]{2}$", "", line) for line in lines] == said
+
+
 # Compilation
 
 
