@@ -61,8 +61,9 @@ class Verification(NamedTuple):
 def verify(network: Classifier, variables: Variables, test: Split, *, padding: int, flip: bool) -> Verification:
     """Compares the statistics of up to 512 test images with the remembered ones.
 
-    The training images may have been cropped with a border and mirrored, which changes the statistics; the
-    images are therefore compared both as they are and augmented, and the smaller deviation counts.
+    The training images may have been cropped with a border and mirrored, and mixed in pairs (Zhang et al., 2018,
+    "mixup: Beyond Empirical Risk Minimization"), which changes the statistics. The images are therefore compared
+    as they are, augmented, and augmented and mixed; the smallest deviation counts.
 
     Args:
         network, variables: the teacher.
@@ -70,18 +71,15 @@ def verify(network: Classifier, variables: Variables, test: Split, *, padding: i
         padding, flip: see `random_crop_flip`.
     """
     chosen = np.linspace(0, len(test.labels) - 1, min(_IMAGES, len(test.labels))).astype(int)
-    images, labels = jnp.asarray(test.images[chosen]), test.labels[chosen]
-    compiled = _make_measure(network, variables)
-
-    def measure(images: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return compiled(images.astype(jnp.float32) / 255)
-
+    images, labels = jnp.asarray(test.images[chosen], jnp.float32) / 255, test.labels[chosen]
+    measure = _make_measure(network, variables)
     outputs, plain = measure(images)
     half = len(labels) // 2
     among_others = np.asarray(measure(images.at[half:].set(0))[0])
     logits = np.asarray(outputs, np.float64)
-    augmented = measure(random_crop_flip(jax.random.key(0), images, padding=padding, flip=flip))[1]
-    deviations = np.asarray(min(plain, augmented, key=jnp.max))
+    augmented = random_crop_flip(jax.random.key(0), images, padding=padding, flip=flip)
+    others = [measure(changed)[1] for changed in (augmented, _mixed(augmented))]
+    deviations = np.asarray(min(plain, *others, key=jnp.max))
     deviation, layer = _largest(deviations, variables)
     share = 1 / logits.shape[-1]
     return Verification(
@@ -93,6 +91,13 @@ def verify(network: Classifier, variables: Variables, test: Split, *, padding: i
         probabilities=bool(np.all(logits >= 0) and np.allclose(logits.sum(axis=1), 1, atol=1e-3)),
         depends=bool(np.abs(logits - among_others)[:half].max(initial=0) > 0.01 * np.abs(logits).max()),
     )
+
+
+def _mixed(images: jax.Array) -> jax.Array:
+    """Mixes each image with another one, in uniformly distributed shares."""
+    share_key, order_key = jax.random.split(jax.random.key(1))
+    share = jax.random.uniform(share_key, (len(images), 1, 1, 1))
+    return share * images + (1 - share) * jax.random.permutation(order_key, images)
 
 
 def largest_deviation(network: Classifier, variables: Variables, images: jax.Array) -> tuple[float, str]:

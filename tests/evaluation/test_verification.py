@@ -70,6 +70,26 @@ def test_the_largest_deviation_on_images_alone(trained):
     assert right < 0.05 < wrong and layer in batch_norm_layers(teacher.variables)
 
 
+class Normalised(nn.Module):
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.BatchNorm(use_running_average=not train, name="bn")(x)
+        return nn.Dense(10)(x.reshape(len(x), -1))
+
+
+@pytest.mark.parametrize(("share", "is_strange"), [(1.0, False), (2 / 3, False), (0.3, True)])
+def test_statistics_of_mixed_images_are_known(trained, share, is_strange):
+    """Shares λ of mixup, uniform in [0, 1], leave E[λ² + (1 − λ)²] = 2/3 of the variance."""
+    test = trained[1]
+    network = Classifier(Normalised(), (0.0,), (1.0,))
+    variables = network.init(jax.random.key(0), (8, 8, 1))
+    images = test.images / 255
+    statistics = {"mean": jnp.array([images.mean()]), "var": jnp.array([share * images.var()])}
+    variables = {**variables, "batch_stats": {"bn": statistics}}
+    found = verification.verify(network, variables, test, padding=0, flip=False)
+    assert found.is_strange == is_strange, found
+
+
 class Softmax(nn.Module):
     @nn.compact
     def __call__(self, x, train=False):
