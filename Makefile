@@ -75,7 +75,7 @@ CARRIED ?= .gpu
 GPU_PYTHON ?= $(firstword $(wildcard $(HOME)/.pyenv/versions/3.12*/bin/python3.12) python3.12)
 GPU_JAX ?= 0.11.2
 LACKING := clu ml-collections tensorflow-datasets array_record dm-tree docstring_parser immutabledict promise \
-	simple-parsing tensorflow-metadata termcolor toml tensorboardX importlib_resources wrapt
+	simple-parsing tensorflow-metadata termcolor toml tensorboardX importlib_resources wrapt safetensors
 DRY := $(CARRIED)/dry-run
 
 gpu-carried: $(CARRIED)/reference.npz ## what travels to a GPU without a network, in .gpu
