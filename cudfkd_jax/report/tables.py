@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from cudfkd_jax.evaluation.summary import COLUMNS
+from cudfkd_jax.evaluation.summary import BEST, COLUMNS
 from cudfkd_jax.report.read import Run, is_finite, is_number, printable
 from cudfkd_jax.storage import records
 
@@ -20,21 +20,22 @@ def number(value: Any, digits: int) -> str:
 
 
 def results(runs: Sequence[Run]) -> list[Row]:
-    """Returns a heading and one row per network: teachers, last students, best students (per metric)."""
+    """Returns a heading and one row per network: teachers, last students, the students in `student_best/`."""
     several = len(runs) > 1
     rows: dict[str, dict[str, Any]] = {}
     for run in runs:
         start = f"{run.name}: " if several else ""
         finite = [{k: v for k, v in r.items() if is_finite(v)} for r in run.records]
         last: dict[str, Any] = next((r for r in reversed(run.records) if any(key in r for key in _NETWORK)), {})
-        best = {key: found.value for key in _NETWORK if (found := records.best(finite, key))}
         student = _object(run.summary, "student")
         arch = {"arch": run.config.get("student.module") or run.config.get("student.arch", "")}
         rows[f"{start}teacher"] = {"arch": run.config.get("teacher.module") or run.config.get("teacher.arch", "")}
         rows[f"{start}teacher"] |= run.teacher
         epoch = f", epoch {last['epoch']}" if last else ""
         rows[f"{start}student{epoch}"] = arch | {"parameters": student.get("parameters")} | last
-        rows[f"{start}student, best"] = arch | {"parameters": student.get("parameters")} | best
+        if best := records.best(finite, "acc1"):
+            kept = next(r for r in finite if r["epoch"] == best.epoch)
+            rows[f"{start}{BEST}, epoch {best.epoch}"] = arch | {"parameters": student.get("parameters")} | kept
     keys = [key for key in _NETWORK if any(key in row for row in rows.values())]
     return [
         ("", "network", *(_NETWORK[key][0] for key in keys), "parameters"),

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cudfkd_jax.evaluation.headline import SHARES, headline
-from cudfkd_jax.evaluation.summary import SUMMARY
+from cudfkd_jax.evaluation.summary import BEST, SUMMARY
 from cudfkd_jax.report import figures, page, plot, tables
 from cudfkd_jax.report.page import Section
 from cudfkd_jax.report.plot import Picture
@@ -132,7 +132,7 @@ def _missing(run: Run, drawn: Sequence[Picture]) -> list[str]:
 
 def _footnote(runs: Sequence[Run]) -> str:
     if any("acc1" in record for run in runs for record in run.records):
-        return "<p>Best: each value by itself, over the epochs, chosen on the test images.</p>\n"
+        return f"<p>{BEST}: the one student with the best acc@1 on the test images.</p>\n"
     return "<p>Measured on held-out synthetic images, where at all: of real images nothing is known.</p>\n"
 
 

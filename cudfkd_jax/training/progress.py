@@ -1,7 +1,8 @@
-"""Progress of a run: a bar and a line per epoch on a terminal, plain lines elsewhere, and TensorBoard events."""
+"""Progress of a run: a bar and a line per epoch (terminal, notebook), lines elsewhere, and TensorBoard events."""
 
 import contextlib
 import errno
+import importlib.util
 import os
 import sys
 import threading
@@ -57,18 +58,24 @@ class Progress:
         self._scores, self._announced = "", False
         self._bar: tqdm | None = None
         self._ended = threading.Event()
-        if shown and sys.stderr.isatty():
-            self._bar = tqdm(
-                total=epochs * steps_per_epoch,
-                initial=first_step,
-                bar_format=self._format(),
-                ncols=_width(),
-                nrows=20,  # tqdm would hide the bar where a terminal gives no size, as in some containers
-            )
-            threading.Thread(target=self._redraw, daemon=True).start()
+        if shown:
+            self._bar = self._make_bar()
         self._events: Events | None = None
         if shown and tensorboard is not None:
             self._events = _events(tensorboard, first_step // steps_per_epoch + 1)
+
+    def _make_bar(self) -> tqdm | None:
+        """Returns a widget in a notebook that has widgets, tqdm's bar in a terminal, None elsewhere."""
+        steps = {"total": self._epochs * self._steps_per_epoch, "initial": self._step}
+        if _in_notebook() and importlib.util.find_spec("ipywidgets"):
+            from tqdm.auto import tqdm as widget  # imports IPython
+
+            return widget(**steps, bar_format=self._format())
+        if not sys.stderr.isatty():
+            return None
+        threading.Thread(target=self._redraw, daemon=True).start()
+        # Given no number of rows, tqdm would hide the bar where a terminal gives no size, as in some containers.
+        return tqdm(**steps, bar_format=self._format(), ncols=_width(), nrows=20)
 
     def __enter__(self) -> "Progress":
         return self
@@ -135,7 +142,7 @@ class Progress:
         """Prints a line without disturbing the bar."""
         with self._terminal():
             if self._bar is not None:
-                tqdm.write(text)
+                self._bar.write(text)
             elif self._shown:
                 print(text, flush=True)
 
@@ -215,6 +222,11 @@ def duration(seconds: float) -> str:
 
 def _scores(record: Record, form: str = "6.2f") -> str:
     return _joined([f"{name} {record[key]:{form}} %" for key, name in _SCORES.items() if key in record])
+
+
+def _in_notebook() -> bool:
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    return shell is not None and "IPKernelApp" in shell.config
 
 
 def _width() -> int:

@@ -43,6 +43,27 @@ def test_notebook_brings_a_student_back_to_pytorch(tmp_path, monkeypatch):
     assert (tmp_path / "runs/from_pytorch/export/torch/student.pth").exists()
 
 
+@pytest.mark.slow
+def test_a_run_in_a_notebook_has_one_bar_and_a_line_per_epoch(monkeypatch):
+    nbclient, nbformat = pytest.importorskip("nbclient"), pytest.importorskip("nbformat")
+    pytest.importorskip("ipywidgets")
+    for name, value in _environment().items():
+        monkeypatch.setenv(name, value)
+    source = """
+from cudfkd_jax.training.progress import Progress
+with Progress("distill", epochs=2, steps_per_epoch=1, first_step=0, tensorboard=None) as progress:
+    for epoch in (1, 2):
+        progress.step(epoch)
+        progress.epoch({"epoch": epoch, "acc1": 50.0, "agree1": 60.0})
+"""
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
+    nbclient.NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
+    bar, *said = notebook.cells[0].outputs
+    assert "application/vnd.jupyter.widget-view+json" in bar.data
+    lines = "".join(each.text for each in said).splitlines()
+    assert len(lines) == 2 and all("acc@1  50.00 %  agree@1  60.00 %" in line for line in lines)
+
+
 def test_notebook_is_kept_as_executed_from_top_to_bottom_and_small():
     cells = [
         cell for cell in json.loads(_NOTEBOOK.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"

@@ -22,7 +22,8 @@ from cudfkd_jax.config import access, defaults, loading
 from cudfkd_jax.evaluation import observations, samples
 from cudfkd_jax.objectives import losses
 from cudfkd_jax.report import page as pages
-from cudfkd_jax.report import plot
+from cudfkd_jax.report import plot, tables
+from cudfkd_jax.report.read import read
 from cudfkd_jax.runs import stages
 from cudfkd_jax.runtime.errors import UserError
 
@@ -221,6 +222,18 @@ def test_the_majorise_minimise_curve(made):
     _write_records(made, [_record(epoch, **counted) for epoch in (1, 2)])
     page = _report(made)
     assert "Majorise–minimise inequality (Eq. 8)" in page.text and "F(L′) ≤ Q: it bounds" in page.text
+
+
+def test_the_best_student_is_one_student(made):
+    """Not the best of each column, which no student has."""
+    records = [_record(1, acc1=95.0, agree1=92.0), _record(2, acc1=93.0, agree1=99.0), _record(3, acc1=math.nan)]
+    _write_records(made, records)
+    heading, *rows = tables.results([read(made)])
+    of = {label: dict(zip(heading, [label, *row], strict=True)) for label, *row in rows}
+    assert list(of) == ["teacher", "student, epoch 3", "student_best, epoch 1"]
+    assert of["student_best, epoch 1"]["agree@1 %"] == "92.00"
+    _write_records(made, [{"epoch": 1, "step": 10, "agree1_synthetic": 90.0}])  # nothing to choose on
+    assert [label for label, *_ in tables.results([read(made)])] == ["", "teacher", "student, epoch 1"]
 
 
 def test_the_headline_is_of_the_last_student(tmp_path):
