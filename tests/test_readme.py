@@ -148,7 +148,7 @@ def test_program_gives_logits_of_a_saved_student(tmp_path, monkeypatch):
     assert scope["logits"].shape == (2, 10)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_user_network_is_trained_and_distilled_from_python(tmp_path, monkeypatch, capsys):
     """Runs the two programs and the command of "Your own network" on a smaller configuration."""
     module, program = blocks(_OWN["own_network"], "python")

@@ -133,6 +133,7 @@ def test_without_weights_the_bound_is_the_loss():
     assert found["minimised"] == found["descended"] and jnp.isfinite(found["latent_objective"])
 
 
+@pytest.mark.slow
 def test_a_run_records_the_shares_and_shows_them(finished_run, tmp_path, tiny_config):
     tiny_config.teacher.checkpoint = str(finished_run)
     tiny_config.log.update(majorise_minimise_updates=2, report=True)

@@ -47,14 +47,8 @@ def test_a_method_has_unit_tests(method):
     assert any(re.search(rf"\b{module}\b", text) for text in texts)
 
 
-# Beside `test_a_stopped_run_reaches_the_same_results`, of cudfkd, one with a memory; the others are a campaign.
-_OFTEN = ("dfad",)
-
-
-@pytest.mark.long
-@pytest.mark.parametrize(
-    "method", [pytest.param(m, marks=() if m in _OFTEN else pytest.mark.slow) for m in METHODS]
-)
+@pytest.mark.slow  # `test_a_stopped_run_reaches_the_same_results` does it for cudfkd
+@pytest.mark.parametrize("method", METHODS)
 def test_two_rounds_from_the_command_line_to_the_student(method, finished_run, tmp_path):
     """Trained, measured, saved, drawn; and by the same settings and seed in another process to the same bits."""
     here, there = tmp_path / "here", tmp_path / "there"

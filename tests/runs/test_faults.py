@@ -48,7 +48,10 @@ def _killed(*arguments, **more):
     raise _KilledError
 
 
-@pytest.mark.parametrize(("module", "function"), [(checkpoint, "save"), (weights, "commit_net")])
+@pytest.mark.parametrize(
+    ("module", "function"),
+    [pytest.param(checkpoint, "save", marks=pytest.mark.slow), (weights, "commit_net")],
+)
 def test_a_kill_around_a_checkpoint_does_not_lose_the_best_student(
     finished_run, tiny_config, tmp_path, monkeypatch, module, function
 ):

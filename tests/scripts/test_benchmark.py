@@ -44,7 +44,7 @@ class _Peer:
         return {"synthesis step": [whole / 2], "student step": [whole / 6], "round": [whole]}
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_measures_and_prints_every_kind_of_work(monkeypatch):
     monkeypatch.setattr(ceilings, "_SIZES", {"cpu": (256, 1 << 20)})
     monkeypatch.setattr(build, "devices", lambda config: ONE_DEVICE)

@@ -249,7 +249,7 @@ def test_two_epochs_fill_the_memory_and_resume_at_any_step_with_the_same_bits(ru
     assert all(a.dtype == b.dtype and (a == b).all() for a, b in pairs)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_two_devices_compute_what_one_does():
     found = rounds.device_differences(__file__)
     assert set(found) == {"begin", "synthesis", "student_without", "student_with"}
