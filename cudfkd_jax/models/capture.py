@@ -39,7 +39,7 @@ class BNStatistics(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """The outputs of a module; all but the first two are empty unless captured.
+    """The outputs of a module; what can be captured is empty unless it is.
 
     Attributes:
         value: the module's result (logits `[B, classes]`, or images).
@@ -49,6 +49,8 @@ class Outputs(NamedTuple):
         instances: for each BatchNorm call, the channel means of its input per image, `[B, channels]`.
         stages: the maps `[B, h, w, channels]` between the module's stages, from the input of the first to the
             output of the last, if the module sows them with `self.sow("intermediates", "stages", x)`.
+        collections: the variables in further collections after the call, unchanged unless `train`; the devices'
+            mean where they are floating-point numbers.
     """
 
     value: jax.Array
@@ -57,6 +59,7 @@ class Outputs(NamedTuple):
     features: jax.Array | None = None
     instances: tuple[jax.Array, ...] = ()
     stages: tuple[jax.Array, ...] = ()
+    collections: Any = ()
 
 
 def apply(
@@ -75,28 +78,30 @@ def apply(
 
     Args:
         module: any linen module with or without BatchNorm.
-        variables: `{'params': ..., 'batch_stats': ...}`; the second may be missing or empty.
+        variables: `{'params': ..., 'batch_stats': ...}` and any further collections; the second may be missing.
         inputs: this device's part of the batch, `[B / axis.size, ...]`.
         train: normalises with the statistics of the whole batch on all devices and updates the running ones.
         capture: which of `BN`, `FEATURES`, `INSTANCES` and `STAGES` to return too.
         axis: the devices that share the batch.
-        key: the random key of dropout, independent per device; None disables dropout.
+        key: the random key of dropout and other random layers, independent per device; None gives them none.
         train_argument: see `mode_arguments`.
         fold: in evaluation mode, folds BatchNorm into convolutions (`folding.py`) unless its inputs are captured.
 
     Raises:
         UserError: a value cannot be captured, or the module has no argument for its mode.
     """
-    mutable = (["batch_stats"] if train else []) + ([_CAPTURED, _INTERMEDIATES] if capture else [])
+    further = [name for name in variables if name not in ("params", "batch_stats")]
+    mutable = (["batch_stats", *further] if train else []) + ([_CAPTURED, _INTERMEDIATES] if capture else [])
     mode = mode_arguments(module, train=train, train_argument=train_argument)
-    rngs = None if key is None else {"dropout": axis.own_key(key)}
+    rngs = None if key is None else _rngs(axis.own_key(key))
     with contextlib.ExitStack() as interceptors:
         interceptors.enter_context(nn.intercept_methods(_interceptor(axis, capture)))
         if fold and not train and not {BN, INSTANCES} & set(capture):
             interceptors.enter_context(nn.intercept_methods(folding.interceptor()))
         value, updated = module.apply(variables, inputs, **mode, mutable=mutable, rngs=rngs)
     batch_stats = variables.get("batch_stats", {})
-    outputs = Outputs(value, updated.get("batch_stats", batch_stats))
+    collections = {name: _shared(updated[name], axis) if train else variables[name] for name in further}
+    outputs = Outputs(value, updated.get("batch_stats", batch_stats), collections=collections)
     if not capture:
         return outputs
     seen = traverse_util.flatten_dict(updated.get(_CAPTURED, {}))
@@ -106,6 +111,16 @@ def apply(
         instances=_of_bn_layers(seen, batch_stats, "instances") if INSTANCES in capture else (),
         stages=_stages(updated, module) if STAGES in capture else (),
     )
+
+
+def _rngs(key: jax.Array) -> dict[str, jax.Array]:
+    """Returns the keys of all random streams: Flax takes that of "params" for names without one."""
+    return {"dropout": key, "params": jax.random.fold_in(key, 1)}
+
+
+def _shared(collection: Any, axis: Axis) -> Any:
+    """Averages floating-point variables over the devices, so that all devices keep the same."""
+    return jax.tree.map(lambda x: axis.mean(x) if jnp.issubdtype(x.dtype, jnp.floating) else x, collection)
 
 
 def mode_arguments(module: nn.Module, *, train: bool, train_argument: str = "") -> dict[str, Any]:

@@ -47,10 +47,9 @@ class Classifier:
         )
 
     def init(self, key: jax.Array, image_shape: tuple[int, ...]) -> dict[str, Any]:
-        """Initialises the variables `{'params', 'batch_stats'}`."""
+        """Initialises the variables: `params`, `batch_stats`, and the module's further collections."""
         mode = mode_arguments(self.module, train=False, train_argument=self.train_argument)
-        variables = self.module.init(key, jnp.zeros((1, *image_shape)), **mode)
-        return {"params": variables.get("params", {}), "batch_stats": variables.get("batch_stats", {})}
+        return {"params": {}, "batch_stats": {}, **self.module.init(key, jnp.zeros((1, *image_shape)), **mode)}
 
 
 # A frozen network in evaluation mode, called as net(images [B, H, W, C] in [0, 1], capture=...).

@@ -1,6 +1,7 @@
 """Distillation from Python: takes networks as objects, needs no data set and returns the student."""
 
 import contextlib
+import dataclasses
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -53,8 +54,8 @@ def distill(
     first writes to `workdir`, and all return the result.
 
     Args:
-        teacher: a linen classifier and its variables `{'params', 'batch_stats'}`; or a function of `jax.numpy`
-            from images to logits, which has no BatchNorm statistics. Either takes normalised float32 images
+        teacher: a linen classifier and its variables, all collections; or a function of `jax.numpy` from images
+            to logits, which has no BatchNorm statistics. Either takes normalised float32 images
             `[B, H, W, C]` and returns logits `[B, num_classes]`. Or the path of a run, or of weights of PyTorch,
             Flax or Orbax for the network `config.teacher.arch`; see the setting `teacher.checkpoint`.
         student: a linen classifier, or the name of one in this package, such as "wrn16_1".
@@ -146,13 +147,14 @@ def _teacher(teacher: Teacher, config: ConfigDict) -> tuple[Classifier, NetworkS
         found = find_teacher(jobs.teacher_source(config)._replace(checkpoint=str(teacher)), Path())
         assert found
         return networks.classifier(config, found.net), found.net, found.variables
+    module: Any
     if isinstance(teacher, tuple):
         module, given = teacher
     else:
         _check_function(teacher, config)
         module, given = _Function(teacher), {}
     tree = unfreeze(dict(given))
-    variables = {name: jax.tree.map(np.asarray, tree.get(name, {})) for name in ("params", "batch_stats")}
+    variables = jax.tree.map(np.asarray, {"params": {}, "batch_stats": {}} | tree)
     for path, leaf in traverse_util.flatten_dict(variables).items():
         if not np.isfinite(np.asarray(leaf, np.float32)).all():
             raise UserError(f"teacher: {'/'.join(path)} holds NaN or infinite values; choose a sound teacher")
@@ -166,20 +168,27 @@ def _student(student: nn.Module | str, config: ConfigDict) -> tuple[Classifier, 
     return _network(student, config, config.student.train_argument)
 
 
-def _network(module: nn.Module, config: ConfigDict, train_argument: str) -> tuple[Classifier, NetworkSpec]:
+def _network(module: Any, config: ConfigDict, train_argument: str) -> tuple[Classifier, NetworkSpec]:
     d, kind = config.data, type(module)
     arch = f"{kind.__module__}:{kind.__qualname__}"
     net = NetworkSpec(arch, d.num_classes, d.image_shape, d.mean, d.std, {}, train_argument)
     return Classifier(module, d.mean, d.std, train_argument), net
 
 
-class _Function(nn.Module):
-    """A module without variables that wraps a function."""
+@dataclasses.dataclass(frozen=True)
+class _Function:
+    """A function in place of a linen module without variables.
+
+    A real module around it would become the parent of linen modules that the function builds.
+    """
 
     function: Callable[[jax.Array], jax.Array]
 
     def __call__(self, images: jax.Array) -> jax.Array:
         return self.function(images)
+
+    def apply(self, variables: Any, images: jax.Array, **options: Any) -> tuple[jax.Array, dict[str, Any]]:
+        return self(images), {}
 
 
 def _check_function(function: Callable[[jax.Array], jax.Array], config: ConfigDict) -> None:

@@ -98,11 +98,11 @@ def read_variables(path: Path, expected: Any, key: str = "") -> FlaxVariables:
         raise UserError(f"{path} holds a {type(tree).__name__}; save {{'params', 'batch_stats'}}")
     place = _find_variables(tree, path, key, notes)
     if path.is_dir():
-        items = place[:1] if place else ("params", "batch_stats")
+        items = place[:1] if place else tuple(expected)
         tree = _damaged_unless(path, lambda path: _read_orbax(path, items))
     for name in place:
         tree = tree[name]
-    given = _flat({name: tree.get(name) or {} for name in ("params", "batch_stats")})
+    given = _flat({name: tree.get(name) or {} for name in expected})
     wanted = _flat(expected)
     _check(given, wanted, path)
     arrays = {name: np.asarray(given[name]).astype(leaf.dtype) for name, leaf in wanted.items()}
@@ -234,7 +234,8 @@ def _check(given: Mapping[Any, Any], wanted: Mapping[Any, Any], path: Path) -> N
             "check --config.teacher.module or arch"
         )
     for key, value in given.items():
-        if not jnp.issubdtype(np.asarray(value).dtype, np.floating):
+        floats = [jnp.issubdtype(dtype, jnp.floating) for dtype in (np.asarray(value).dtype, wanted[key].dtype)]
+        if floats == [False, True]:
             raise UserError(f"{path}: {'/'.join(key)} is {np.asarray(value).dtype}; save float32 weights")
         if not np.isfinite(np.asarray(value, np.float32)).all():
             raise UserError(f"{path}: {'/'.join(key)} holds NaN or infinite values; choose a sound checkpoint")

@@ -85,7 +85,7 @@ def student_batch(
     method, teacher = problem.method, functools.partial(problem.teacher, teacher_variables, axis=axis)
     images = method.sample(aux, teacher, purpose_key(key, STUDENT, step), axis)
     outputs = teacher(images, capture=method.student_capture, fold=problem.fold)
-    return Batch(images, outputs._replace(batch_stats={}))
+    return Batch(images, outputs._replace(batch_stats={}, collections=()))
 
 
 def student_step(
@@ -159,15 +159,16 @@ def _train(state: RunState, batch: Batch, problem: Problem, axis: Axis) -> tuple
     dropout_key = purpose_key(state.key, DROPOUT, state.step)
 
     def objective(params):
-        variables = {"params": params, "batch_stats": state.student.batch_stats}
+        variables = state.student.variables | {"params": params}
         outputs = problem.student(
             variables, batch.images, train=True, capture=method.student_capture, axis=axis, key=dropout_key
         )
         loss, metrics = method.student_loss(outputs, batch.teacher, state.aux, state.step, axis)
-        return loss, (outputs.batch_stats, metrics)
+        return loss, (outputs.batch_stats, outputs.collections, metrics)
 
-    gradients, (batch_stats, metrics) = jax.grad(objective, has_aux=True)(state.student.params)
+    gradients, (batch_stats, collections, metrics) = jax.grad(objective, has_aux=True)(state.student.params)
     gradients = axis.mean(gradients)
     metrics["student_gradient_norm"] = gradient_norm(gradients)
     metrics["learning_rate"] = problem.learning_rate(state.step)
-    return state.student.update(gradients, batch_stats, problem.optimiser), metrics
+    student = state.student.update(gradients, batch_stats, problem.optimiser)
+    return student.with_collections(collections), metrics

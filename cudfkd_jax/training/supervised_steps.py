@@ -105,19 +105,20 @@ def _train(
     dropout_key = purpose_key(state.key, DROPOUT, state.step)
 
     def objective(params):
-        variables = {"params": params, "batch_stats": state.student.batch_stats}
+        variables = state.student.variables | {"params": params}
         outputs = problem.network(variables, x, train=True, axis=axis, key=dropout_key)
         loss, metrics = _loss(
             outputs.value, x, y, *teacher_variables, distillation=problem.distillation, axis=axis
         )
         metrics["train_acc1"] = 100 * jnp.mean(jnp.argmax(outputs.value, -1) == y)
-        return loss, (outputs.batch_stats, {"loss": loss, **metrics})
+        return loss, (outputs.batch_stats, outputs.collections, {"loss": loss, **metrics})
 
-    gradients, (batch_stats, metrics) = jax.grad(objective, has_aux=True)(state.student.params)
+    gradients, (batch_stats, collections, metrics) = jax.grad(objective, has_aux=True)(state.student.params)
     gradients, metrics = axis.mean(gradients), axis.mean(metrics)
     metrics["gradient_norm"] = gradient_norm(gradients)
     metrics["learning_rate"] = problem.learning_rate(state.step)
-    return state.student.update(gradients, batch_stats, problem.optimiser), metrics
+    student = state.student.update(gradients, batch_stats, problem.optimiser)
+    return student.with_collections(collections), metrics
 
 
 def _loss(

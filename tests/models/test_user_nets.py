@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import orbax.checkpoint as ocp
 import pytest
 import user_nets
@@ -16,6 +17,7 @@ from helpers import snapshot
 from cudfkd_jax import main, models
 from cudfkd_jax.models.capture import BN, FEATURES, INSTANCES, STAGES, apply, mode_arguments
 from cudfkd_jax.models.classifier import Classifier
+from cudfkd_jax.models.train_state import CollectionsTrainState, TrainState
 from cudfkd_jax.runs import stages
 from cudfkd_jax.runtime.errors import UserError
 from cudfkd_jax.storage import flax_files, weights
@@ -82,6 +84,28 @@ def test_dropout_has_a_key_in_training_alone():
     )
     assert (one == same).all() and not (one == other).all()
     assert (apply(module, variables, x).value == apply(module, variables, x, key=jax.random.key(1)).value).all()
+
+
+def test_further_collections_are_updated_in_training_alone():
+    network = Classifier(user_nets.Collections(), (0.0,), (1.0,))
+    variables = network.init(jax.random.key(0), (8, 8, 1))
+    images = jax.random.uniform(jax.random.key(1), (4, 8, 8, 1))
+    assert network(variables, images).collections == {"seen": variables["seen"]}
+    trained = network(variables, images, train=True, key=jax.random.key(2), capture=("bn",)).collections["seen"]
+    assert trained["steps"] == 1 and trained["mean"] == pytest.approx(0.1 * float(images.mean()))
+
+
+def test_the_train_state_of_other_networks_has_no_further_field():
+    """Else their checkpoints of earlier versions would no longer load."""
+    optimiser = optax.sgd(0.1)
+    for module, kind in ((user_nets.Plain(), TrainState), (user_nets.Collections(), CollectionsTrainState)):
+        network = Classifier(module, (0.0,), (1.0,))
+        state = TrainState.create(network.init(jax.random.key(0), (8, 8, 1)), optimiser)
+        assert type(state) is kind
+        stepped = state.update(state.params, state.batch_stats, optimiser).with_collections({"seen": 1})
+        assert type(stepped) is kind and stepped.variables.get("seen") == (
+            1 if "seen" in state.variables else None
+        )
 
 
 # Captured values
@@ -251,11 +275,16 @@ def _run(folder, *arguments):
 
 @pytest.mark.long
 def test_a_run_with_user_networks(tmp_path, capsys):
-    """Trains, distils, evaluates and exports by import path, then distils again from an Orbax checkpoint."""
-    own = ("--config.teacher.module=user_nets:Plain", "--config.student.module=user_nets:UseRunningAverage")
+    """Trains, distils, evaluates and exports by import path, then distils again from an Orbax checkpoint.
+
+    The teacher has a collection of variables of its own; so has the student, which counts its steps.
+    """
+    own = ("--config.teacher.module=user_nets:Collections", "--config.student.module=user_nets:Collections")
     first = tmp_path / "first"
     assert _run(first, *own) == 0
-    assert json.loads((first / "student/net.json").read_text())["arch"] == "user_nets:UseRunningAverage"
+    assert json.loads((first / "student/net.json").read_text())["arch"] == "user_nets:Collections"
+    student = weights.load_net(first / "student").variables
+    assert student["seen"]["steps"] == 16 and student["seen"]["mean"] != 0
     assert main.main(["--stage=evaluate", f"--workdir={first}"]) == 0
     assert main.main(["--stage=export", "--format=orbax", f"--workdir={first}"]) == 0
     assert main.main(["--stage=export", "--format=stablehlo", f"--workdir={first}"]) == 0

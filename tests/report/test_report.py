@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 from scipy.special import rel_entr, softmax
 
@@ -99,11 +100,18 @@ def _make_run(folder: Path, *, epochs: int = _EPOCHS, **settings) -> Path:
     return folder
 
 
+def _save_empty(figure, file, *, format, **options):
+    if format == "svg":
+        file.write('<svg viewBox="0 0 1 1"></svg>')
+    else:
+        Image.new("L", (1, 1)).save(file, format)
+
+
 @pytest.fixture(autouse=True)
-def _plain_layout(request, monkeypatch):
-    """Halves the time of a report whose figures nobody looks at: no room is made for their text."""
+def _empty_figures(request, monkeypatch):
+    """Most of the time of a report goes into figures; those that nobody looks at are drawn and not rendered."""
     if "looked_at" not in request.fixturenames:
-        monkeypatch.setitem(plot._STYLE, "figure.constrained_layout.use", False)
+        monkeypatch.setattr(Figure, "savefig", _save_empty)
 
 
 @pytest.fixture
@@ -216,7 +224,7 @@ def test_an_older_run_without_observations_says_what_is_missing(made):
         assert text in page.text
 
 
-def test_the_majorise_minimise_curve(made):
+def test_the_majorise_minimise_curve(looked_at, made):
     counted = {"latent_objective": 2.0, "majorised": 100.0, "minimised": 80.0, "descended": 90.0}
     assert "Eq. 8" not in _report(made).text
     _write_records(made, [_record(epoch, **counted) for epoch in (1, 2)])
@@ -279,7 +287,7 @@ def test_limits_of_a_zoom():
     assert low < 5 < high
 
 
-def test_losses_that_fall_over_powers_of_ten_have_a_logarithmic_axis(made):
+def test_losses_that_fall_over_powers_of_ten_have_a_logarithmic_axis(looked_at, made):
     _write_records(
         made, [_record(epoch, bn_loss=1000.0 / 4**epoch, class_loss=epoch - 3) for epoch in range(1, 7)]
     )
@@ -314,7 +322,7 @@ def test_many_classes(looked_at, tmp_path):
     assert "each curve in its own order" in _report(folder).text
 
 
-def test_text_from_files_is_escaped(tmp_path):
+def test_text_from_files_is_escaped(looked_at, tmp_path):
     folder = _make_run(
         tmp_path / "<b>$x_1$&",
         **{"method": _EVIL, "data.name": _EVIL, "student.arch": _EVIL, "teacher.arch": _UNPRINTABLE},
@@ -334,7 +342,7 @@ def test_text_from_files_is_escaped(tmp_path):
 # Incomplete or damaged runs
 
 
-def test_a_run_in_progress(tmp_path):
+def test_a_run_in_progress(looked_at, tmp_path):
     folder = _make_run(tmp_path / "going", epochs=3)
     observations.save_teacher(folder, {"arch": "resnet34", "parameters": 123456, "acc1": 95.5})
     assert "teacher, acc@1 95.50 %" in _report(folder).text  # measured before the first epoch
@@ -417,7 +425,7 @@ def test_a_run_without_progress_causes_a_warning(made):
 # Several runs
 
 
-def test_runs_are_compared(tmp_path, made):
+def test_runs_are_compared(looked_at, tmp_path, made):
     other = _make_run(tmp_path / "b" / "made", **{"curriculum.lambda_0": 2.5})
     page = _Page(report.write_comparison([made, other], tmp_path / "page"))
     _check_pictures(page)

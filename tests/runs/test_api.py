@@ -156,8 +156,12 @@ def test_a_workdir_resumes_only_with_the_same_networks(tmp_path):
 
 @pytest.mark.long
 def test_a_function_of_jax_numpy_is_a_teacher():
-    module, variables = _teacher()
-    result = cudfkd_jax.distill(**_arguments(teacher=lambda x: module.apply(variables, x, train=False)))
+    _, variables = _teacher()
+
+    def teacher(x):
+        return user_nets.Plain().apply(variables, x, train=False)
+
+    result = cudfkd_jax.distill(**_arguments(teacher=teacher))
     assert "agree1_synthetic" in result.metrics
 
 

@@ -46,6 +46,22 @@ class OtherName(nn.Module):
         return nn.Dense(10)(x.mean((1, 2)))
 
 
+class Collections(nn.Module):
+    """A network with a collection of its own and with a random layer under a name of its own."""
+
+    @nn.compact
+    def __call__(self, x, train: bool):
+        mean = self.variable("seen", "mean", jnp.zeros, ())
+        steps = self.variable("seen", "steps", jnp.zeros, (), jnp.int32)
+        if train and not self.is_initializing():
+            mean.value += 0.1 * (jnp.mean(x) - mean.value)
+            steps.value += 1
+        x = nn.Conv(8, (3, 3), 2, use_bias=False)(x - mean.value)
+        x = nn.relu(nn.BatchNorm(use_running_average=not train)(x))
+        x = nn.Dropout(0.1, rng_collection="noise", deterministic=not train)(x.mean((1, 2)))
+        return nn.Dense(10)(x)
+
+
 class NoMode(nn.Module):
     """A network with only GroupNorm, which is the same in training and evaluation."""
 
