@@ -10,7 +10,8 @@ from cudfkd_jax import data
 from cudfkd_jax.config import access, build, jobs, networks, precision, validate
 from cudfkd_jax.evaluation.predict import evaluate, make_predict
 from cudfkd_jax.evaluation.summary import best_note, evaluation_table
-from cudfkd_jax.runs import distill, supervised
+from cudfkd_jax.runs import distill, supervised, timing
+from cudfkd_jax.runs.outlook import outlook
 from cudfkd_jax.runs.teacher import find_teacher, verify_teacher
 from cudfkd_jax.runtime.errors import UserError
 from cudfkd_jax.storage import weights, workdir
@@ -58,20 +59,30 @@ def evaluate_run(config: ConfigDict, folder: Path, say: Callable[[str], None] = 
 
 
 def evaluate_teacher(config: ConfigDict, say: Callable[[str], None] = print) -> dict[str, float]:
-    """Evaluates the teacher that `teacher.checkpoint` names on the test images, without a run.
+    """Says what to expect of the teacher that `teacher.checkpoint` names, without a run.
+
+    It is evaluated on the test images, where there are any, and a round of its distillation is timed.
 
     Args:
         config: with `teacher.checkpoint`.
         say: receives messages for the user.
 
     Returns:
-        Its test metrics.
+        Its test metrics; none without test images.
     """
-    _check(config)
+    _check(config, needs_images=False)
     precision.settle(config)
     source = jobs.teacher_source(config)
     teacher = find_teacher(source, Path(), say)
     assert teacher
+    measured = _measure_teacher(config, source, teacher, say) if access.has_images(config) else {}
+    _say_outlook(config, teacher, say)
+    return measured
+
+
+def _measure_teacher(
+    config: ConfigDict, source: jobs.TeacherSource, teacher: Trained, say: Callable[[str], None]
+) -> dict[str, float]:
     test, network = build.dataset(config, ("test",), say).splits["test"], networks.classifier(config, teacher.net)
     verify_teacher(source._replace(verify=False), network, teacher, test, say)
     devices = build.devices(config)
@@ -81,10 +92,21 @@ def evaluate_teacher(config: ConfigDict, say: Callable[[str], None] = print) -> 
     return measured
 
 
-def _check(config: ConfigDict) -> None:
+def _say_outlook(config: ConfigDict, teacher: Trained, say: Callable[[str], None]) -> None:
+    try:
+        job = jobs.distill_job(config, networks.pair(config, teacher.net, teacher.variables))
+        distill.check_shapes(job)
+    except UserError as error:
+        say(f"this configuration does not distil it: {error}")
+        return
+    for line in outlook(job, timing.distillation_pace(lambda: job, by_steps=True)):
+        say(line)
+
+
+def _check(config: ConfigDict, *, needs_images: bool = True) -> None:
     validate.check(config)
     validate.check_one_process(config, "--stage=evaluate")
-    if not access.has_images(config):
+    if needs_images and not access.has_images(config):
         raise UserError(
             f"--stage=evaluate measures on test images and data.source={access.NO_DATA} has none; "
             "name some with --config.data.source"

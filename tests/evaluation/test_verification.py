@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import json
+from pathlib import Path
 
 import flax.linen as nn
 import jax
@@ -12,16 +14,18 @@ import tiny
 
 from cudfkd_jax import main
 from cudfkd_jax.config import build
+from cudfkd_jax.config.budget import Pace
 from cudfkd_jax.config.jobs import teacher_source
 from cudfkd_jax.evaluation import verification
 from cudfkd_jax.evaluation.verification import Verification
 from cudfkd_jax.models.capture import BNStatistics, batch_norm_layers
 from cudfkd_jax.models.classifier import Classifier
-from cudfkd_jax.runs import stages
+from cudfkd_jax.runs import outlook, stages, timing
 from cudfkd_jax.runs.teacher import find_teacher
 from cudfkd_jax.runtime.errors import UserError
 from cudfkd_jax.storage import torch_files, torch_names
 
+RESULTS = Path(__file__).parents[2] / "results"
 RIGHT = Verification(images=360, accuracy=95.0, chance=20.0, deviation=0.01, layer="bn1")
 
 
@@ -167,6 +171,23 @@ def test_weights_that_fit_by_name_and_guess_stop_the_run(trained, tmp_path, monk
     assert "warning: the teacher's accuracy is near chance" in told
 
 
+def test_without_images_a_teacher_has_an_outlook(finished_run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(timing, "distillation_pace", lambda make_job, by_steps: Pace(60.0, 900.0))
+    command = [f"--config={tiny.__file__}", "--stage=evaluate", f"--config.teacher.checkpoint={finished_run}"]
+    assert main.main([*command, "--config.data.source=none"]) == 0
+    text = capsys.readouterr().out
+    assert "acc@1" not in text and "900 s per epoch here: 1 h 01 min for 16 student steps" in text
+    assert main.main([*command, "--config.method=adi", "--config.data.source=none"]) == 2
+    assert max(map(len, text.splitlines())) <= 110
+
+
+def test_the_outlook_quotes_the_recorded_runs():
+    for run in outlook.RUNS:
+        summary = json.loads((RESULTS / run.folder / "summary.json").read_text())
+        lost = summary["teacher"]["acc1"] - summary["student"]["acc1_last"]
+        assert round(lost, 1) == run.lost
+
+
 def test_a_teacher_is_measured_without_a_run(trained, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     path = _file(trained, tmp_path)
@@ -175,4 +196,5 @@ def test_a_teacher_is_measured_without_a_run(trained, tmp_path, monkeypatch, cap
     text = capsys.readouterr().out
     assert "test images right; BatchNorm statistics" in text
     assert f"{trained[0].net.metrics['acc1']:.2f}" in text
+    assert "what to expect of cudfkd" in text and "BatchNorm  7 layers" in text and "for 16 student steps" in text
     assert sorted(p.name for p in tmp_path.iterdir()) == [path.name]

@@ -86,7 +86,7 @@ def test_runs_end_with_the_command_that_began_them(finished_run, tmp_path):
     command = [
         *(sys.executable, _ROOT / "scripts/compare.py", _TINY, "--methods=cudfkd", "--seeds=0"),
         *(f"--config.teacher.checkpoint={finished_run}", "--config.checkpoint.every_seconds=1000"),
-        *("--config.distill.rounds_per_epoch=30", "--config.distill.epochs=2", f"--workdir={tmp_path}"),
+        *("--config.distill.rounds_per_epoch=10", "--config.distill.epochs=3", f"--workdir={tmp_path}"),
     ]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         _wait_for(_has_epochs, cell, 1)
