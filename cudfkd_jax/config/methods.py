@@ -88,7 +88,9 @@ def method(config: ConfigDict, pair: Pair) -> Method:
             f"method={config.method} aligns the teacher's BatchNorm statistics and this teacher has none; choose "
             "another method"
         )
-    return chosen.build(MethodContext(**_settings(config), teacher=pair.teacher, has_batch_norm=has_bn))
+    return chosen.build(
+        MethodContext(**_settings(config), teacher=pair.teacher, student=pair.student, has_batch_norm=has_bn)
+    )
 
 
 def shared_sizes(config: ConfigDict) -> dict[str, int]:

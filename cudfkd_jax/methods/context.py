@@ -1,4 +1,4 @@
-"""What a method is built from: typed settings and the teacher."""
+"""What a method is built from: typed settings and the networks."""
 
 import dataclasses
 from typing import Any
@@ -163,14 +163,15 @@ class MethodSettings:
 
 @dataclasses.dataclass(frozen=True)
 class MethodContext(MethodSettings):
-    """A method's settings together with the teacher.
+    """A method's settings together with the networks.
 
     Attributes:
-        teacher: the network, without its variables.
+        teacher, student: the networks, without their variables.
         has_batch_norm: whether the teacher has BatchNorm statistics.
     """
 
     teacher: Classifier
+    student: Classifier
     has_batch_norm: bool
 
     @property

@@ -23,18 +23,24 @@ from flax import struct
 from cudfkd_jax.methods.base import Method
 from cudfkd_jax.methods.context import MethodContext, MethodSettings
 from cudfkd_jax.methods.memory import replay
-from cudfkd_jax.models.capture import apply
+from cudfkd_jax.models.capture import FEATURES, apply
 from cudfkd_jax.models.classifier import FrozenClassifier
 from cudfkd_jax.models.generator import Generator
 from cudfkd_jax.models.optimisers import cosine_learning_rate
 from cudfkd_jax.models.train_state import TrainState, gradient_norm
 from cudfkd_jax.objectives.student import StudentLoss
-from cudfkd_jax.objectives.terms import STUDENT, Metrics, Synthetic, Term
+from cudfkd_jax.objectives.terms import STUDENT, STUDENT_FEATURES, Metrics, StatefulTerm, Synthetic, Term
 from cudfkd_jax.runtime.devices import SINGLE, Axis
 from cudfkd_jax.runtime.errors import UserError
 
 READS = ("generator.ema_decay", "memory.capacity")  # by every method that `build` makes
 SCHEDULES = ("constant", "cosine")  # of the generator's learning rate
+
+
+class CarryingState(TrainState):
+    """The state of a generator in training, with that of the objective's stateful term."""
+
+    carried: Any
 
 
 class Averaged(struct.PyTreeNode):
@@ -54,12 +60,13 @@ def build(
     terms: tuple[Term, ...],
     student_loss: StudentLoss,
     student_capture: tuple[str, ...] = (),
+    stateful: StatefulTerm | None = None,
 ) -> Method:
     """Builds a method that trains a generator, with a memory of past images if one is configured.
 
     Args:
         context: provides the generator and its optimiser, the batch size and the memory.
-        terms, student_loss, student_capture: see `generative_method`.
+        terms, student_loss, student_capture, stateful: see `generative_method`.
 
     Raises:
         UserError: there are no terms, or the batch size does not suit the memory.
@@ -79,6 +86,7 @@ def build(
             terms=terms,
             student_loss=student_loss,
             student_capture=student_capture,
+            stateful=stateful,
             ema_decay=context.generator.ema_decay,
         )
 
@@ -128,9 +136,10 @@ def generative_method(
     terms: tuple[Term, ...],
     student_loss: StudentLoss,
     student_capture: tuple[str, ...] = (),
+    stateful: StatefulTerm | None = None,
     ema_decay: float = 0.0,
 ) -> Method:
-    """Returns a method whose only state is a generator's: a `TrainState`, or `Averaged` if `ema_decay` is not 0.
+    """Returns a method whose state is a generator's: a `TrainState`, or `Averaged` if `ema_decay` is not 0.
 
     Args:
         generator: called as `generator(z, train)`, z `[B, latent_dim]`, images `[B, H, W, C]` in [0, 1].
@@ -139,14 +148,20 @@ def generative_method(
         terms: the synthesis objective; leave out terms whose weight is a constant 0.
         student_loss: see `Method`.
         student_capture: see `Method`.
+        stateful: a further term, which makes the `TrainState` a `CarryingState`.
         ema_decay: d in [0, 1), the decay of the average that images are sampled from; 0 samples from θ itself.
     """
-    needs = {need for term in terms for need in term.needs}
-    capture = tuple(sorted(needs - {STUDENT}))
+    needs = {need for term in terms for need in term.needs} | set(stateful.needs if stateful else ())
+    capture = tuple(sorted(needs - {STUDENT, STUDENT_FEATURES}))
+    student_features = (FEATURES,) if STUDENT_FEATURES in needs else ()
 
     def init(key: jax.Array) -> TrainState:
         variables = generator.init(key, jnp.zeros((1, latent_dim)), train=False)
-        return TrainState.create(dict(variables), optimiser)
+        state = TrainState.create(dict(variables), optimiser)
+        if stateful is None:
+            return state
+        carried = stateful.init(jax.random.fold_in(key, 1))
+        return CarryingState(state.params, state.batch_stats, state.opt_state, carried)
 
     def latents(key: jax.Array, axis: Axis) -> jax.Array:
         return axis.shard(jax.random.normal(key, (batch_size, latent_dim)))
@@ -166,17 +181,25 @@ def generative_method(
             generated = apply(generator, variables, z, train=True, axis=axis)
             images = generated.value
             synthetic = Synthetic(
-                images, teacher(images, capture=capture), student(images) if STUDENT in needs else None
+                images,
+                teacher(images, capture=capture),
+                student(images, capture=student_features) if {STUDENT, STUDENT_FEATURES} & needs else None,
             )
             values = {term.name: term.value(synthetic, axis) for term in terms}
             loss = sum(term.weight(step) * values[term.name] for term in terms)
             weights = {term.weight_name: term.weight(step) for term in terms if term.weight_name}
-            return loss, (generated.batch_stats, {"synthesis_loss": loss, **values, **weights})
+            changes = {}
+            if stateful:
+                assert isinstance(aux, CarryingState)
+                values[stateful.name], carried = stateful.value(synthetic, aux.carried, step, axis)
+                loss += stateful.weight(step) * values[stateful.name]
+                changes = {"carried": jax.lax.stop_gradient(carried)}
+            return loss, (generated.batch_stats, changes, {"synthesis_loss": loss, **values, **weights})
 
-        gradients, (batch_stats, metrics) = jax.grad(objective, has_aux=True)(aux.params)
+        gradients, (batch_stats, changes, metrics) = jax.grad(objective, has_aux=True)(aux.params)
         gradients = axis.mean(gradients)
         metrics["synthesis_gradient_norm"] = gradient_norm(gradients)
-        return aux.update(gradients, batch_stats, optimiser), metrics
+        return aux.update(gradients, batch_stats, optimiser).replace(**changes), metrics
 
     def sample(aux: TrainState, teacher: FrozenClassifier, key: jax.Array, axis: Axis) -> jax.Array:
         return apply(generator, aux.variables, latents(key, axis), axis=axis).value

@@ -10,9 +10,11 @@ The schedules are optax schedules, pure functions of the student step, counted f
 """
 
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
 from jax.scipy.special import xlogy
@@ -223,5 +225,37 @@ def _eq17(initial: float, slope: float, begin: int, end: int, steps_per_epoch: i
         epoch = jnp.asarray(step) // steps_per_epoch
         ramp = jnp.maximum(slope * jnp.minimum(epoch, end), initial)
         return jnp.where(epoch <= begin, initial, ramp)
+
+    return schedule
+
+
+def negatives_schedule(
+    share: float, queue: int, *, k_begin: float, k_end: float, epochs: int, steps_per_epoch: int
+) -> Callable[[ArrayLike], tuple[Array, Array]]:
+    """Returns the schedule of the negatives of AdaDFKD (Li et al., 2023), from the easiest to the hardest.
+
+    Of K negatives in order of similarity, those of rank ⌊h·K⌋ to ⌊(h + k)·K⌋ − 1 count in epoch e of N, with
+
+        h = clip((1 − k)·(e − ⌊k_begin·N⌋) / ⌊N·(k_end − k_begin)⌋, 0, 1 − k).
+
+    Args:
+        share: k in (0, 1].
+        queue: K.
+        k_begin, k_end: shares of the epochs between which h rises.
+        epochs: N.
+        steps_per_epoch: student steps per epoch.
+
+    Returns:
+        A schedule of the student step: `(first, end)`, int32 scalars with 0 <= first < end <= K.
+    """
+    since = np.arange(epochs) - math.floor(k_begin * epochs)
+    rise = max(math.floor(epochs * (k_end - k_begin)), 1)
+    h = np.clip((1 - share) * since / rise, 0, 1 - share)
+    # Added so that products that are whole numbers stay whole.
+    first, end = (jnp.asarray(np.floor(edge * queue + 1e-9), jnp.int32) for edge in (h, h + share))
+
+    def schedule(step: ArrayLike) -> tuple[Array, Array]:
+        epoch = jnp.minimum(jnp.asarray(step) // steps_per_epoch, epochs - 1)
+        return first[epoch], end[epoch]
 
     return schedule

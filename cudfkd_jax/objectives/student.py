@@ -1,7 +1,7 @@
 """The student's objective: a divergence from the teacher's logits, plain or self-paced (Li et al., Eq. 6)."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -46,8 +46,27 @@ def plain_student_loss(sample_loss: SampleLoss) -> StudentLoss:
     return student_loss
 
 
+class AddedLoss(NamedTuple):
+    """A loss per image that is added to D of Eq. 6 before v* is computed.
+
+    Attributes:
+        name: the metric name of its unweighted mean; contains "loss".
+        value: `(student_outputs, teacher_outputs, aux, axis) -> [B / axis.size]`.
+        weight: of the value.
+    """
+
+    name: str
+    value: Callable[[Outputs, Outputs, Any, Axis], jax.Array]
+    weight: float
+
+
 def self_paced_student_loss(
-    *, sample_loss: SampleLoss, strategy: str, granularity: str, lambda_t: optax.Schedule
+    *,
+    sample_loss: SampleLoss,
+    strategy: str,
+    granularity: str,
+    lambda_t: optax.Schedule,
+    added: AddedLoss | None = None,
 ) -> StudentLoss:
     """Returns the self-paced objective, Eq. 6, as a `Method.student_loss`.
 
@@ -57,12 +76,17 @@ def self_paced_student_loss(
         granularity: "sample" computes one v* per image, "batch" one v* for all from the mean loss (the released
             code).
         lambda_t: λ(t), a schedule of the student step.
+        added: a further loss per image.
     """
 
     def student_loss(
         student: Outputs, teacher: Outputs, aux: Any, step: jax.Array, axis: Axis
     ) -> tuple[jax.Array, Metrics]:
         sample_losses = sample_loss(teacher.value, student.value)
+        more = {}
+        if added:
+            addition = added.value(student, teacher, aux, axis)
+            sample_losses, more = sample_losses + added.weight * addition, {added.name: jnp.mean(addition)}
         mean_loss = axis.mean(jnp.mean(sample_losses))
         difficulty = sample_losses if granularity == "sample" else jnp.full_like(sample_losses, mean_loss)
         difficulty = jax.lax.stop_gradient(difficulty)
@@ -76,6 +100,7 @@ def self_paced_student_loss(
             "share_v_below_half": jnp.mean(v < 0.5),
             "regulariser_g": jnp.mean(curriculum.spl_regulariser(strategy, v, lam)),
             "lambda": lam,
+            **more,
         }
         return loss, axis.mean(metrics)
 

@@ -5,7 +5,7 @@ networks unless stated otherwise. Every value is a mean over the whole batch on 
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from cudfkd_jax.models.capture import BN, FEATURES, Outputs
 from cudfkd_jax.objectives import losses
 from cudfkd_jax.runtime.devices import Axis
 
-STUDENT = "student"
+STUDENT, STUDENT_FEATURES = "student", "student_features"
 
 SampleLoss = Callable[[jax.Array, jax.Array], jax.Array]  # (teacher logits, student logits) -> [B]
 
@@ -37,7 +37,8 @@ class Term(NamedTuple):
         name: the metric name of its unweighted value; contains "loss".
         value: `(synthetic, axis) -> scalar`, minimised.
         weight: a schedule of the student step.
-        needs: inputs besides the teacher's logits: `STUDENT`, or names that `capture.apply` captures.
+        needs: inputs besides the teacher's logits: `STUDENT` (logits), `STUDENT_FEATURES`, or names that
+            `capture.apply` captures of the teacher.
         weight_name: the metric name of the weight, "" for a constant.
     """
 
@@ -46,6 +47,22 @@ class Term(NamedTuple):
     weight: optax.Schedule
     needs: tuple[str, ...] = ()
     weight_name: str = ""
+
+
+class StatefulTerm(NamedTuple):
+    """A term of the synthesis objective with a state, which is part of the method's.
+
+    Attributes:
+        init: `(key) -> state`, a pytree of arrays that is the same on every device.
+        value: `(synthetic, state, step, axis) -> (scalar, state)`; the new state is a constant of the gradient.
+        name, weight, needs: see `Term`.
+    """
+
+    name: str
+    init: Callable[[jax.Array], Any]
+    value: Callable[[Synthetic, Any, jax.Array, Axis], tuple[jax.Array, Any]]
+    weight: optax.Schedule
+    needs: tuple[str, ...] = ()
 
 
 def adversarial_term(

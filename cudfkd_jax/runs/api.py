@@ -190,6 +190,9 @@ class _Function:
     def apply(self, variables: Any, images: jax.Array, **options: Any) -> tuple[jax.Array, dict[str, Any]]:
         return self(images), {}
 
+    def init(self, *arguments: Any, **options: Any) -> dict[str, Any]:
+        return {}
+
 
 def _check_function(function: Callable[[jax.Array], jax.Array], config: ConfigDict) -> None:
     """Rejects a function that JAX cannot differentiate, as all methods must."""

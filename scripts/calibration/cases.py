@@ -25,7 +25,7 @@ class Case(NamedTuple):
         images, labels: applied to the training images and labels.
         mixup: whether pairs of images are mixed (Zhang et al., 2018, "mixup: Beyond Empirical Risk Minimization").
         augments: whether images are cropped and mirrored.
-        frozen_share: the end of the training, at low learning rates, in which BatchNorm keeps its statistics.
+        fine_tuned: steps after the training, as a share of it, in which BatchNorm keeps its statistics.
         file: a trained network, in place of training one.
     """
 
@@ -38,7 +38,7 @@ class Case(NamedTuple):
     labels: Callable[[np.ndarray], np.ndarray] = np.asarray
     mixup: bool = False
     augments: bool = True
-    frozen_share: float = 0.0
+    fine_tuned: float = 0.0
     file: str = ""
 
 
@@ -48,7 +48,7 @@ CASES = {
     **{arch: Case(arch) for arch in MODELS},
     "wrn40_2, trained on a GPU to 90.3 %": Case("wrn40_2", file="results/gpu/cifar10_wrn40_2.safetensors"),
     "wrn16_2, mixup": Case(mixup=True),
-    "wrn16_2, fine-tuned with frozen BatchNorm": Case(frozen_share=0.2),
+    "wrn16_2, fine-tuned with frozen BatchNorm": Case(fine_tuned=0.5),
     "wrn16_2, no augmentation": Case(augments=False),
     "resnet18 with the max pool kept": _wrong("resnet18", module=PooledResNet18),
     "WRN with LeakyReLU(0.1)": _wrong(

@@ -25,6 +25,7 @@ from cudfkd_jax.storage import torch_files, torch_names
 
 _ROOT = Path(__file__).parents[2]
 _BATCH, _FEW = 128, 64
+_FINE_TUNING_RATE = 0.001  # a hundredth of the training's
 
 
 class Data(NamedTuple):
@@ -92,11 +93,15 @@ def measure(case: Case, data: Data, steps: int, folder: Path) -> dict[str, Any]:
 
 
 def train(case: Case, split: Split, steps: int) -> dict[str, Any]:
-    """Trains the case's network with Nesterov SGD on batches of 128, in bfloat16; returns its variables."""
+    """Trains the case's network with Nesterov SGD on batches of 128, in bfloat16; returns its variables.
+
+    Fine-tuning, if the case has any, keeps the statistics of BatchNorm.
+    """
     dtype = jnp.bfloat16
     module = case.module(dtype=dtype) if case.module else build_classifier(case.arch, 10, dtype)
     network = Classifier(module, case.mean, case.std)
-    rate = optax.warmup_cosine_decay_schedule(0.0, 0.1, steps // 10, steps)
+    training = optax.warmup_cosine_decay_schedule(0.0, 0.1, steps // 10, steps)
+    rate = optax.join_schedules((training, optax.constant_schedule(_FINE_TUNING_RATE)), (steps,))
     optimiser = optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(rate, 0.9, nesterov=True))
     devices = local_devices(1, bfloat16=True)
     key = jax.random.key(0)
@@ -105,10 +110,10 @@ def train(case: Case, split: Split, steps: int) -> dict[str, Any]:
     moving = devices.compile(functools.partial(step, train=True))
     frozen = devices.compile(functools.partial(step, train=False))
     random = np.random.default_rng(0)
-    for index in range(steps):
+    for index in range(int(steps * (1 + case.fine_tuned))):
         rows = random.integers(0, len(split.labels), _BATCH)
         images, labels = case.images(split.images[rows]), case.labels(split.labels[rows])
-        update = frozen if index >= steps * (1 - case.frozen_share) else moving
+        update = moving if index < steps else frozen
         state = update(state, images, labels, jax.random.fold_in(key, index))
     return jax.device_get(state.variables)
 
