@@ -34,6 +34,17 @@ _WRN = {
     "distill": {"batch_size": 1024, "epochs": 250, "temperature": 20.0, "loss": "kl"},
     "curriculum": {"alpha": 0.05, "adv": 0.5, "k_begin": 0.25, "k_end": 0.75},
 }
+# AdaDFKD's, of the authors' later code; their WRN-16-1 has no script and takes WRN-16-2's.
+_ADADFKD_RESNET = {
+    "distill": {"batch_size": 768, "epochs": 300, "temperature": 20.0, "loss": "kl"},
+    "curriculum": {"lambda_0": 2.2, "k_begin": 0.25, "k_end": 0.75},
+    "adadfkd": {"negatives": 0.9, "queue": 4096},
+}
+_ADADFKD_WRN = {
+    "distill": {"batch_size": 1024, "epochs": 500, "temperature": 20.0, "loss": "kl"},
+    "curriculum": {"lambda_0": 1.5, "k_begin": 0.0, "k_end": 0.75},
+    "adadfkd": {"negatives": 0.8, "queue": 8192},
+}
 
 
 def get_config(arguments: str = ""):
@@ -43,6 +54,8 @@ def get_config(arguments: str = ""):
     if config.method == "cudfkd":
         config.update(_WRN if config.teacher.arch.startswith("wrn") else _RESNET)
     config.curriculum.update(lambda_0=2.0, lambda_slope=1e-4)
+    if config.method == "adadfkd":
+        config.update(_ADADFKD_WRN if config.teacher.arch.startswith("wrn") else _ADADFKD_RESNET)
     if "runlocal" in chosen:
         defaults.run_locally(config, student_steps=80, batch_size=64)
     return config

@@ -29,6 +29,17 @@ _WRN = {
     "distill": {"batch_size": 1024, "epochs": 500, "temperature": 2.0, "loss": "kl"},
     "curriculum": {"alpha": 0.12, "adv": 0.0, "k_begin": 0.2, "k_end": 0.75},
 }
+# AdaDFKD's, of the authors' later code; ResNet teachers have no script and take that of VGG-11.
+_ADADFKD_RESNET = {
+    "distill": {"batch_size": 1024, "epochs": 400, "temperature": 5.0, "loss": "l1"},
+    "curriculum": {"lambda_0": 1.0, "k_begin": 0.2, "k_end": 0.8},
+    "adadfkd": {"negatives": 0.8, "queue": 12288},
+}
+_ADADFKD_WRN = {
+    "distill": {"batch_size": 1024, "epochs": 500, "temperature": 2.0, "loss": "kl"},
+    "curriculum": {"lambda_0": 1.2, "k_begin": 0.2, "k_end": 0.79},
+    "adadfkd": {"student_weight": 0.15, "negatives": 0.8, "queue": 16384},
+}
 
 
 def get_config(arguments: str = ""):
@@ -43,6 +54,8 @@ def get_config(arguments: str = ""):
     if config.method == "dfq" and (config.teacher.arch, config.student.arch) == ("resnet34", "resnet18"):
         config.distill.learning_rate = 0.05  # as in its script in the release and in the benchmark
     config.curriculum.update(lambda_0=1.0, lambda_slope=2e-5)
+    if config.method == "adadfkd":
+        config.update(_ADADFKD_WRN if config.teacher.arch.startswith("wrn") else _ADADFKD_RESNET)
     if "runlocal" in chosen:
         defaults.run_locally(config, student_steps=80, batch_size=64)
     return config

@@ -31,8 +31,9 @@ def get_config(arguments: str = ""):
     config.data.update(mean=(0.3058,), std=(0.3191,))
     defaults.train_for(config, epochs=12, batch_size=64, warmup_epochs=1.0)
     config.generator.update(latent_dim=128, width=32)
-    if config.method == "cudfkd":
+    if config.method in ("cudfkd", "adadfkd"):
         config.distill.update(loss="kl", temperature=20.0)
+    if config.method == "cudfkd":
         config.curriculum.update(alpha=0.05, adv=0.5)
     defaults.scale_steps(config, student_steps=100, synthesis_steps=100, batch_size=64)
     config.distill.epochs = 15

@@ -27,6 +27,10 @@ def get_config(arguments: str = ""):
         config.distill.update(batch_size=512, epochs=400, temperature=5.0, loss="l1")
         config.generator.latent_dim = 1024
     config.curriculum.update(alpha=0.15, adv=1.0, k_begin=0.2, k_end=0.75, lambda_0=1.0, lambda_slope=2e-5)
+    if config.method == "adadfkd":
+        config.distill.update(batch_size=256, epochs=500, temperature=5.0, loss="l1")
+        config.curriculum.update(alpha=0.0, lambda_0=1.3)
+        config.adadfkd.update(generator_weight=0.05, student_weight=0.02, negatives=0.81, queue=16384)
     config.generator.stages = 3
     if "runlocal" in chosen:
         defaults.run_locally(config, student_steps=40, batch_size=32)

@@ -15,8 +15,8 @@ def get_config() -> ConfigDict:
     """Returns the complete default configuration."""
     config = ConfigDict()
     config.seed = 0  # of all randomness except the split of the digits
-    # "cudfkd", "dafl", "zskt", "dfad", "dfq", "adi", "cmi", "mb_dfkd", "pre_dfkd", or the import path of a
-    # `MethodSpec`. Choose it after the colon of --config, which also applies its recipe.
+    # "cudfkd", "dafl", "zskt", "dfad", "dfq", "adi", "cmi", "mb_dfkd", "pre_dfkd", "adadfkd", or the import path
+    # of a `MethodSpec`. Choose it after the colon of --config, which also applies its recipe.
     config.method = "cudfkd"
     config.devices = 0  # local devices per process; 0: all
     config.loop = "auto"  # "python", "scan" (one compiled call per epoch) or "auto": python on the CPU

@@ -97,7 +97,7 @@ def test_every_method_has_a_recipe_for_every_data_set(data, method):
         validate.check(c)
         assert c.method == method
     steps, few = (access.distill_epoch(c).steps for c in (config, local))
-    assert few <= steps == (100 if data == "digits" else 360 if "dfkd" in method and method != "cudfkd" else 400)
+    assert few <= steps == (100 if data == "digits" else 360 if method in ("mb_dfkd", "pre_dfkd") else 400)
 
 
 def test_settings_of_the_benchmark():
@@ -125,6 +125,7 @@ def test_settings_of_the_benchmark():
         "cmi": (128, 400, "kl", 20.0, 256, 1e-3, 0.5),
         "mb_dfkd": (1024, 10, "l1", 20.0, 1000, 0.02, 0.9),
         "pre_dfkd": (1024, 10, "l1", 20.0, 1000, 0.02, 0.9),
+        "adadfkd": (768, 10, "kl", 20.0, 512, 1e-3, 0.9),
     }
 
 

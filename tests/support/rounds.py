@@ -96,7 +96,7 @@ def check_runs(method: Method) -> RunState:
     assert shapes[0] == shapes[1]  # the memory's shape is unchanged
 
     def one_round(state, _):
-        for step in (parts.begin, parts.synthesis, parts.finish, parts.student):
+        for step in filter(None, (parts.begin, parts.synthesis, parts.finish, parts.student)):
             state = step(state, teacher, axis=SINGLE)
         return state, None
 
@@ -134,7 +134,8 @@ def measure_devices(method: Method) -> None:
         state = devices.replicate(cast(initial_state(method)))
         teacher = devices.replicate(cast(nets.teacher_variables()))
         synthesis = parts.synthesis
-        for step in (synthesis, synthesis, parts.finish, synthesis, parts.student):  # the last one has a memory
+        steps = (synthesis, synthesis, parts.finish, synthesis, parts.student)  # the last one has a memory
+        for step in filter(None, steps):
             state = step(state, teacher)
         assert not np.any(state.failed)
         plain = state.replace(key=jax.random.key_data(state.key))
@@ -152,5 +153,5 @@ def measure_devices(method: Method) -> None:
     parts = {name: (getattr(one.aux, name), getattr(two.aux, name)) for name in one.aux.__dataclass_fields__}
     parts |= {"student": (one.student, two.student)}
     parts |= {"tallies": tuple((state.synthesis, state.training) for state in (one, two))}
-    worst = {name: max(jax.tree.leaves(jax.tree.map(relative, *pair))) for name, pair in parts.items()}
-    print(json.dumps(worst))
+    differences = {name: jax.tree.leaves(jax.tree.map(relative, *pair)) for name, pair in parts.items()}
+    print(json.dumps({name: max(found, default=0.0) for name, found in differences.items()}))

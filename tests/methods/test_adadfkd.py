@@ -1,0 +1,265 @@
+"""Tests of AdaDFKD: losses and their gradients, the negatives and their queue, whole rounds, devices."""
+
+import dataclasses
+import math
+from fractions import Fraction
+
+import jax
+import jax.numpy as jnp
+import nets
+import numpy as np
+import optax
+import pytest
+import rounds
+
+from cudfkd_jax.config.methods import use_method
+from cudfkd_jax.methods import adadfkd, cudfkd, generative
+from cudfkd_jax.methods.adadfkd import Relations, Settings
+from cudfkd_jax.models.capture import FEATURES, Outputs, apply
+from cudfkd_jax.models.generator import Generator
+from cudfkd_jax.objectives import curriculum, losses, student
+from cudfkd_jax.objectives.terms import Synthetic
+from cudfkd_jax.runtime.devices import SINGLE
+from cudfkd_jax.runtime.errors import UserError
+from cudfkd_jax.training.state import SYNTHESIS, purpose_key
+
+_OWN = Settings(generator_weight=0.3, student_weight=0.2, temperature=0.5, queue=20, negatives=0.6)
+_LATENT_DIM, _BATCH = 8, 16
+
+
+def _negatives(settings=_OWN):
+    window = {"k_begin": 0.25, "k_end": 0.75, "epochs": 8, "steps_per_epoch": 3}
+    return curriculum.negatives_schedule(settings.negatives, settings.queue, **window)
+
+
+def _generator() -> Generator:
+    return Generator(nets.IMAGE_SHAPE, _LATENT_DIM, ngf=4, size="small", initialisation="torch")
+
+
+def _method(optimiser=None):
+    """AdaDFKD with networks whose features have different widths."""
+    terms = cudfkd.synthesis_terms(
+        alpha_adv=optax.constant_schedule(1.0),
+        adversarial_loss="kl",
+        adversarial_mask="none",
+        adversarial_temperature=3.0,
+        released_js=False,
+        bn_weight=1.0,
+        class_weight=1.0,
+        balance_weight=20.0,
+        temperature=20.0,
+    )
+    return generative.generative_method(
+        generator=_generator(),
+        optimiser=optimiser or optax.adam(1e-3),
+        latent_dim=_LATENT_DIM,
+        batch_size=_BATCH,
+        terms=terms,
+        student_loss=student.self_paced_student_loss(
+            sample_loss=lambda t, s: losses.kl_divergence(t, s, 20.0),
+            strategy="log",
+            granularity="sample",
+            lambda_t=curriculum.lambda_schedule(2.0, 0.0, None),
+            added=adadfkd.student_term(_OWN),
+        ),
+        student_capture=(FEATURES,),
+        stateful=adadfkd.generator_term(_OWN, _negatives(), 8, 4),
+    )
+
+
+# Written out with NumPy, image by image
+
+
+def _unit(x):
+    return x / np.sqrt((x * x).sum(-1, keepdims=True))
+
+
+def _info_nce(query, positive, negatives, temperature):
+    scores = np.exp(np.array([query @ positive, *(query @ n for n in negatives)]) / temperature)
+    return -np.log(scores[0] / scores.sum())
+
+
+def _of_generator(teacher, positives, queue, first, end, temperature):
+    values = []
+    for query, positive in zip(_unit(teacher), positives, strict=True):
+        ranked = sorted(queue, key=lambda n, q=query: q @ n)
+        values.append(_info_nce(query, positive, ranked[first:end], temperature))
+    return np.array(values)
+
+
+def _of_student(teacher, student, temperature):
+    anchors, keys = _unit(teacher), _unit(student)
+    others = [[k for j, k in enumerate(keys) if j != i] for i in range(len(keys))]
+    return np.array([_info_nce(a, keys[i], others[i], temperature) for i, a in enumerate(anchors)])
+
+
+@pytest.fixture(name="seen")
+def _seen():
+    """Returns features of teacher `[6, 8]` and student `[6, 4]`, the state, and the projected features."""
+    random = np.random.default_rng(3)
+    teacher, student = random.normal(size=(6, 8)), random.normal(size=(6, 4))
+    projection = {"kernel": random.normal(size=(4, 8)), "bias": random.normal(size=8)}
+    state = Relations(_unit(random.normal(size=(20, 8))), np.int32(17), projection)
+    return teacher, student, state, student @ projection["kernel"] + projection["bias"]
+
+
+def _outputs(features) -> Outputs:
+    return Outputs(jnp.zeros((len(features), 10)), {}, features=features)
+
+
+@pytest.mark.parametrize("step", [0, 9, 100])
+def test_loss_and_gradient_of_the_generator(seen, step):
+    """The gradient goes through the teacher's features alone."""
+    teacher, student, state, projected = seen
+    queue = state.queue
+    term = adadfkd.generator_term(_OWN, _negatives(), 8, 4)
+
+    def objective(teacher, student, state):
+        synthetic = Synthetic(jnp.zeros((6, *nets.IMAGE_SHAPE)), _outputs(teacher), _outputs(student))
+        return term.value(synthetic, state, jnp.int32(step), SINGLE)
+
+    with jax.enable_x64(True):
+        state = state.replace(queue=jnp.asarray(queue))
+        value, after = objective(teacher, student, state)
+        slopes = jax.grad(lambda *a: objective(*a)[0], (0, 1))(teacher, student, state)
+        window = [int(edge) for edge in _negatives()(step)]
+    positives = _unit(projected)
+    expected = _of_generator(teacher, positives, queue, *window, 0.5)
+    np.testing.assert_allclose(value, expected.mean(), rtol=1e-8)
+    assert not np.any(slopes[1])
+    for at in np.ndindex(teacher.shape):
+        sides = []
+        for shift in (1e-6, -1e-6):
+            moved = teacher.copy()
+            moved[at] += shift
+            sides.append(_of_generator(moved, positives, queue, *window, 0.5).mean())
+        np.testing.assert_allclose(slopes[0][at], (sides[0] - sides[1]) / 2e-6, rtol=1e-4, atol=1e-8)
+    found = np.asarray(after.queue)
+    np.testing.assert_allclose(found[[17, 18, 19, 0, 1, 2]], positives, rtol=1e-8)
+    np.testing.assert_array_equal(found[3:17], queue[3:17])
+    assert after.pointer == 3
+
+
+def test_the_student_weighs_the_sum_of_both_losses(seen):
+    teacher, features, state, projected = seen
+    random = np.random.default_rng(4)
+    logits = random.normal(size=(2, 6, 10))
+    loss = student.self_paced_student_loss(
+        sample_loss=losses.l1_distance,
+        strategy="log",
+        granularity="sample",
+        lambda_t=curriculum.lambda_schedule(2.0, 0.0, None),
+        added=adadfkd.student_term(_OWN),
+    )
+    aux = generative.CarryingState({}, {}, (), carried=state)
+    with jax.enable_x64(True):
+        networks = (Outputs(z, {}, features=f) for z, f in zip(logits, (features, teacher), strict=True))
+        found, metrics = loss(*networks, aux, jnp.int32(0), SINGLE)
+    relation = _of_student(teacher, projected, 0.5)
+    whole = np.abs(logits[0] - logits[1]).mean(1) + 0.2 * relation
+    v = (1 + math.exp(-2)) / (1 + np.exp(whole - 2))
+    np.testing.assert_allclose(found, (v * whole).mean(), rtol=1e-8)
+    np.testing.assert_allclose(metrics["student_contrastive_loss"], relation.mean(), rtol=1e-8)
+    np.testing.assert_allclose(metrics["difficulty"], whole.mean(), rtol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("share", "queue", "begin", "end", "epochs"),
+    [("0.9", 4096, "0.25", "0.75", 300), ("0.8", 8192, "0", "0.75", 500), ("0.81", 16384, "0.2", "0.75", 500)],
+)
+def test_negatives_get_harder(share, queue, begin, end, epochs):
+    """Compares the windows of the published settings with exact fractions."""
+    k, b, to = map(Fraction, (share, begin, end))
+    window = {"k_begin": float(b), "k_end": float(to), "epochs": epochs, "steps_per_epoch": 10}
+    schedule = jax.jit(curriculum.negatives_schedule(float(k), queue, **window))
+    for epoch in (*range(0, epochs, 37), epochs - 1, epochs + 5):
+        rise = (1 - k) * (min(epoch, epochs - 1) - math.floor(b * epochs)) / math.floor(epochs * (to - b))
+        h = min(max(rise, Fraction(0)), 1 - k)
+        expected = [math.floor(h * queue), math.floor((h + k) * queue)]
+        assert [int(edge) for edge in schedule(10 * epoch + 9)] == expected
+    assert expected[1] == queue
+
+
+def test_the_queue_keeps_the_newest(seen):
+    """In any number of rows at a time, as a slow loop does."""
+    _, _, state, _ = seen
+    slow, at = list(state.queue), int(state.pointer)
+    state = state.replace(queue=jnp.asarray(state.queue))
+    random = np.random.default_rng(0)
+    for rows in (7, 20, 1, 13):
+        new = random.normal(size=(rows, 8)).astype(np.float32)
+        for row in new:
+            slow[at], at = row, (at + 1) % 20
+        state = state.push(jnp.asarray(new))
+    np.testing.assert_allclose(state.queue, np.array(slow), rtol=1e-6)
+    assert state.pointer == at
+
+
+def test_a_synthesis_step_scores_its_images_and_remembers_the_student():
+    """Recomputes the metric and the queue from the images of the step."""
+    problem, teacher = rounds.problem(_method()), nets.teacher_variables()
+    start = rounds.initial_state(problem.method)
+    after = rounds.compiled(problem.method).synthesis(rounds.copy(start), teacher)
+    z = jax.random.normal(purpose_key(start.key, SYNTHESIS, start.synthesis_step), (_BATCH, _LATENT_DIM))
+    images = apply(_generator(), start.aux.variables, z, train=True).value
+    features = [
+        np.asarray(network(variables, images, capture=(FEATURES,)).features, np.float64)
+        for network, variables in ((problem.teacher, teacher), (problem.student, start.student.variables))
+    ]
+    projection = start.aux.carried.projection
+    positives = _unit(features[1] @ np.asarray(projection["kernel"]) + np.asarray(projection["bias"]))
+    window = [int(edge) for edge in _negatives()(0)]
+    expected = _of_generator(features[0], positives, np.asarray(start.aux.carried.queue), *window, 0.5)
+    np.testing.assert_allclose(after.synthesis.last["contrastive_loss"], expected.mean(), rtol=1e-3)
+    np.testing.assert_allclose(after.aux.carried.queue[:_BATCH], positives, rtol=1e-2, atol=1e-3)
+    assert after.aux.carried.pointer == _BATCH
+    weighted = 1.0 * after.synthesis.last["adversarial_loss"] + after.synthesis.last["bn_loss"]
+    weighted += after.synthesis.last["class_loss"] + 20 * after.synthesis.last["balance_loss"]
+    weighted += 0.3 * after.synthesis.last["contrastive_loss"]
+    np.testing.assert_allclose(after.synthesis.last["synthesis_loss"], weighted, rtol=1e-5)
+
+
+def test_features_of_equal_width_are_not_projected():
+    state = adadfkd.generator_term(_OWN, _negatives(), 8, 8).init(jax.random.key(0))
+    assert state.projection is None
+    np.testing.assert_allclose(jnp.linalg.norm(state.queue, axis=-1), 1, rtol=1e-5)
+    features = jnp.array([[3.0, 4.0] + [0.0] * 6, [0.0] * 8])
+    np.testing.assert_allclose(state.of_student(_outputs(features))[:, :2], [[0.6, 0.8], [0, 0]], rtol=1e-6)
+
+
+def test_a_queue_smaller_than_a_batch_is_refused():
+    config = nets.config()
+    use_method(config, "adadfkd")
+    config.adadfkd.queue = 15
+    with pytest.raises(UserError, match=r"adadfkd.queue=15 holds less than a batch of distill.batch_size=16"):
+        nets.problem(config)
+
+
+def test_a_network_without_a_last_linear_layer_is_refused():
+    network = nets.classifier(4)
+    headless = dataclasses.replace(network, module=_Headless())
+    with pytest.raises(UserError, match="features before the logits cannot be told"):
+        adadfkd.feature_width(headless, nets.IMAGE_SHAPE)
+    assert adadfkd.feature_width(network, nets.IMAGE_SHAPE) == 4
+
+
+class _Headless(nets.nn.Module):
+    @nets.nn.compact
+    def __call__(self, x):
+        return nets.nn.Conv(10, (3, 3))(x).mean((1, 2))
+
+
+def test_two_rounds_run_and_resume_with_the_same_bits():
+    state = rounds.check_runs(_method())
+    assert state.aux.carried.pointer == 6 * _BATCH % _OWN.queue
+
+
+def test_two_devices_compute_what_one_computes():
+    found = rounds.device_differences(__file__)
+    assert found.keys() == {"params", "batch_stats", "opt_state", "carried", "student", "tallies"}
+    assert max(found.values()) < 1e-9, found
+
+
+if __name__ == "__main__":
+    # With SGD, a factor in the gradient is a factor in the update.
+    rounds.measure_devices(_method(optax.sgd(0.05)))
