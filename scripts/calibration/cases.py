@@ -25,8 +25,9 @@ class Case(NamedTuple):
         images, labels: applied to the training images and labels.
         mixup: whether pairs of images are mixed (Zhang et al., 2018, "mixup: Beyond Empirical Risk Minimization").
         augments: whether images are cropped and mirrored.
-        fine_tuned: steps after the training, as a share of it, in which BatchNorm keeps its statistics.
         file: a trained network, in place of training one.
+        fine_tunes: whether this network is trained further, at a low learning rate, while BatchNorm keeps its
+            statistics.
     """
 
     arch: str = "wrn16_2"
@@ -38,17 +39,19 @@ class Case(NamedTuple):
     labels: Callable[[np.ndarray], np.ndarray] = np.asarray
     mixup: bool = False
     augments: bool = True
-    fine_tuned: float = 0.0
     file: str = ""
+    fine_tunes: bool = False
 
 
 _wrong = functools.partial(Case, is_right=False)
 
+_TRAINED = "results/gpu/cifar10_wrn40_2.safetensors"
+
 CASES = {
     **{arch: Case(arch) for arch in MODELS},
-    "wrn40_2, trained on a GPU to 90.3 %": Case("wrn40_2", file="results/gpu/cifar10_wrn40_2.safetensors"),
+    "wrn40_2, trained on a GPU to 90.3 %": Case("wrn40_2", file=_TRAINED),
+    "wrn40_2, this one fine-tuned with frozen BatchNorm": Case("wrn40_2", file=_TRAINED, fine_tunes=True),
     "wrn16_2, mixup": Case(mixup=True),
-    "wrn16_2, fine-tuned with frozen BatchNorm": Case(fine_tuned=0.5),
     "wrn16_2, no augmentation": Case(augments=False),
     "resnet18 with the max pool kept": _wrong("resnet18", module=PooledResNet18),
     "WRN with LeakyReLU(0.1)": _wrong(

@@ -59,9 +59,10 @@ def measure(case: Case, data: Data, steps: int, folder: Path) -> dict[str, Any]:
     Returns:
         The row: accuracy in percent, the worst layer and its deviation on 512 and on 64 images, what happened.
     """
-    file = _ROOT / case.file
-    if not case.file:
-        variables = train(case, data.dataset.splits["train"], steps)
+    file, trains = _ROOT / case.file, case.fine_tunes or not case.file
+    if trains:
+        start = _read(data.directory, case.arch, file) if case.file else None
+        variables = train(case, data.dataset.splits["train"], steps, start)
         file = folder / "teacher.safetensors"
         torch_files.write_state_dict(file, torch_names.to_state_dict(variables))
     config = _config(data.directory, case.arch, str(file))
@@ -81,7 +82,7 @@ def measure(case: Case, data: Data, steps: int, folder: Path) -> dict[str, Any]:
         outcome = "warned" if any(text.startswith("warning") for text in said) else "accepted"
     return {
         "right": case.is_right,
-        "steps": None if case.file else steps,
+        "steps": steps if trains else None,
         "acc1": round(found.accuracy, 1),
         "deviation": round(found.deviation, 4),
         "limit": round(found.limit, 4),
@@ -92,28 +93,41 @@ def measure(case: Case, data: Data, steps: int, folder: Path) -> dict[str, Any]:
     }
 
 
-def train(case: Case, split: Split, steps: int) -> dict[str, Any]:
-    """Trains the case's network with Nesterov SGD on batches of 128, in bfloat16; returns its variables.
+def _read(directory: str, arch: str, file: Path) -> dict[str, Any]:
+    teacher = find_teacher(jobs.teacher_source(_config(directory, arch, str(file))), Path())
+    assert teacher
+    return teacher.variables
 
-    Fine-tuning, if the case has any, keeps the statistics of BatchNorm.
+
+def train(case: Case, split: Split, steps: int, start: dict[str, Any] | None) -> dict[str, Any]:
+    """Trains the case's network with Nesterov SGD on batches of 128, in bfloat16.
+
+    Args:
+        case: the teacher.
+        split: training images.
+        steps: number of steps.
+        start: the variables of a trained network that is fine-tuned; None initialises them.
+
+    Returns:
+        The network's variables.
     """
     dtype = jnp.bfloat16
     module = case.module(dtype=dtype) if case.module else build_classifier(case.arch, 10, dtype)
     network = Classifier(module, case.mean, case.std)
-    training = optax.warmup_cosine_decay_schedule(0.0, 0.1, steps // 10, steps)
-    rate = optax.join_schedules((training, optax.constant_schedule(_FINE_TUNING_RATE)), (steps,))
+    rate = optax.warmup_cosine_decay_schedule(0.0, 0.1, steps // 10, steps)
+    if case.fine_tunes:
+        rate = optax.constant_schedule(_FINE_TUNING_RATE)
     optimiser = optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(rate, 0.9, nesterov=True))
     devices = local_devices(1, bfloat16=True)
     key = jax.random.key(0)
-    state = devices.replicate(TrainState.create(network.init(key, split.images.shape[1:]), optimiser))
-    step = functools.partial(_step, case=case, network=network, optimiser=optimiser)
-    moving = devices.compile(functools.partial(step, train=True))
-    frozen = devices.compile(functools.partial(step, train=False))
+    variables = start or network.init(key, split.images.shape[1:])
+    state = devices.replicate(TrainState.create(variables, optimiser))
+    step = functools.partial(_step, case=case, network=network, optimiser=optimiser, train=not case.fine_tunes)
+    update = devices.compile(step)
     random = np.random.default_rng(0)
-    for index in range(int(steps * (1 + case.fine_tuned))):
+    for index in range(steps):
         rows = random.integers(0, len(split.labels), _BATCH)
         images, labels = case.images(split.images[rows]), case.labels(split.labels[rows])
-        update = moving if index < steps else frozen
         state = update(state, images, labels, jax.random.fold_in(key, index))
     return jax.device_get(state.variables)
 
