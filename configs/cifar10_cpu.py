@@ -44,12 +44,13 @@ def get_config(arguments: str = ""):
     defaults.scale_steps(config, student_steps=_STUDENT_STEPS, synthesis_steps=synthesis_steps, batch_size=_BATCH)
     d = config.distill
     d.epochs = _EPOCHS
-    if config.method == "cudfkd":
+    if config.method in ("cudfkd", "adadfkd"):
         d.update(loss="kl", temperature=20.0)
         # References, so that the slopes follow changes of the length.
         steps = d.get_ref("epochs") * d.get_ref("rounds_per_epoch") * d.get_ref("student_steps")
-        config.curriculum.update(lambda_0=2.0, lambda_slope=_LAMBDA_RISE / steps.to_float(), adv=0.5)
-        config.curriculum.alpha = _ALPHA_RISE / d.get_ref("epochs").to_float()
+        config.curriculum.update(lambda_0=2.0, lambda_slope=_LAMBDA_RISE / steps.to_float())
+    if config.method == "cudfkd":
+        config.curriculum.update(adv=0.5, alpha=_ALPHA_RISE / d.get_ref("epochs").to_float())
     if synthesis_steps:
         config.synthesis.batch_size = _SYNTHESIS_BATCH
     config.generator.learning_rate = _GENERATOR_RATES.get(config.method, config.generator.learning_rate)
