@@ -42,7 +42,7 @@ def has_images(config: ConfigDict) -> bool:
 def distill_epoch(config: ConfigDict) -> Epoch:
     """Returns the schedule of steps in a data-free epoch."""
     d = config.distill
-    return Epoch(d.rounds_per_epoch, d.synthesis_steps, d.student_steps)
+    return Epoch(d.rounds_per_epoch, d.synthesis_steps, d.student_steps, d.warmup_rounds)
 
 
 def synthesis_batch_size(config: ConfigDict) -> int:

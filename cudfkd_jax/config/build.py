@@ -63,7 +63,8 @@ def dataset(
 def problem(config: ConfigDict, pair: Pair) -> Problem:
     """Builds the problem of distilling a student without data."""
     d = config.distill
-    learning_rate = cosine_learning_rate(d.learning_rate, d.epochs, distill_epoch(config).steps)
+    steps = distill_epoch(config).steps
+    learning_rate = cosine_learning_rate(d.learning_rate, d.epochs, steps, end=d.learning_rate_end)
     return Problem(
         method=methods.method(config, pair),
         teacher=pair.teacher,

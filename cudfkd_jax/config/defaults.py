@@ -94,6 +94,7 @@ def get_config() -> ConfigDict:
     # A duration, such as "2h" or "90min": a round is measured at the start, and epochs and schedules are shortened
     # to what fits. "": the whole length.
     distill.budget = ""
+    distill.warmup_rounds = 0  # before the first epoch, without student steps
     distill.rounds_per_epoch = 40  # a round is synthesis steps, then student steps
     distill.synthesis_steps = 1  # per round
     distill.student_steps = 10  # per round
@@ -101,7 +102,8 @@ def get_config() -> ConfigDict:
     distill.loss = "l1"  # D of Eq. 6: "kl", "l1" or "js"
     distill.temperature = 20.0  # T
     distill.optimiser = "sgd"  # of the student; or "adam"
-    distill.learning_rate = 0.1  # cosine to 0, constant within an epoch
+    distill.learning_rate = 0.1  # cosine to learning_rate_end, constant within an epoch
+    distill.learning_rate_end = 0.0
     distill.momentum = 0.9  # of SGD
     distill.weight_decay = 1e-4  # added to the gradient before momentum or moments
     distill.clip_norm = 0.0  # maximum norm of the student's gradient; 0: no clipping

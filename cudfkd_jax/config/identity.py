@@ -42,6 +42,8 @@ _ADDED_LATER: dict[str, tuple[Any, ...]] = {
     "data.class_order": ("auto", "text"),
     "data.resize": (False,),
     "distill.budget": ("",),
+    "distill.warmup_rounds": (0,),
+    "distill.learning_rate_end": (0.0,),
 }
 
 

@@ -11,6 +11,7 @@ from cudfkd_jax.runtime.errors import UserError, choose
 
 ARGUMENTS = ("teacher", "student", "method", "noisy", "released", "runlocal")
 _BARE = ("noisy", "released", "runlocal")
+_FEW = 10  # synthesis steps
 
 
 def parse_arguments(text: str) -> dict[str, str]:
@@ -69,11 +70,13 @@ def run_locally(config: ConfigDict, *, student_steps: int, batch_size: int) -> N
 def scale_steps(config: ConfigDict, *, student_steps: int, synthesis_steps: int, batch_size: int) -> None:
     """Sets the number of student steps per epoch and the batch size, for any method.
 
-    Methods with one round per epoch also get `synthesis_steps`; the others keep their ratio of the two kinds.
+    Methods with one round per epoch also get `synthesis_steps`, unless they take but a few; the others keep their
+    ratio of the two kinds.
     """
     d = config.distill
     if d.rounds_per_epoch == 1:
-        d.update(student_steps=student_steps, synthesis_steps=synthesis_steps)
+        d.student_steps = student_steps
+        d.synthesis_steps = d.synthesis_steps if d.synthesis_steps <= _FEW else synthesis_steps
     else:
         d.rounds_per_epoch = max(student_steps // d.student_steps, 1)
     config.memory.capacity = config.memory.capacity * batch_size // d.batch_size

@@ -40,6 +40,7 @@ _NOT_NEGATIVE = (
     ),
     *(f"synthesis.{key}_weight" for key in ("adversarial", "bn", "class", "balance", "activation")),
     *("synthesis.batch_size", "generator.ema_decay", "memory.capacity"),
+    *("distill.warmup_rounds", "distill.learning_rate_end"),
     *("data.padding", "devices", "checkpoint.every_seconds", "log.samples_every_epochs"),
     *("log.majorise_minimise_updates", "batches_at_once"),
     *("evaluation.stability_from", "teacher.stop_accuracy", "seed"),
@@ -249,7 +250,8 @@ def _check_number(key: str, value: float) -> None:
 def _check_length(config: ConfigDict) -> None:
     """Rejects data-free runs with too many steps to count; `build.supervised_epoch` checks those with data."""
     epoch, epochs = distill_epoch(config), config.distill.epochs
-    steps = epochs * epoch.rounds * (epoch.synthesis_steps + epoch.student_steps)
+    rounds, warmup = epochs * epoch.rounds, epoch.warmup_rounds
+    steps = (rounds + warmup) * epoch.synthesis_steps + rounds * epoch.student_steps
     if steps >= checkpoint.MOST_STEPS:
         raise UserError(
             f"distill.epochs={epochs} of rounds_per_epoch={epoch.rounds} with "

@@ -55,6 +55,7 @@ class DistillSettings:
     """The schedule and the student's loss in the section `distill`; `defaults.py` describes each setting."""
 
     epochs: int
+    warmup_rounds: int
     rounds_per_epoch: int
     synthesis_steps: int
     student_steps: int

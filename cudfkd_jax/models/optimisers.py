@@ -13,16 +13,17 @@ def sgd(
     )
 
 
-def cosine_learning_rate(base: float, epochs: int, steps_per_epoch: int) -> optax.Schedule:
-    """Returns ½·base·(1 + cos(π·epoch/epochs)), from `base` towards 0 with one value per epoch.
+def cosine_learning_rate(base: float, epochs: int, steps_per_epoch: int, *, end: float = 0.0) -> optax.Schedule:
+    """Returns end + ½·(base − end)·(1 + cos(π·epoch/epochs)), from `base` towards `end`, one value per epoch.
 
     Args:
         base: learning rate of epoch 0.
-        epochs: epochs of the whole run; the rate is 0 from epoch `epochs` on.
+        epochs: epochs of the whole run; the rate is `end` from epoch `epochs` on.
         steps_per_epoch: number of steps per epoch.
+        end: the learning rate after the last epoch.
 
     Returns:
         A schedule of the step (PyTorch's CosineAnnealingLR with T_max = epochs, stepped once per epoch).
     """
-    by_epoch = optax.cosine_decay_schedule(base, epochs)
+    by_epoch = optax.cosine_decay_schedule(base, epochs, alpha=end / base)
     return lambda step: by_epoch(step // steps_per_epoch)

@@ -76,22 +76,23 @@ def distillation_pace(make_job: Callable[[], DistillJob], *, by_steps: bool = Fa
         by_steps: always times single steps; a round of ADI alone has 1,400 of them.
     """
     setup, set_up_s = timed(lambda: set_up(make_job()))
-    measure = _rounds if setup.loop == "scan" and not by_steps else _steps
-    compile_s, round_s = measure(setup)
-    return Pace(set_up_s + compile_s, round_s * setup.epoch.rounds)
+    warmup = setup.epoch.warmup_rounds  # driven by steps in either loop
+    measure = _rounds if setup.loop == "scan" and not by_steps and not warmup else _steps
+    compile_s, round_s, synthesis_s = measure(setup)
+    return Pace(set_up_s + compile_s + warmup * synthesis_s, round_s * setup.epoch.rounds)
 
 
-def _rounds(setup: Setup) -> tuple[float, float]:
-    """Returns the seconds of the first round, which includes its compilation, and of the next one."""
+def _rounds(setup: Setup) -> tuple[float, float, float]:
+    """Returns the seconds of the first round, which includes its compilation, of the next one, and 0."""
     drive = setup.scan(rounds=1)
     call = functools.partial(drive, progress=lambda _: False)
     state, first_s = timed(call, setup.state, *setup.frozen)
     _, next_s = timed(call, state, *setup.frozen)
-    return first_s, next_s
+    return first_s, next_s, 0.0
 
 
-def _steps(setup: Setup) -> tuple[float, float]:
-    """Returns the seconds of the first steps, with compilation, and of a round of such steps, from medians."""
+def _steps(setup: Setup) -> tuple[float, float, float]:
+    """Returns the seconds of the first steps, with compilation, of a round, and of its synthesis, from medians."""
     parts, epoch, state = setup.parts.compile(setup.devices), setup.epoch, setup.state
     turns = (
         (parts.begin, 1),
@@ -99,7 +100,7 @@ def _steps(setup: Setup) -> tuple[float, float]:
         (parts.finish, 1),
         (parts.student, epoch.student_steps),
     )
-    compile_s = round_s = 0.0
+    compile_s = round_s = synthesis_s = 0.0
     for step, count in turns:
         if step:
             state, first_s = timed(step, state, *setup.frozen)
@@ -107,8 +108,10 @@ def _steps(setup: Setup) -> tuple[float, float]:
             for _ in range(min(count, _TAKEN)):
                 state, taken_s = timed(step, state, *setup.frozen)
                 seconds.append(taken_s)
-            compile_s, round_s = compile_s + first_s, round_s + count * statistics.median(seconds)
-    return compile_s, round_s
+            taken_s = count * statistics.median(seconds)
+            compile_s, round_s = compile_s + first_s, round_s + taken_s
+            synthesis_s += 0.0 if step is parts.student else taken_s
+    return compile_s, round_s, synthesis_s
 
 
 def supervised_pace(make_job: Callable[[], tuple[SupervisedJob, Split]]) -> Pace:

@@ -59,11 +59,15 @@ def distillation_steps(problem: distill_steps.Problem) -> Steps:
 
 
 class Epoch(NamedTuple):
-    """`rounds` rounds, each of `synthesis_steps` synthesis steps followed by `student_steps` student steps."""
+    """`rounds` rounds, each of `synthesis_steps` synthesis steps followed by `student_steps` student steps.
+
+    Before the first epoch of a run there are `warmup_rounds` rounds without student steps.
+    """
 
     rounds: int
     synthesis_steps: int
     student_steps: int
+    warmup_rounds: int = 0
 
     @property
     def steps(self) -> int:
@@ -72,7 +76,7 @@ class Epoch(NamedTuple):
 
     def synthesis_due(self, step: int) -> int:
         """Returns the number of synthesis steps before student step `step`, from the start of the run."""
-        return (step // self.student_steps + 1) * self.synthesis_steps
+        return (self.warmup_rounds + step // self.student_steps + 1) * self.synthesis_steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,8 +173,9 @@ def _scan_epoch(
 
     def run(state: RunState, *frozen: Any, progress: Callable[[int], bool]) -> RunState:
         step, synthesis = (int(devices.unreplicate(n)) for n in (state.step, state.synthesis_step))
-        if step % epoch.steps or synthesis != step // epoch.student_steps * epoch.synthesis_steps:
-            return python(state, *frozen, progress=progress)  # saved inside an epoch by the other loop
+        if step % epoch.steps or synthesis != epoch.synthesis_due(step) - epoch.synthesis_steps:
+            # Saved inside an epoch by the other loop, or the first epoch after rounds of warm-up.
+            return python(state, *frozen, progress=progress)
         state = jax.block_until_ready(compiled(state, *frozen))
         progress(epoch.steps)
         return state

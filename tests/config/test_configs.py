@@ -46,7 +46,7 @@ def test_settings_of_the_released_scripts(data, teacher, student):
     assert (u.alpha, u.k_begin, u.k_end) == RELEASED[data, teacher, student][5:8]
     assert ends == pytest.approx(RELEASED[data, teacher, student][8:10], rel=1e-6)
     assert (g.latent_dim, g.stages) == RELEASED[data, teacher, student][10:]
-    assert access.distill_epoch(c) == (40, 1, 10) and access.distill_epoch(c).steps == 400
+    assert access.distill_epoch(c) == (40, 1, 10, 0) and access.distill_epoch(c).steps == 400
     assert (d.learning_rate, d.momentum, d.weight_decay) == (0.1, 0.9, 1e-4)
     assert (g.learning_rate, g.beta1, g.beta2, g.width) == (1e-3, 0.9, 0.99, 64)
     assert u.lambda_slope == (1e-4 if data == "cifar10" else 2e-5)

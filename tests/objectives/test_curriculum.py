@@ -317,9 +317,10 @@ def test_an_unknown_alpha_schedule_is_refused_with_the_valid_ones():
         alpha_by_epoch("cosine", initial=0.0, slope=1.0, k_begin=0.2, k_end=0.8, epochs=10)
 
 
-def test_learning_rate_follows_a_cosine_once_per_epoch():
-    schedule = jax.jit(cosine_learning_rate(0.1, 250, 400))
+@pytest.mark.parametrize("end", [0.0, 2e-4])
+def test_learning_rate_follows_a_cosine_once_per_epoch(end):
+    schedule = jax.jit(cosine_learning_rate(0.1, 250, 400, end=end))
     epochs = np.arange(251)
-    expected = 0.05 * (1 + np.cos(np.pi * epochs / 250))
+    expected = end + (0.1 - end) / 2 * (1 + np.cos(np.pi * epochs / 250))
     for offset in (0, 399):
         np.testing.assert_allclose(schedule(jnp.asarray(epochs * 400 + offset)), expected, rtol=1e-5, atol=1e-8)

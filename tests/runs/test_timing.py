@@ -56,6 +56,17 @@ def test_every_step_of_every_round_is_counted(clock, monkeypatch):
     assert not any(clock.values())
 
 
+def test_rounds_of_warmup_are_part_of_the_start(clock, monkeypatch):
+    setup = _setup("scan")  # which drives them by steps
+    warm = setup._replace(epoch=setup.epoch._replace(warmup_rounds=20))
+    monkeypatch.setattr(timing, "set_up", lambda job: warm)
+    clock |= {"_begin": [4.0, 0.5], "_synthesis": [8.0, 0.1, 0.3], "_student": [16.0, 1.0, 1.0, 9.0]}
+    clock["<lambda>"] = [32.0]
+    pace = timing.distillation_pace(lambda: None)
+    assert pace.start_s == pytest.approx(32.0 + 4.0 + 8.0 + 16.0 + 20 * (0.5 + 2 * 0.2))
+    assert pace.epoch_s == pytest.approx(7 * (0.5 + 2 * 0.2 + 5 * 1.0))
+
+
 def test_where_runs_compile_rounds_they_are_timed_whole(clock, monkeypatch):
     monkeypatch.setattr(timing, "set_up", lambda job: _setup("scan"))
     monkeypatch.setattr(timing, "make_epoch_function", lambda *_, batches: lambda state, progress: state)

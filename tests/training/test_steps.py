@@ -12,11 +12,12 @@ import optax
 import pytest
 from scipy.special import log_softmax, softmax
 
+from cudfkd_jax.models.train_state import TrainState
 from cudfkd_jax.runtime.devices import SINGLE, local_devices
 from cudfkd_jax.training import distill_steps, trainer
 from cudfkd_jax.training.batching import equations
-from cudfkd_jax.training.loops import Epoch, distillation_steps, make_epoch_function
-from cudfkd_jax.training.state import STUDENT, SYNTHESIS, purpose_key
+from cudfkd_jax.training.loops import Epoch, Steps, distillation_steps, make_epoch_function
+from cudfkd_jax.training.state import STUDENT, SYNTHESIS, RunState, purpose_key
 
 
 @pytest.fixture(scope="module", name="run")
@@ -294,3 +295,29 @@ def test_loop_stops_at_a_failed_step(run, loops):
     for loop in loops.values():
         end = loop(_copy(state), broken, progress=lambda done: seen.append(done))
         assert bool(end.failed) and int(end.step) == 0
+
+
+def _counting() -> Steps:
+    """Steps that count: `aux` the rounds that were begun, all else in the state's own counters."""
+    return Steps(
+        student=lambda state, axis: state.replace(step=state.step + 1),
+        synthesis=lambda state, axis: state.replace(synthesis_step=state.synthesis_step + 1),
+        begin=lambda state, axis: state.replace(aux=state.aux + 1),
+    )
+
+
+@pytest.mark.parametrize("kind", ["python", "scan"])
+def test_rounds_of_warmup_come_before_the_first_student_step(kind):
+    epoch = Epoch(rounds=2, synthesis_steps=3, student_steps=5, warmup_rounds=4)
+    loop = make_epoch_function(kind, epoch, local_devices(1), _counting())
+    start = RunState.create(jax.random.key(0), TrainState({}, {}, ()), jnp.int32(0))
+    done = []
+    for stop in (False, True):  # in one go; and stopped after every step of the warm-up
+        state = _copy(start)
+        while int(state.step) < epoch.steps:
+            state = loop(state, progress=lambda step, stop=stop: stop and step == 0)
+            done.append(int(state.synthesis_step))
+        assert (int(state.step), int(state.synthesis_step), int(state.aux)) == (10, 3 * (4 + 2), 4 + 2)
+    assert done[:3] == [18, 1, 2] or kind == "scan"
+    state = loop(state, progress=lambda _: False)  # the next epoch has none
+    assert (int(state.step), int(state.synthesis_step), int(state.aux)) == (20, 3 * (4 + 4), 4 + 4)

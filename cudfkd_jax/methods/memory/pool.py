@@ -77,7 +77,7 @@ class ImagePool:
         data, d, batch_size = settings.data, settings.distill, settings.synthesis.batch_size
         return cls(
             image_shape=data.image_shape,
-            slots=d.epochs * d.rounds_per_epoch,
+            slots=d.warmup_rounds + d.epochs * d.rounds_per_epoch,
             batch_size=batch_size,
             student_batch_size=d.batch_size,
             held_out=0 if data.has_images else -(-batch_size // _HELD_OUT_SHARE),
