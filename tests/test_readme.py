@@ -76,7 +76,7 @@ def test_results_of_the_methods_are_those_of_the_committed_comparison():
     text = (ROOT / "results/digits_compare/table.md").read_text(encoding="utf-8")
     means = dict(re.findall(r"^\| (\w+) \| 3/3 \| (\S+ ± \S+) \|", text, re.MULTILINE))
     values = [float(mean.split()[0]) for mean in means.values()]
-    assert means.keys() == METHODS.keys() - {"adadfkd"}  # not run yet
+    assert means.keys() == METHODS.keys() - {"adadfkd", "fastdfkd"}  # not run yet
     assert f"{min(values):.1f} to {max(values):.1f} %, CuDFKD {means['cudfkd']} %" in _TEXT
 
 

@@ -15,8 +15,8 @@ def get_config() -> ConfigDict:
     """Returns the complete default configuration."""
     config = ConfigDict()
     config.seed = 0  # of all randomness except the split of the digits
-    # "cudfkd", "dafl", "zskt", "dfad", "dfq", "adi", "cmi", "mb_dfkd", "pre_dfkd", "adadfkd", or the import path
-    # of a `MethodSpec`. Choose it after the colon of --config, which also applies its recipe.
+    # "cudfkd", "dafl", "zskt", "dfad", "dfq", "adi", "cmi", "mb_dfkd", "pre_dfkd", "adadfkd", "fastdfkd", or
+    # the import path of a `MethodSpec`. Choose it after the colon of --config, which also applies its recipe.
     config.method = "cudfkd"
     config.devices = 0  # local devices per process; 0: all
     config.loop = "auto"  # "python", "scan" (one compiled call per epoch) or "auto": python on the CPU
@@ -103,7 +103,7 @@ def get_config() -> ConfigDict:
     distill.temperature = 20.0  # T
     distill.optimiser = "sgd"  # of the student; or "adam"
     distill.learning_rate = 0.1  # cosine to learning_rate_end, constant within an epoch
-    distill.learning_rate_end = 0.0
+    distill.learning_rate_end = 0.0  # after the last epoch
     distill.momentum = 0.9  # of SGD
     distill.weight_decay = 1e-4  # added to the gradient before momentum or moments
     distill.clip_norm = 0.0  # maximum norm of the student's gradient; 0: no clipping

@@ -2,14 +2,14 @@
 
 from collections.abc import Mapping
 
-from cudfkd_jax.methods import adadfkd, adi, cmi, cudfkd, dafl, dfad, dfq, mb_dfkd, pre_dfkd, zskt
+from cudfkd_jax.methods import adadfkd, adi, cmi, cudfkd, dafl, dfad, dfq, fastdfkd, mb_dfkd, pre_dfkd, zskt
 from cudfkd_jax.methods.base import MethodSpec
 from cudfkd_jax.runtime.errors import UserError, choose
 from cudfkd_jax.runtime.imports import import_object, is_import_path
 
 METHODS: Mapping[str, MethodSpec] = {
     module.SPEC.name: module.SPEC
-    for module in (cudfkd, dafl, zskt, dfad, dfq, adi, cmi, mb_dfkd, pre_dfkd, adadfkd)
+    for module in (cudfkd, dafl, zskt, dfad, dfq, adi, cmi, mb_dfkd, pre_dfkd, adadfkd, fastdfkd)
 }
 
 

@@ -58,10 +58,10 @@ def test_a_planned_run_keeps_its_name(tmp_path):
     assert planned.cell.folder == tmp_path / "cells" / "b3b9c139e7de"
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", sorted(METHODS.keys() - {"adadfkd", "fastdfkd"}))  # newer than these settings
 def test_a_setting_added_later_is_left_out_at_what_earlier_runs_computed(method):
     config = _load("digits", "" if method == "cudfkd" else f"method={method}")
-    for key, values in identity._ADDED_LATER.items() if method != "adadfkd" else ():  # later itself
+    for key, values in identity._ADDED_LATER.items():
         assert access.get(defaults.get_config(), key) in values
         assert key not in identity.result_settings(config, "distill")
     config.synthesis.adversarial_mask = "none"
