@@ -9,8 +9,8 @@ teacher=ARCH, student=ARCH, method=NAME
 released  behaves like the authors' released code
 runlocal  minutes on a CPU, by default wrn16_2 → wrn16_1, as a functional test; accuracies are not representative
 
-The settings are those of CuDFKD's authors' later code for wrn40_2 → wrn40_1: mean and std of 0.5, neither crops nor
-flips. The images are TFDS's `svhn_cropped`, without the extra ones; `data.source` may also be folder or npz.
+The settings are those of CuDFKD's authors' later code for wrn40_2 → wrn40_1: mean and std of 0.5, neither crops
+nor flips. The images are TFDS's `svhn_cropped`, without the extra ones; `data.source` may also be folder or npz.
 """
 
 from cudfkd_jax import defaults

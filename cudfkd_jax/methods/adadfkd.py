@@ -88,6 +88,11 @@ def build(context: MethodContext) -> Method:
             f"adadfkd.queue={own.queue} holds less than a batch of distill.batch_size="
             f"{context.distill.batch_size}; set --config.adadfkd.queue to that at least"
         )
+    if own.negatives * own.queue < 1:
+        raise UserError(
+            f"adadfkd.negatives={own.negatives} of adadfkd.queue={own.queue} is less than one; raise "
+            "--config.adadfkd.negatives"
+        )
     terms = cudfkd.synthesis_terms(
         alpha_adv=context.alpha_adv(),
         adversarial_loss=s.adversarial_loss,

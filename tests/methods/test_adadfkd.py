@@ -233,6 +233,9 @@ def test_a_queue_smaller_than_a_batch_is_refused():
     config.adadfkd.queue = 15
     with pytest.raises(UserError, match=r"adadfkd.queue=15 holds less than a batch of distill.batch_size=16"):
         nets.problem(config)
+    config.adadfkd.update(queue=16, negatives=0.05)
+    with pytest.raises(UserError, match=r"adadfkd.negatives=0.05 of adadfkd.queue=16 is less than one"):
+        nets.problem(config)
 
 
 def test_a_network_without_a_last_linear_layer_is_refused():
