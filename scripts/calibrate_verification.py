@@ -4,7 +4,7 @@
 
 --dir=FOLDER    CIFAR-10 as folders of images
 --out=FOLDER    receives rows.json and table.md
---steps=N       training steps per teacher, at batch 128 (600)
+--steps=N       training steps per teacher (600)
 --only=NAME     only the teachers whose names contain NAME; repeat for further ones
 
 Each teacher is trained briefly, written as a PyTorch program writes it, and loaded by a configuration as

@@ -21,6 +21,7 @@ class Case(NamedTuple):
         arch: the architecture that loads the weights.
         is_right: whether it computes what was trained.
         module: what is trained, built with its dtype; None trains `arch`.
+        batch_size: of the training.
         mean, std: the normalisation in training.
         images, labels: applied to the training images and labels.
         mixup: whether pairs of images are mixed (Zhang et al., 2018, "mixup: Beyond Empirical Risk Minimization").
@@ -33,6 +34,7 @@ class Case(NamedTuple):
     arch: str = "wrn16_2"
     is_right: bool = True
     module: Callable[..., nn.Module] | None = None
+    batch_size: int = 128
     mean: tuple[float, ...] = CIFAR_MEAN
     std: tuple[float, ...] = CIFAR_STD
     images: Callable[[np.ndarray], np.ndarray] = np.asarray
@@ -45,15 +47,16 @@ class Case(NamedTuple):
 
 _wrong = functools.partial(Case, is_right=False)
 
+_OF_RESNETS = 32  # they take ten times the time of the others
 _TRAINED = "results/gpu/cifar10_wrn40_2.safetensors"
 
 CASES = {
-    **{arch: Case(arch) for arch in MODELS},
+    **{arch: Case(arch, batch_size=_OF_RESNETS if arch.startswith("resnet") else 128) for arch in MODELS},
     "wrn40_2, trained on a GPU to 90.3 %": Case("wrn40_2", file=_TRAINED),
     "wrn40_2, this one fine-tuned with frozen BatchNorm": Case("wrn40_2", file=_TRAINED, fine_tunes=True),
     "wrn16_2, mixup": Case(mixup=True),
     "wrn16_2, no augmentation": Case(augments=False),
-    "resnet18 with the max pool kept": _wrong("resnet18", module=PooledResNet18),
+    "resnet18 with the max pool kept": _wrong("resnet18", module=PooledResNet18, batch_size=_OF_RESNETS),
     "WRN with LeakyReLU(0.1)": _wrong(
         module=functools.partial(OtherWideResNet, functools.partial(nn.leaky_relu, negative_slope=0.1))
     ),

@@ -24,7 +24,8 @@ from cudfkd_jax.runtime.errors import UserError
 from cudfkd_jax.storage import torch_files, torch_names
 
 _ROOT = Path(__file__).parents[2]
-_BATCH, _FEW = 128, 64
+_FEW = 64
+_RATE = 0.1  # at batch 128
 _FINE_TUNING_RATE = 0.001  # a hundredth of the training's
 
 
@@ -100,7 +101,7 @@ def _read(directory: str, arch: str, file: Path) -> dict[str, Any]:
 
 
 def train(case: Case, split: Split, steps: int, start: dict[str, Any] | None) -> dict[str, Any]:
-    """Trains the case's network with Nesterov SGD on batches of 128, in bfloat16.
+    """Trains the case's network with Nesterov SGD, in bfloat16.
 
     Args:
         case: the teacher.
@@ -114,7 +115,7 @@ def train(case: Case, split: Split, steps: int, start: dict[str, Any] | None) ->
     dtype = jnp.bfloat16
     module = case.module(dtype=dtype) if case.module else build_classifier(case.arch, 10, dtype)
     network = Classifier(module, case.mean, case.std)
-    rate = optax.warmup_cosine_decay_schedule(0.0, 0.1, steps // 10, steps)
+    rate = optax.warmup_cosine_decay_schedule(0.0, _RATE * case.batch_size / 128, steps // 10, steps)
     if case.fine_tunes:
         rate = optax.constant_schedule(_FINE_TUNING_RATE)
     optimiser = optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(rate, 0.9, nesterov=True))
@@ -126,7 +127,7 @@ def train(case: Case, split: Split, steps: int, start: dict[str, Any] | None) ->
     update = devices.compile(step)
     random = np.random.default_rng(0)
     for index in range(steps):
-        rows = random.integers(0, len(split.labels), _BATCH)
+        rows = random.integers(0, len(split.labels), case.batch_size)
         images, labels = case.images(split.images[rows]), case.labels(split.labels[rows])
         state = update(state, images, labels, jax.random.fold_in(key, index))
     return jax.device_get(state.variables)
@@ -179,9 +180,10 @@ _PAGE = """# Verification of right and wrong teachers
 
 `python scripts/calibrate_verification.py --dir=data/cifar10_jpeg --out=results/verification`
 
-Teachers of CIFAR-10, re-encoded as JPEG, after short trainings at batch 128 in bfloat16 (`--steps`, `--only`).
-Each was loaded from safetensors under PyTorch's names into the architecture of its first name (wrn16_2 for WRN),
-with CIFAR-10's mean and std. The deviation is that of the worst BatchNorm layer (`evaluation/verification.py`).
+Teachers of CIFAR-10, re-encoded as JPEG, after short trainings at batch 128, ResNets 32, in bfloat16 (`--steps`,
+`--only`). Each was loaded from safetensors under PyTorch's names into the architecture of its first name (wrn16_2
+for WRN), with CIFAR-10's mean and std. The deviation is that of the worst BatchNorm layer
+(`evaluation/verification.py`).
 
 | teacher | | steps | acc@1 % of 512 | deviation, 512 images | worst layer | deviation, 64 images | outcome |
 |---|---|---|---|---|---|---|---|"""
