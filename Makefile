@@ -20,7 +20,7 @@ WORKERS ?= 2
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all lint docs bench parity gpu gpu-carried gpu-dry-run clean
+.PHONY: help install demo test test-all lint docs bench parity torchax gpu gpu-carried gpu-dry-run clean
 
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read -r name text; do \
@@ -59,6 +59,13 @@ parity: $(PARITY)/.installed ## the released code in RELEASE beside ours, quanti
 	$(if $(RELEASE),,$(error name a checkout of ljrprocc/DataFree: make parity RELEASE=DataFree))
 	$(PARITY)/bin/python -W ignore scripts/check_parity.py --release=$(RELEASE) $(PREDFKD:%=--pre-dfkd=%) \
 		$(ZSKT:%=--zero-shot=%)
+
+# An environment of its own, as torchax takes few versions of PyTorch; timm and torchvision for eight families of networks.
+TORCHAX := .venv-torchax
+
+torchax: $(TORCHAX)/.installed ## the tests of teachers in PyTorch, with torchax, timm and torchvision
+	$(TORCHAX)/bin/python -m pytest tests/models/test_torch_module.py tests/models/test_torch_families.py \
+		tests/runs/test_torch_teacher.py
 
 # What `make gpu` reads and writes; GPU_MINUTES=9 ends it in time, to be continued by the same command.
 DATA ?= data
@@ -133,6 +140,13 @@ $(PARITY)/.installed: pyproject.toml
 	@$(PARITY_PYTHON) -m venv $(PARITY)
 	@$(PARITY)/bin/python -m pip install --quiet --disable-pip-version-check --editable . \
 		torch==2.13.0 torchvision==0.28.0 kornia==0.6.12
+	@touch $@
+
+$(TORCHAX)/.installed: pyproject.toml
+	@echo "making the environment $(TORCHAX) with $(PARITY_PYTHON) (a few minutes)"
+	@$(PARITY_PYTHON) -m venv $(TORCHAX)
+	@$(TORCHAX)/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[dev,torchax]" \
+		torch==2.13.0 torchvision==0.28.0 timm
 	@touch $@
 
 $(VENV)/.installed-docs: $(VENV)/.installed-runtime

@@ -83,6 +83,7 @@ def _run(arguments: Sequence[str]) -> None:
 def _run_stage(arguments: Sequence[str]) -> None:
     # Imported here: JAX, which takes a second, is not needed for help.
     from cudfkd_jax.config import loading
+    from cudfkd_jax.config.access import gives_teacher
     from cudfkd_jax.runs import evaluate, export, stages
     from cudfkd_jax.runtime import allocator
 
@@ -110,7 +111,7 @@ def _run_stage(arguments: Sequence[str]) -> None:
         if rest and not options.config:
             raise UserError(f"unexpected argument {rest[0]!r}; --stage=export takes --workdir and --format")
         export.export(folder, options.format)
-    elif options.stage == "evaluate" and options.config and not options.workdir and config.teacher.checkpoint:
+    elif options.stage == "evaluate" and options.config and not options.workdir and gives_teacher(config):
         evaluate.evaluate_teacher(config)
     elif options.stage == "evaluate":
         config = loading.read_config(folder)

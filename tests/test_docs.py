@@ -15,6 +15,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import torchvision_import
 from pages import PAGES, README, ROOT, anchors, blocks, codes, commands, dotted_names, links, text_of
 
 import docs_home
@@ -50,6 +51,10 @@ def test_shows_the_necessary_commands():
 @pytest.mark.parametrize("command", _COMMANDS)
 def test_command_is_understood(command, monkeypatch, tmp_path):
     (tmp_path / "my_nets.py").write_text(blocks(_OWN["own_network"], "python")[0], encoding="utf-8")
+    (tmp_path / "my_torch_nets.py").write_text(blocks(_OWN["own_pytorch"], "python")[0], encoding="utf-8")
+    if "module=torch:" in command:
+        pytest.importorskip("torch_nets")
+        torchvision_import.import_or_skip()
     (tmp_path / "my_package").mkdir()
     (tmp_path / "my_package/boundary.py").write_text(blocks(_OWN["own_method"], "python")[0], encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
@@ -57,7 +62,7 @@ def test_command_is_understood(command, monkeypatch, tmp_path):
     try:
         _check(shlex.split(command), monkeypatch)
     finally:
-        for name in ("my_package.boundary", "my_package", "my_nets"):
+        for name in ("my_package.boundary", "my_package", "my_nets", "my_torch_nets"):
             sys.modules.pop(name, None)
 
 

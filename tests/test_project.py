@@ -13,7 +13,7 @@ _NAME = _PACKAGE.name
 # The only modules that may import or name each of these.
 _KNOWS_DEVICES = {"runtime.devices"}
 _UNPICKLES = {"data.pickles"}
-_KNOWS_TORCH = {"storage.torch_files"}
+_KNOWS_TORCH = {"storage.torch_files", "models.torch_calls"}
 _MATHEMATICS = ("methods", "objectives", "models")
 
 

@@ -91,6 +91,7 @@ def test_make_without_a_target_lists_all_of_them():
         "docs",
         "bench",
         "parity",
+        "torchax",
         "gpu",
         "gpu-carried",
         "gpu-dry-run",

@@ -6,6 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from cudfkd_jax.runtime.imports import is_torch_path
 from cudfkd_jax.training.loops import Epoch
 
 NO_DATA = "none"  # as data.source
@@ -37,6 +38,11 @@ def kept(config: ConfigDict) -> dict[str, Any]:
 def has_images(config: ConfigDict) -> bool:
     """Returns whether there are images to train or to test on."""
     return config.data.source != NO_DATA
+
+
+def gives_teacher(config: ConfigDict) -> bool:
+    """Returns whether the teacher comes with its weights: in a file, or in a PyTorch module."""
+    return bool(config.teacher.checkpoint) or is_torch_path(config.teacher.module)
 
 
 def distill_epoch(config: ConfigDict) -> Epoch:

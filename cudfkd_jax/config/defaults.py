@@ -54,7 +54,9 @@ def get_config() -> ConfigDict:
 
     teacher = config.teacher = ConfigDict()  # the network that is distilled, and its training on the data
     teacher.arch = "resnet34"  # resnet18/34/50, vgg8/11/13 or wrnD_W with depth D = 6n + 4 and width W
-    teacher.module = ""  # a linen module instead of arch: "package.module:Name", instantiated without arguments
+    # A linen module instead of arch: "package.module:Name", instantiated without arguments; or a PyTorch module,
+    # "torch:package.module:name", used with its weights or those of teacher.checkpoint.
+    teacher.module = ""
     # The argument of the module's call that sets its mode: "" detects train, training, deterministic or
     # use_running_average; else NAME if the argument is true in training, "not NAME" if it is false then.
     teacher.train_argument = ""
@@ -66,7 +68,7 @@ def get_config() -> ConfigDict:
 
     student = config.student = ConfigDict()  # the network that learns
     student.arch = "resnet18"  # as for the teacher
-    student.module = ""  # as for the teacher
+    student.module = ""  # a linen module, as for the teacher
     student.train_argument = ""  # as for the teacher
 
     scratch = config.scratch = ConfigDict()  # training the student on the data (--stage=scratch)

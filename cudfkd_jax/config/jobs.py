@@ -14,6 +14,7 @@ from cudfkd_jax.evaluation.summary import RunDescription
 from cudfkd_jax.methods.context import MethodSettings
 from cudfkd_jax.models.classifier import Classifier
 from cudfkd_jax.runtime.devices import Devices
+from cudfkd_jax.runtime.imports import is_torch_path
 from cudfkd_jax.storage.weights import NetworkSpec, Trained
 from cudfkd_jax.training import trainer
 from cudfkd_jax.training.distill_steps import Problem
@@ -99,10 +100,13 @@ class TeacherSource(NamedTuple):
     """Where a run's teacher comes from.
 
     Attributes:
-        checkpoint: a trained network or the workdir of another run; "": the run trains its teacher.
+        checkpoint: a trained network or the workdir of another run; "": the run trains its teacher, or takes a
+            PyTorch module's own weights.
         checkpoint_key: the entry or item of the checkpoint with the weights; "": the first of the usual ones.
         net: describes the teacher that the configuration asks for.
         is_module: whether it is the user's own module.
+        is_torch: whether it is a PyTorch module, which is used as it is and not trained here.
+        is_given: whether it comes from elsewhere with its weights.
         verify: whether a teacher that does not recognise the test images stops the run.
         padding, flip: the augmentation in training on these data.
         settings: the settings that identify a teacher trained by the run.
@@ -112,6 +116,8 @@ class TeacherSource(NamedTuple):
     checkpoint_key: str
     net: NetworkSpec
     is_module: bool
+    is_torch: bool
+    is_given: bool
     verify: bool
     padding: int
     flip: bool
@@ -125,6 +131,8 @@ def teacher_source(config: ConfigDict) -> TeacherSource:
         checkpoint_key=config.teacher.checkpoint_key,
         net=networks.described(config, "teacher"),
         is_module=bool(config.teacher.module),
+        is_torch=is_torch_path(config.teacher.module),
+        is_given=access.gives_teacher(config),
         verify=config.teacher.verify,
         padding=config.data.padding,
         flip=config.data.flip,

@@ -11,8 +11,9 @@ from cudfkd_jax.config import budget, methods, networks
 from cudfkd_jax.config.access import AUTO, NO_DATA, distill_epoch, flatten, get
 from cudfkd_jax.methods import METHODS, cudfkd, generative, setting
 from cudfkd_jax.methods.base import MethodSpec
-from cudfkd_jax.models import generator
+from cudfkd_jax.models import generator, torch_module
 from cudfkd_jax.models.capture import mode_arguments
+from cudfkd_jax.models.torch_module import TorchModule
 from cudfkd_jax.objectives import curriculum, student
 from cudfkd_jax.runtime.devices import local_devices
 from cudfkd_jax.runtime.errors import UserError, choose, require
@@ -148,6 +149,18 @@ def check(config: ConfigDict) -> None:
     for role in ("teacher", "student"):
         network = networks.classifier(config, networks.described(config, role))
         mode_arguments(network.module, train=False, train_argument=network.train_argument)
+        if role == "student":
+            check_trainable(network.module)
+
+
+def check_trainable(module: Any) -> None:
+    """Raises `UserError` if a student is a PyTorch module, which is only run in evaluation mode."""
+    if isinstance(module, TorchModule) or torch_module.is_network(module):
+        name = getattr(module, "label", type(module).__name__)
+        raise UserError(
+            f"student {name} is a PyTorch module, which can be a teacher only; name a student with "
+            "--config.student.arch, or a Flax module with --config.student.module"
+        )
 
 
 def _check_additions(config: ConfigDict, chosen: MethodSpec) -> None:

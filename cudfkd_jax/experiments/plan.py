@@ -79,10 +79,10 @@ def _plan(wanted: RunSpec, folder: Path, weights: dict[str, str]) -> PlannedRun:
     config = load(wanted)
     arguments = [f"--config={wanted.file}", f"--stage={wanted.stage}", *wanted.overrides]
     teacher, of_teacher = None, result_settings(config, "teacher")
-    if config.teacher.checkpoint:
+    if (source := jobs.teacher_source(config)).is_given:
         asked = loading.digest({"checkpoint": config.teacher.checkpoint, **of_teacher})
         if asked not in weights:
-            found = find_teacher(jobs.teacher_source(config), folder)
+            found = find_teacher(source, folder)
             assert found
             weights[asked] = found.sha256
         identity = weights[asked]

@@ -11,12 +11,12 @@ import jax
 from jax.typing import DTypeLike
 
 from cudfkd_jax.models.generator import Generator
-from cudfkd_jax.models.imported import import_network
+from cudfkd_jax.models.imported import import_network, import_torch_network
 from cudfkd_jax.models.resnet import BasicBlock, Bottleneck, ResNet
 from cudfkd_jax.models.vgg import VGG
 from cudfkd_jax.models.wrn import WideResNet
 from cudfkd_jax.runtime.errors import unknown
-from cudfkd_jax.runtime.imports import is_import_path
+from cudfkd_jax.runtime.imports import is_import_path, is_torch_path
 
 __all__ = ["MODELS", "Generator", "build_classifier", "count_parameters"]
 
@@ -40,7 +40,7 @@ def build_classifier(arch: str, num_classes: int, dtype: DTypeLike | None = None
 
     Args:
       arch: a key of MODELS, wrnD_W for any depth D = 6n + 4 >= 10 and width W >= 1, or an import path
-        `package.module:Name`, called without arguments.
+        `package.module:Name`, called without arguments; `torch:package.module:Name` for a PyTorch module.
       num_classes: number of logits.
       dtype: dtype of convolutions and linear layers; None takes that of inputs and parameters. Parameters,
         BatchNorm statistics and logits stay float32 (float64 with float64 variables).
@@ -48,6 +48,8 @@ def build_classifier(arch: str, num_classes: int, dtype: DTypeLike | None = None
     Raises:
       UserError: the name is unknown or invalid; the valid ones are listed.
     """
+    if is_torch_path(arch):
+        return import_torch_network(arch, num_classes, dtype)
     if is_import_path(arch):
         return import_network(arch)
     if arch in MODELS:

@@ -286,8 +286,9 @@ def _features(seen: Mapping[Any, Any], variables: Variables, logits: jax.Array) 
 def _stages(updated: Mapping[str, Any], module: nn.Module) -> tuple[jax.Array, ...]:
     maps = updated.get(_INTERMEDIATES, {}).get("stages", ())
     if len(maps) < 2:
+        remedy = "let its __call__ self.sow('intermediates', 'stages', x) before its first stage and after each"
         raise UserError(
-            f"{type(module).__name__} does not offer the maps between its stages; let its __call__ "
-            "self.sow('intermediates', 'stages', x) before its first stage and after each"
+            f"{type(module).__name__} does not offer the maps between its stages; "
+            f"{getattr(module, 'without_stages', remedy)}"
         )
     return maps

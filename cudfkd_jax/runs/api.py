@@ -21,6 +21,7 @@ from cudfkd_jax.config.networks import Pair
 from cudfkd_jax.data import Split
 from cudfkd_jax.data.base import make_split, one_line
 from cudfkd_jax.evaluation.summary import read_summary
+from cudfkd_jax.models import torch_module
 from cudfkd_jax.models.classifier import Classifier
 from cudfkd_jax.runs import stages
 from cudfkd_jax.runs.distill import STUDENT
@@ -28,10 +29,12 @@ from cudfkd_jax.runs.result import Result
 from cudfkd_jax.runs.teacher import find_teacher
 from cudfkd_jax.runtime import processes
 from cudfkd_jax.runtime.errors import UserError
+from cudfkd_jax.runtime.imports import TORCH
 from cudfkd_jax.storage import records, weights
 from cudfkd_jax.storage.weights import NetworkSpec
 from cudfkd_jax.training.trainer import METRICS, Callback
 
+# The third form includes a torch.nn.Module, which is callable.
 Teacher = tuple[nn.Module, Mapping[str, Any]] | Callable[[jax.Array], jax.Array] | str | Path
 
 
@@ -56,8 +59,10 @@ def distill(
     Args:
         teacher: a linen classifier and its variables, all collections; or a function of `jax.numpy` from images
             to logits, which has no BatchNorm statistics. Either takes normalised float32 images
-            `[B, H, W, C]` and returns logits `[B, num_classes]`. Or the path of a run, or of weights of PyTorch,
-            Flax or Orbax for the network `config.teacher.arch`; see the setting `teacher.checkpoint`.
+            `[B, H, W, C]` and returns logits `[B, num_classes]`. Or a `torch.nn.Module` of such images
+            as `[B, C, H, W]`, run in evaluation mode with the weights that it holds (needs torchax). Or the path
+            of a run, or of weights of PyTorch, Flax or Orbax for the network `config.teacher.arch`; see the
+            setting `teacher.checkpoint`.
         student: a linen classifier, or the name of one in this package, such as "wrn16_1".
         image_shape: `(H, W, C)`.
         num_classes: length of the logits.
@@ -148,7 +153,13 @@ def _teacher(teacher: Teacher, config: ConfigDict) -> tuple[Classifier, NetworkS
         assert found
         return networks.classifier(config, found.net), found.net, found.variables
     module: Any
-    if isinstance(teacher, tuple):
+    given: Mapping[str, Any]
+    if torch_module.is_network(teacher):
+        module = torch_module.wrap(
+            teacher, config.data.num_classes, f"teacher {type(teacher).__name__}", access.compute_dtype(config)
+        )
+        given = torch_module.own_variables(module, config.data.image_shape)
+    elif isinstance(teacher, tuple):
         module, given = teacher
     else:
         _check_function(teacher, config)
@@ -165,12 +176,14 @@ def _student(student: nn.Module | str, config: ConfigDict) -> tuple[Classifier, 
     if isinstance(student, str):
         net = networks.described(config, "student")
         return networks.classifier(config, net), net
+    validate.check_trainable(student)
     return _network(student, config, config.student.train_argument)
 
 
 def _network(module: Any, config: ConfigDict, train_argument: str) -> tuple[Classifier, NetworkSpec]:
-    d, kind = config.data, type(module)
-    arch = f"{kind.__module__}:{kind.__qualname__}"
+    d, torch = config.data, isinstance(module, torch_module.TorchModule)
+    kind = type(module.network if torch else module)
+    arch = f"{TORCH if torch else ''}{kind.__module__}:{kind.__qualname__}"
     net = NetworkSpec(arch, d.num_classes, d.image_shape, d.mean, d.std, {}, train_argument)
     return Classifier(module, d.mean, d.std, train_argument), net
 

@@ -90,10 +90,10 @@ def _look(config: ConfigDict, stage: str, folder: Path, say: Callable[[str], Non
     workdir.check_writable(folder)
     workdir.check_free(folder)
     source = jobs.teacher_source(config)
-    if stage == "teacher" and source.checkpoint:
+    if stage == "teacher" and source.is_given:
+        given = f"checkpoint={source.checkpoint}" if source.checkpoint else f"module={source.net.arch}"
         raise UserError(
-            f"teacher.checkpoint={source.checkpoint} is given, so there is no teacher to train; "
-            "leave it out, or choose another --stage"
+            f"teacher.{given} is given, so there is no teacher to train; leave it out, or choose another --stage"
         )
     teacher = find_teacher(source, folder, say)
     parts = ["teacher", "distill"] if stage == "all" else [stage]
@@ -156,7 +156,7 @@ def _verify(
 ) -> None:
     """Verifies a teacher from elsewhere before the first step of a data-free run."""
     source = jobs.teacher_source(config)
-    if source.checkpoint and teacher and dataset and "distill" in parts and not (folder / workdir.CONFIG).exists():
+    if source.is_given and teacher and dataset and "distill" in parts and not (folder / workdir.CONFIG).exists():
         network = networks.classifier(config, teacher.net)
         verify_teacher(source, network, teacher, dataset.splits["test"], say)
 

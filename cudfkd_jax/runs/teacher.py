@@ -12,7 +12,9 @@ from cudfkd_jax.config.jobs import TeacherSource
 from cudfkd_jax.data import Split
 from cudfkd_jax.evaluation import verification
 from cudfkd_jax.evaluation.summary import SUMMARY
+from cudfkd_jax.models import torch_module
 from cudfkd_jax.models.classifier import Classifier
+from cudfkd_jax.models.torch_module import TorchModule
 from cudfkd_jax.runs import supervised
 from cudfkd_jax.runs.export import DESCRIPTION as EXPORTED
 from cudfkd_jax.runtime.errors import UserError
@@ -30,6 +32,8 @@ def find_teacher(
     source: TeacherSource, folder: Path, say: Callable[[str], None] = lambda text: None
 ) -> Trained | None:
     """Loads the teacher that `source` names, or the one trained in this workdir; None without either.
+
+    A PyTorch module without a checkpoint is a teacher with the weights that it holds.
 
     Args:
         source: `source.checkpoint` may be a file of weights, an Orbax folder, a trained network, an export of a
@@ -67,6 +71,12 @@ def find_teacher(
                 "the workdir of a run with a teacher, a folder of Orbax or Flax nor a file of weights (.pth, "
                 ".pt, .safetensors, .msgpack); check the path"
             )
+    elif source.is_torch:
+        module = source.net.classifier().module
+        assert isinstance(module, TorchModule)
+        variables = torch_module.own_variables(module, source.net.image_shape)
+        say(f"teacher: the weights that {source.net.arch} holds")
+        return Trained(source.net, variables, weights.digest(variables))
     else:
         where = folder / "teacher" / supervised.NET
         if not (where.parent / SUMMARY).exists():
@@ -85,6 +95,10 @@ def _import_teacher(source: TeacherSource, path: Path, say: Callable[[str], None
     expected = net.abstract_variables()
     if path.is_dir() or flax_files.is_flax(path):
         variables, notes = flax_files.read_variables(path, expected, source.checkpoint_key)
+    elif isinstance(module := net.classifier().module, TorchModule):
+        read = torch_files.read_weights(path, source.checkpoint_key, own=sum(torch_module.names(module), ()))
+        variables, notes = torch_names.to_module_variables(read.state_dict, module, expected, path), read.notes
+        _check_normalisation(net, read.normalisation, path)
     elif source.is_module:
         raise UserError(
             f"teacher.checkpoint={path}: weights of PyTorch have no names in {net.arch}; give Flax's "
@@ -158,11 +172,16 @@ def verify_teacher(
     if found.deviation:
         text += f"; BatchNorm statistics deviate by {found.deviation:.3f} at most, at {found.layer}"
     say(f"{text} (expected: below {found.limit:.3f})" if found.deviation else text)
+    guesses = f"{found.accuracy:.1f} % of {found.images} test images are right, which is near chance"
+    if found.is_guessing and source.verify and source.is_torch:
+        raise UserError(
+            f"teacher.module={teacher.net.arch}: {guesses}; its weights may not be loaded (set "
+            f"--config.teacher.checkpoint), or {_CAUSES}. Set --config.teacher.verify=false to go on"
+        )
     if found.is_guessing and source.verify and _is_matched_by_name(source):
         raise UserError(
-            f"teacher.checkpoint={source.checkpoint}: {found.accuracy:.1f} % of {found.images} test images are "
-            f"right, which is near chance; the names and shapes fit teacher.arch={teacher.net.arch}, but "
-            f"{_CAUSES}. Set --config.teacher.verify=false to go on"
+            f"teacher.checkpoint={source.checkpoint}: {guesses}; the names and shapes fit "
+            f"teacher.arch={teacher.net.arch}, but {_CAUSES}. Set --config.teacher.verify=false to go on"
         )
     if found.is_guessing or found.is_strange:
         what = "accuracy is near chance" if found.is_guessing else "BatchNorm statistics do not fit these images"

@@ -6,10 +6,17 @@ from typing import Any
 
 from cudfkd_jax.runtime.errors import UserError
 
+TORCH = "torch:"  # before the path of a PyTorch network
+
 
 def is_import_path(name: str) -> bool:
     """Returns whether a name is an import path."""
     return ":" in name
+
+
+def is_torch_path(name: str) -> bool:
+    """Returns whether a name is the import path of a PyTorch network, `torch:package.module:name`."""
+    return name.startswith(TORCH)
 
 
 def import_object(path: str) -> Any:

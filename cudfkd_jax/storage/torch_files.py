@@ -1,4 +1,4 @@
-"""Reading and writing of PyTorch weight files: the only module that imports torch or safetensors.
+"""Reading and writing of PyTorch weight files: the only module that imports safetensors, and torch to read.
 
 Files are loaded with `weights_only=True`, so that no code from a file is executed.
 """
@@ -9,7 +9,7 @@ import re
 import tarfile
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -52,7 +52,7 @@ class TorchWeights(NamedTuple):
     normalisation: dict[str, np.ndarray]
 
 
-def read_weights(path: Path, key: str = "") -> TorchWeights:
+def read_weights(path: Path, key: str = "", own: Collection[str] = ()) -> TorchWeights:
     """Reads a `.safetensors` file or, under any other suffix, a file from `torch.save`.
 
     Tensors become float32 arrays (float16, bfloat16 and float64 are cast). `num_batches_tracked` and known tensors
@@ -61,6 +61,7 @@ def read_weights(path: Path, key: str = "") -> TorchWeights:
     Args:
         path: the file.
         key: the entry of the file that holds the state dict; "" takes the first of `WRAPPERS` that is there.
+        own: names that are the network's own whatever they look like, possibly after a prefix in the file.
 
     Raises:
         UserError: the file cannot be read, is not a state dict, contains code or non-finite values, lacks the key,
@@ -68,9 +69,18 @@ def read_weights(path: Path, key: str = "") -> TorchWeights:
     """
     _check_kind(path)
     notes: list[str] = []
-    tensors = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path, key, notes)
-    beside = [name for name in tensors if _BESIDE.fullmatch(name)]
-    buffers = {name: match[1] for name in tensors if (match := _NORMALISATION.fullmatch(name))}
+
+    def is_own(name: str) -> bool:
+        parts = name.split(".")
+        return any(".".join(parts[i:]) in own for i in range(len(parts)))
+
+    if path.suffix == ".safetensors":
+        tensors = _read_safetensors(path, is_own)
+    else:
+        tensors = _read_torch(path, key, notes, is_own)
+    foreign = [name for name in tensors if not is_own(name)]
+    beside = [name for name in foreign if _BESIDE.fullmatch(name)]
+    buffers = {name: match[1] for name in foreign if (match := _NORMALISATION.fullmatch(name))}
     weights = {name: value for name, value in tensors.items() if name not in (*beside, *buffers)}
     _note_beside(beside, notes)
     if not weights:
@@ -107,19 +117,20 @@ def write_state_dict(path: Path, state_dict: Mapping[str, np.ndarray]) -> None:
         write_bytes(path, buffer.getvalue())
 
 
-def _read_safetensors(path: Path) -> StateDict:
+def _read_safetensors(path: Path, is_own: Callable[[str], bool]) -> StateDict:
     try:
         tensors = safetensors.load_file(path)
     except Exception as error:  # from Rust, or from NumPy for a dtype it lacks
         detail = (str(error).splitlines() or [""])[0]
         raise UserError(f"{path} is damaged or no safetensors file ({detail}); copy or save it again") from error
     for name, value in tensors.items():
-        if not (jnp.issubdtype(value.dtype, np.floating) or name.endswith(_COUNTER) or _BESIDE.fullmatch(name)):
+        known = name.endswith(_COUNTER) or _BESIDE.fullmatch(name) or is_own(name)
+        if not (jnp.issubdtype(value.dtype, np.floating) or known):
             raise _not_real(path, name, value.dtype)
     return {name: value.astype(np.float32) for name, value in tensors.items() if not name.endswith(_COUNTER)}
 
 
-def _read_torch(path: Path, key: str, notes: list[str]) -> StateDict:
+def _read_torch(path: Path, key: str, notes: list[str], is_own: Callable[[str], bool]) -> StateDict:
     torch = _torch(path)
     if _is_torchscript(path):
         raise UserError(
@@ -139,7 +150,7 @@ def _read_torch(path: Path, key: str, notes: list[str]) -> StateDict:
     _note_beside([str(name) for name in held if name not in tensors], notes)
     tensors = {str(name): value for name, value in tensors.items() if not str(name).endswith(_COUNTER)}
     for name, value in tensors.items():
-        real = value.is_floating_point() or _BESIDE.fullmatch(name)
+        real = value.is_floating_point() or _BESIDE.fullmatch(name) or is_own(name)
         if value.layout != torch.strided or value.device.type != "cpu" or not real:
             raise _not_real(path, name, f"{value.dtype}, {value.layout}, {value.device}")
         if value.numel() * value.element_size() > value.untyped_storage().nbytes():

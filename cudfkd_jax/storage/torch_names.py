@@ -10,7 +10,7 @@ dots is its PyTorch name except for the last part, and the translation is mechan
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +18,8 @@ import jax
 import numpy as np
 from flax import traverse_util
 
-from cudfkd_jax.models import MODELS, build_classifier
+from cudfkd_jax.models import MODELS, build_classifier, torch_module
+from cudfkd_jax.models.torch_module import TorchModule
 from cudfkd_jax.runtime.errors import UserError
 
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
@@ -49,10 +50,48 @@ def to_variables(state_dict: Mapping[str, np.ndarray], expected: Any, where: Pat
             of the other side.
     """
     wanted = {_torch_name(path): path for path in _flat(expected)}
-    shapes = _torch_shapes(expected)
     given = _in_release_names(state_dict, wanted)
-    missing = [name for name in wanted if name not in given]
-    unexpected = [name for name in given if name not in wanted]
+    _compare(_torch_shapes(expected), given, where, "check --config.teacher.arch")
+    return traverse_util.unflatten_dict({path: _from_torch(path, given[name]) for name, path in wanted.items()})
+
+
+def to_module_variables(
+    state_dict: Mapping[str, np.ndarray], module: TorchModule, expected: Any, where: Path
+) -> dict[str, Any]:
+    """Converts a state dict of a PyTorch module's own names to variables `{'params', 'batch_stats'}`.
+
+    Args:
+        state_dict: without a prefix that all its names share; integer buffers are ignored for the module's own.
+        module: the wrapped module.
+        expected: the tree of shapes that its `init` returns.
+        where: the file, for error messages.
+
+    Raises:
+        UserError: as `to_variables`.
+    """
+    weights, others = torch_module.names(module)
+    prefix = _shared_prefix((*weights, *others))
+    given = {prefix + name: value for name, value in state_dict.items() if prefix + name not in others}
+    _compare(torch_module.shapes(weights, expected), given, where, "give the weights of --config.teacher.module")
+    return torch_module.to_variables(given, expected)
+
+
+def _shared_prefix(names: Collection[str]) -> str:
+    """Returns the leading parts that all names share, such as `net.`, as `torch_files` takes them off."""
+    shared = ""
+    while len(first := {name.removeprefix(shared).partition(".")[0] for name in names}) == 1:
+        longer = f"{shared}{first.pop()}."
+        if not all(name.startswith(longer) for name in names):
+            break
+        shared = longer
+    return shared
+
+
+def _compare(
+    shapes: Mapping[str, tuple[int, ...]], given: Mapping[str, np.ndarray], where: Path, remedy: str
+) -> None:
+    missing = [name for name in shapes if name not in given]
+    unexpected = [name for name in given if name not in shapes]
     reshaped = [
         f"{name} is {list(given[name].shape)} and should be {list(shape)}"
         for name, shape in shapes.items()
@@ -65,8 +104,7 @@ def to_variables(state_dict: Mapping[str, np.ndarray], expected: Any, where: Pat
     }
     if any(kinds.values()):
         differences = "; ".join(f"{kind}: {_some(names)}" for kind, names in kinds.items() if names)
-        raise UserError(f"{where} holds weights of another network; {differences}; check --config.teacher.arch")
-    return traverse_util.unflatten_dict({path: _from_torch(path, given[name]) for name, path in wanted.items()})
+        raise UserError(f"{where} holds weights of another network; {differences}; {remedy}")
 
 
 def to_state_dict(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
