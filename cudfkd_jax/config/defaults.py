@@ -42,18 +42,21 @@ def get_config() -> ConfigDict:
     # The order of class folders, which numbers the labels: "text" (1, 10, 2), "natural" (1, 2, 10), "wnids" (as
     # Tiny ImageNet's wnids.txt lists them), or "auto": as text, which is refused where "natural" differs.
     data.class_order = "auto"
-    data.image_shape = (32, 32, 3)  # height, width, channels
+    data.image_shape = (32, 32, 3)  # height, width, channels; (): those of the images of a folder
     # Bring images of other sizes to image_shape: scaled (bilinear, antialiased) until the shorter side fits, then
     # cropped to the centre. False: such images are refused.
     data.resize = False
-    data.num_classes = 10  # length of the logits
-    data.mean = (0.4914, 0.4822, 0.4465)  # per channel, of images in [0, 1]
+    data.num_classes = 10  # length of the logits; 0: the class folders of a folder
+    # Per channel, of images in [0, 1]; (): those of a folder's training images, if networks are trained on them.
+    data.mean = (0.4914, 0.4822, 0.4465)
     data.std = (0.2023, 0.1994, 0.2010)  # per channel, of the same images
     data.padding = 4  # for random crops in training with data or on image pools (ADI, CMI); 0: none
     data.flip = True  # random mirroring, in the same cases
 
     teacher = config.teacher = ConfigDict()  # the network that is distilled, and its training on the data
-    teacher.arch = "resnet34"  # resnet18/34/50, vgg8/11/13 or wrnD_W with depth D = 6n + 4 and width W
+    # resnet18/34/50, vgg8/11/13 or wrnD_W with depth D = 6n + 4 and width W, for small images;
+    # resnet10/18/34/50_imagenet, torchvision's, for large ones.
+    teacher.arch = "resnet34"
     # A linen module instead of arch: "package.module:Name", instantiated without arguments; or a PyTorch module,
     # "torch:package.module:name", used with its weights or those of teacher.checkpoint.
     teacher.module = ""
@@ -82,7 +85,7 @@ def get_config() -> ConfigDict:
     generator = config.generator = ConfigDict()  # makes images from latents
     generator.latent_dim = 512  # length of z (nz)
     generator.width = 64  # base number of channels (ngf)
-    generator.stages = 2  # number of 2× up-samplings
+    generator.stages = 2  # number of 2× up-samplings; 0: as many as bring images of at most 8×8 to image_shape
     generator.size = "large"  # or "small": half the initial channels (CMI)
     generator.initialisation = "normal"  # N(0, 0.02), CuDFKD's; or "torch", PyTorch's default
     generator.ema_decay = 0.0  # of the weight average that makes the student's images; 0: no averaging

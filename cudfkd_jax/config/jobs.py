@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from cudfkd_jax.config import access, build, identity, methods, networks, precision, validate
+from cudfkd_jax.config import access, build, from_folder, identity, methods, networks, precision, validate
 from cudfkd_jax.config.networks import Pair
 from cudfkd_jax.data import Split
 from cudfkd_jax.evaluation.summary import RunDescription
@@ -173,6 +173,7 @@ def untrained_job(config: ConfigDict) -> DistillJob:
         UserError: a setting is out of range.
     """
     validate.check(config)
+    from_folder.settle(config)
     validate.check_devices(config, ["distill"])
     precision.settle(config)
     net = networks.described(config, "teacher")

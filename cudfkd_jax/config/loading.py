@@ -12,7 +12,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from cudfkd_jax.config import access, defaults, files, presets, validate
+from cudfkd_jax.config import access, defaults, files, from_folder, presets, validate
 from cudfkd_jax.config.methods import add_section, use_method
 from cudfkd_jax.runtime.errors import UserError
 from cudfkd_jax.storage import workdir
@@ -92,14 +92,15 @@ def _flat(given: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def load_checked(file: str | None, overrides: Sequence[str]) -> ConfigDict:
-    """Loads a configuration file, applies overrides and checks the result.
+    """Loads a configuration file, applies overrides, checks the result and fills in what comes from a folder.
 
     Raises:
-        UserError: as for `load`, `override` and `validate.check`.
+        UserError: as for `load`, `override`, `validate.check` and `from_folder.settle`.
     """
     config = load(file)
     override(config, overrides)
     validate.check(config)
+    from_folder.settle(config)
     return config
 
 

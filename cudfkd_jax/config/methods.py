@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from ml_collections import ConfigDict
 
 from cudfkd_jax import methods
-from cudfkd_jax.config.access import NO_DATA, compute_dtype, synthesis_batch_size
+from cudfkd_jax.config.access import NO_DATA, compute_dtype, generator_stages, synthesis_batch_size
 from cudfkd_jax.config.defaults import get_config
 from cudfkd_jax.config.networks import Pair
 from cudfkd_jax.methods import setting
@@ -106,10 +106,11 @@ def _settings(config: ConfigDict) -> dict[str, Any]:
     chosen = spec(config)
     d = config.data
     data = {**d, "image_shape": tuple(d.image_shape), "has_images": d.source != NO_DATA}
+    generator = {**config.generator, "stages": generator_stages(config)}
     synthesis = {**config.synthesis, "batch_size": synthesis_batch_size(config)}
     return {
         "data": _section(ImageSettings, data),
-        "generator": _section(GeneratorSettings, config.generator),
+        "generator": _section(GeneratorSettings, generator),
         "distill": _section(DistillSettings, config.distill),
         "curriculum": _section(CurriculumSettings, config.curriculum),
         "synthesis": _section(SynthesisSettings, synthesis),

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from cudfkd_jax import data
 from cudfkd_jax.config import budget, methods, networks
-from cudfkd_jax.config.access import AUTO, NO_DATA, distill_epoch, flatten, get
+from cudfkd_jax.config.access import AUTO, NO_DATA, distill_epoch, flatten, generator_stages, get, with_stand_ins
 from cudfkd_jax.methods import METHODS, cudfkd, generative, setting
 from cudfkd_jax.methods.base import MethodSpec
 from cudfkd_jax.models import generator, torch_module
@@ -25,7 +25,7 @@ _POSITIVE = (
     *(f"{section}.learning_rate" for section in ("teacher", "scratch", "kd", "generator", "distill")),
     *(f"distill.{key}" for key in ("epochs", "rounds_per_epoch", "synthesis_steps", "student_steps")),
     *("distill.batch_size", "distill.temperature", "kd.temperature", "synthesis.adversarial_temperature"),
-    *("generator.latent_dim", "generator.width", "generator.stages"),
+    *("generator.latent_dim", "generator.width"),
     *("curriculum.lambda_0", "data.num_classes", "checkpoint.keep"),
     *("memory.every_epochs", "evaluation.every_epochs", "evaluation.batch_size", "evaluation.synthetic_images"),
 )
@@ -40,7 +40,7 @@ _NOT_NEGATIVE = (
         "curriculum.k_begin",
     ),
     *(f"synthesis.{key}_weight" for key in ("adversarial", "bn", "class", "balance", "activation")),
-    *("synthesis.batch_size", "generator.ema_decay", "memory.capacity"),
+    *("synthesis.batch_size", "generator.stages", "generator.ema_decay", "memory.capacity"),
     *("distill.warmup_rounds", "distill.learning_rate_end"),
     *("data.padding", "devices", "checkpoint.every_seconds", "log.samples_every_epochs"),
     *("log.majorise_minimise_updates", "batches_at_once"),
@@ -87,9 +87,12 @@ _READ_BY_SOME: dict[str, Any] = {
 def check(config: ConfigDict) -> None:
     """Checks every value that needs no data, weights or compilation to check.
 
+    Settings that are to come from the data's folder are checked when they are there, by `from_folder.settle`.
+
     Raises:
         UserError: a value is out of range; the message names the key, the value and the remedy.
     """
+    config = with_stand_ins(config)
     chosen = methods.spec(config)
     for key, valid in _CHOICES.items():
         choose(key, get(config, key), valid)
@@ -136,8 +139,8 @@ def check(config: ConfigDict) -> None:
             "or give 0 for no limit"
         )
     _check_additions(config, chosen)
-    chosen.check(methods.method_settings(config))
     _check_image(config)
+    chosen.check(methods.method_settings(config))
     if config.data.class_order != AUTO and config.data.source != "folder":
         raise UserError(
             f"data.class_order={config.data.class_order} is for data.source=folder; leave it {AUTO} for "
@@ -309,9 +312,4 @@ def _check_image(config: ConfigDict) -> None:
             _check_number(f"data.{key}", float(value))
     require("data.std", tuple(d.std), all(value > 0 for value in d.std), "must be greater than 0")
     require("data.num_classes", d.num_classes, d.num_classes > 1, "must be at least 2")
-    factor = 2**config.generator.stages
-    if shape[0] % factor or shape[1] % factor:
-        raise UserError(
-            f"generator.stages={config.generator.stages} needs a height and width divisible by {factor}, and "
-            f"data.image_shape is {shape}; lower --config.generator.stages"
-        )
+    generator.check_stages(shape, generator_stages(config))

@@ -18,10 +18,11 @@ from cudfkd_jax.data.base import (
     digest,
     one_line,
 )
-from cudfkd_jax.data.images import resize_images
+from cudfkd_jax.data.folder import survey
+from cudfkd_jax.data.images import mean_and_std, resize_images
 from cudfkd_jax.runtime.errors import UserError, choose
 
-__all__ = ["CLASS_ORDERS", "SOURCES", "Dataset", "Split", "digest", "load"]
+__all__ = ["CLASS_ORDERS", "SOURCES", "Dataset", "Split", "digest", "load", "mean_and_std", "survey"]
 
 SOURCES: dict[str, Loader] = {
     "digits": digits.load,

@@ -11,7 +11,7 @@ import numpy as np
 
 from cudfkd_jax.data.base import Dataset, Request, Split, check_num_classes, make_split, printable
 from cudfkd_jax.data.cache import cached_images
-from cudfkd_jax.data.images import decode_images
+from cudfkd_jax.data.images import decode_images, header_shape
 from cudfkd_jax.runtime.errors import UserError
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -28,6 +28,13 @@ class _Image(NamedTuple):
     label: int
     size: int  # bytes
     mtime_ns: int
+
+
+class Survey(NamedTuple):
+    """The number of classes, and (H, W, C) of the images, C 1 if all are grey."""
+
+    num_classes: int
+    image_shape: tuple[int, int, int]
 
 
 class _Unread:
@@ -62,8 +69,6 @@ def load(request: Request) -> Dataset:
     """
     root = request.path().resolve()
     classes = _class_names(root)
-    if len(classes) < 2:
-        raise UserError(f"{root} has {len(classes)} class folders, two at least are needed: {_LAYOUT}")
     check_num_classes(len(classes), request, root)
     ordered = _in_order(classes, request.class_order, root)
     unread = _Unread(root)
@@ -74,6 +79,32 @@ def load(request: Request) -> Dataset:
     if text := str(unread):
         notes.append(f"data: not read in {printable(str(root))}: {text}")
     return Dataset(len(ordered), tuple(ordered), request.image_shape, splits, tuple(notes))
+
+
+def survey(directory: str, *, sizes: bool = True) -> Survey:
+    """Finds what a folder tells without decoding: its class folders, and the headers of one image of each.
+
+    Args:
+      directory: as for `load`; of train/ and test/ the first that is there.
+      sizes: whether the images' sizes matter; if not, the shape is that of any of them.
+
+    Raises:
+      UserError: there are no images or fewer than two classes, or the images differ in size.
+    """
+    root = Request("folder", "", directory, (0, 0, 0), 0, ()).path().resolve()
+    classes = _class_names(root)
+    files = _list(_split_folder(root, "train" if (root / "train").is_dir() else "test"), classes, _Unread(root))
+    firsts = {file.label: file.path for file in reversed(files)}
+    shapes = {path: header_shape(path) for path in firsts.values()}
+    height, width = next(iter(shapes.values()))[:2]
+    for path, shape in shapes.items():
+        if sizes and shape[:2] != (height, width):
+            raise UserError(
+                f"the images of {root} have several sizes, such as {width}x{height} and {shape[1]}x{shape[0]} "
+                f"pixels ({path}); expected one. Set --config.data.resize=true and "
+                "--config.data.image_shape='(224, 224, 3)', or what suits them"
+            )
+    return Survey(len(classes), (height, width, max(shape[2] for shape in shapes.values())))
 
 
 def _in_order(classes: list[str], order: str, root: Path) -> list[str]:
@@ -121,11 +152,7 @@ def _listed(names: Sequence[str]) -> str:
 
 def _load_split(request: Request, root: Path, split: str, classes: list[str], unread: _Unread) -> Split:
     folder = _split_folder(root, split)
-    lister = _list_annotated if _is_annotated(folder) else _list_by_class
-    files = list(lister(folder, classes, unread))
-    if not files:
-        raise UserError(f"no images in {folder}: {_LAYOUT}")
-
+    files = _list(folder, classes, unread)
     identity = f"{folder}\0{request.image_shape[-1]}" + "\0resized" * request.resize
     version = hashlib.sha256()
     for file in files:
@@ -139,6 +166,14 @@ def _load_split(request: Request, root: Path, split: str, classes: list[str], un
         ),
     )
     return make_split(images, np.array([file.label for file in files]), len(classes), folder)
+
+
+def _list(folder: Path, classes: list[str], unread: _Unread) -> list[_Image]:
+    lister = _list_annotated if _is_annotated(folder) else _list_by_class
+    files = list(lister(folder, classes, unread))
+    if not files:
+        raise UserError(f"no images in {folder}: {_LAYOUT}")
+    return files
 
 
 def _split_folder(root: Path, split: str) -> Path:
@@ -156,7 +191,18 @@ def _is_annotated(folder: Path) -> bool:
 
 
 def _class_names(root: Path) -> list[str]:
-    """Returns all classes, sorted as text, from folders or Tiny ImageNet's lists, without opening an image."""
+    """Returns all classes, sorted as text, from folders or Tiny ImageNet's lists, without opening an image.
+
+    Raises:
+      UserError: there are fewer than two.
+    """
+    classes = _listed_classes(root)
+    if len(classes) < 2:
+        raise UserError(f"{root} has {len(classes)} class folders, two at least are needed: {_LAYOUT}")
+    return classes
+
+
+def _listed_classes(root: Path) -> list[str]:
     if (root / "train").is_dir():
         return _subfolders(root / "train")
     folder = _split_folder(root, "test")

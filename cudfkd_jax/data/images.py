@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 _FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "PPM")
 _OF_PAGES = ("WEBP", "TIFF")  # formats whose further pages would be dropped; a JPEG's are previews of it
 _BLOCK = 256  # images per task; smaller blocks make the threads contend for the GIL
+_GREY = ("1", "L", "LA", "La")
 _MODES = {1: "L", 3: "RGB"}
 
 
@@ -87,6 +88,39 @@ def decode_images(
             pool.shutdown(cancel_futures=True)
             raise
     return images
+
+
+def header_shape(path: str) -> tuple[int, int, int]:
+    """Reads (H, W, C) from an image's header; C is 1 for grey images, with or without alpha, and otherwise 3.
+
+    Raises:
+      UserError: the file is no image.
+    """
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(path, formats=_FORMATS) as image:
+            return image.height, image.width, 1 if image.mode in _GREY else 3
+    except Exception as error:  # as in `decode_images`
+        raise UserError(f"cannot read the image {path}: {one_line(error)}; replace or remove it") from error
+
+
+def mean_and_std(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Computes mean and standard deviation per channel over all pixels, from exact counts of the intensities.
+
+    Args:
+      images: uint8 [N, H, W, C].
+
+    Returns:
+      Two float64 arrays [C], of the images in [0, 1].
+    """
+    counts = np.zeros((images.shape[-1], 256), np.int64)
+    for start in range(0, len(images), _BLOCK):
+        block = images[start : start + _BLOCK]
+        counts += [np.bincount(channel.ravel(), minlength=256) for channel in np.moveaxis(block, -1, 0)]
+    values, share = np.arange(256) / 255, counts / counts.sum(1, keepdims=True)
+    mean = share @ values
+    return mean, np.sqrt((share * (values - mean[:, None]) ** 2).sum(1))
 
 
 def fit(image: "PillowImage", height: int, width: int) -> "PillowImage":

@@ -25,6 +25,11 @@ MODELS: Mapping[str, Callable[..., nn.Module]] = {
     "resnet18": partial(ResNet, (2, 2, 2, 2), BasicBlock),
     "resnet34": partial(ResNet, (3, 4, 6, 3), BasicBlock),
     "resnet50": partial(ResNet, (3, 4, 6, 3), Bottleneck),
+    # torchvision's, and a ResNet-10 made of its parts.
+    "resnet10_imagenet": partial(ResNet, (1, 1, 1, 1), BasicBlock, torchvision=True),
+    "resnet18_imagenet": partial(ResNet, (2, 2, 2, 2), BasicBlock, torchvision=True),
+    "resnet34_imagenet": partial(ResNet, (3, 4, 6, 3), BasicBlock, torchvision=True),
+    "resnet50_imagenet": partial(ResNet, (3, 4, 6, 3), Bottleneck, torchvision=True),
     "vgg8": partial(VGG, ((64,), (128,), (256,), (512,), (512,))),
     "vgg11": partial(VGG, ((64,), (128,), (256, 256), (512, 512), (512, 512))),
     "vgg13": partial(VGG, ((64, 64), (128, 128), (256, 256), (512, 512), (512, 512))),

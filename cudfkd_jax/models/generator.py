@@ -14,6 +14,7 @@ from cudfkd_jax.models.convolution import conv_general_dilated, conv_of_upsample
 from cudfkd_jax.runtime.errors import UserError, choose
 
 _NORMAL = initializers.normal(0.02)
+_FIRST_MAPS = 8  # pixels; those of the releases' generators at 32x32 (2 stages) and at 64x64 (3)
 
 
 class _Initialisers(NamedTuple):
@@ -39,12 +40,13 @@ INITIALISATIONS = tuple(_INITIALISERS)
 class Generator(nn.Module):
     """A generator from latent vectors to images.
 
-    Linear to H/2^d x W/2^d maps and BatchNorm; d stages of nearest x2, 3x3 convolution, BatchNorm, LeakyReLU
-    0.2; a 3x3 convolution to the image channels and a sigmoid. Each stage halves the channels, down to ngf; a
-    small generator starts with half the channels, and its first stage keeps them.
+    Linear to H/2^d x W/2^d maps, rounded up, and BatchNorm; d stages of nearest x2, 3x3 convolution, BatchNorm,
+    LeakyReLU 0.2; a 3x3 convolution to the image channels, cropped to the centre where H or W is not divisible by
+    2^d, and a sigmoid. Each stage halves the channels, down to ngf; a small generator starts with half the
+    channels, and its first stage keeps them.
 
     Attributes:
-      image_shape: (H, W, C) of the images; H and W divisible by 2^stages.
+      image_shape: (H, W, C) of the images; H and W at least 2^stages.
       latent_dim: size of the latent vector.
       ngf: channels after the last stage.
       stages: number d of up-sampling stages.
@@ -55,7 +57,7 @@ class Generator(nn.Module):
         U(-1/sqrt(fan_in), 1/sqrt(fan_in)), BN scales 1. One of INITIALISATIONS.
 
     Raises:
-      UserError: at construction, if H or W is not divisible by 2^stages, or a name is unknown.
+      UserError: at construction, if H or W is below 2^stages, or a name is unknown.
     """
 
     image_shape: tuple[int, int, int]
@@ -84,8 +86,7 @@ class Generator(nn.Module):
     @nn.compact
     def __call__(self, z: jax.Array, train: bool) -> jax.Array:
         """Generates images [B, H, W, C] in [0, 1], float32 or wider, from latents [B, latent_dim] ~ N(0, 1)."""
-        height, width, image_channels = self.image_shape
-        h, w = height >> self.stages, width >> self.stages
+        h, w = first_maps(self.image_shape, self.stages)
         initial = _INITIALISERS[self.initialisation]
 
         def batch_norm(name: str) -> nn.BatchNorm:
@@ -111,7 +112,7 @@ class Generator(nn.Module):
             )
             x = nn.leaky_relu(batch_norm(f"bn{stage}")(conv(x)), 0.2)
         to_image = nn.Conv(
-            image_channels,
+            self.image_shape[2],
             (3, 3),
             padding=1,
             kernel_init=initial.weights,
@@ -120,19 +121,44 @@ class Generator(nn.Module):
             conv_general_dilated=conv_general_dilated,
             name=f"conv{self.stages + 1}",
         )
-        return nn.sigmoid(layers.at_least_float32(to_image(x)))
+        return nn.sigmoid(layers.at_least_float32(crop_centre(to_image(x), self.image_shape)))
+
+
+def suitable_stages(image_shape: tuple[int, int, int]) -> int:
+    """Returns the least number of up-samplings, at least 1, with first maps of at most 8x8 pixels.
+
+    Images of 32, 64, 96, 128 and 224 pixels get 2, 3, 4, 4 and 5.
+    """
+    height, width, _ = image_shape
+    stages = 1
+    while max(first_maps(image_shape, stages)) > _FIRST_MAPS and 2 << stages <= min(height, width):
+        stages += 1
+    return stages
 
 
 def check_stages(image_shape: tuple[int, int, int], stages: int) -> None:
-    """Checks that `stages` up-samplings by 2 can produce images of shape (H, W, C).
+    """Checks that `stages` up-samplings by 2 make no larger images than shape (H, W, C) needs.
 
     Raises:
-      UserError: H or W is not divisible by 2^stages.
+      UserError: H or W is below 2^stages.
     """
     height, width, _ = image_shape
-    scale = 2**stages
-    if height % scale or width % scale:
+    if min(height, width) < 2**stages:
         raise UserError(
-            f"a generator with {stages} up-sampling stages cannot make {height}x{width} images: "
-            f"choose a height and width divisible by {scale}, or fewer stages"
+            f"generator.stages={stages} makes images of at least {2**stages}x{2**stages} pixels and "
+            f"data.image_shape is {image_shape}; expected fewer stages. Set --config.generator.stages"
         )
+
+
+def first_maps(image_shape: tuple[int, int, int], stages: int) -> tuple[int, int]:
+    """Returns height and width of the maps that `stages` up-samplings by 2 bring to (H, W, C), or just above."""
+    return -(-image_shape[0] // 2**stages), -(-image_shape[1] // 2**stages)
+
+
+def crop_centre(x: jax.Array, image_shape: tuple[int, int, int]) -> jax.Array:
+    """Crops [B, h, w, C] to [B, H, W, C], with the smaller half of the margin above and on the left."""
+    height, width, _ = image_shape
+    if x.shape[1:3] == (height, width):
+        return x
+    top, left = (x.shape[1] - height) // 2, (x.shape[2] - width) // 2
+    return x[:, top : top + height, left : left + width]

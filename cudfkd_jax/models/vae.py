@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 
 from cudfkd_jax.models import layers
 from cudfkd_jax.models.convolution import conv_general_dilated, conv_of_upsampled
-from cudfkd_jax.models.generator import check_stages
+from cudfkd_jax.models.generator import check_stages, crop_centre, first_maps
 
 _INNER_EPSILON = 0.8
 Operation = Callable[..., jax.Array]
@@ -30,12 +30,13 @@ def _weights(key, shape, dtype=jnp.float32, out_sharding=None):
 class NormalisedGenerator(nn.Module):
     """A generator whose images have the data's mean and standard deviation by construction.
 
-    Linear to H/2^d x W/2^d maps and BatchNorm; d stages of nearest x2, 3x3 convolution, BatchNorm, LeakyReLU
-    0.2; a 3x3 convolution to the image channels, tanh, and a BatchNorm without scale and bias. The last returns
-    y, a normalised image. Classifiers normalise their inputs, so the generator returns y * std + mean.
+    Linear to H/2^d x W/2^d maps, rounded up, and BatchNorm; d stages of nearest x2, 3x3 convolution, BatchNorm,
+    LeakyReLU 0.2; a 3x3 convolution to the image channels, cropped to the centre where H or W is not divisible by
+    2^d, tanh, and a BatchNorm without scale and bias. The last returns y, a normalised image. Classifiers
+    normalise their inputs, so the generator returns y * std + mean.
 
     Attributes:
-      image_shape: (H, W, C) of the images; H and W divisible by 2^stages.
+      image_shape: (H, W, C) of the images; H and W at least 2^stages.
       latent_dim: size of the latent vector.
       mean: per channel, of the data's images in [0, 1].
       std: the same; the standard deviation.
@@ -46,7 +47,7 @@ class NormalisedGenerator(nn.Module):
       dtype: dtype of the convolutions and the linear layer; None takes that of inputs and parameters.
 
     Raises:
-      UserError: at construction, if H or W is not divisible by 2^stages.
+      UserError: at construction, if H or W is below 2^stages.
     """
 
     image_shape: tuple[int, int, int]
@@ -65,15 +66,15 @@ class NormalisedGenerator(nn.Module):
     @nn.compact
     def __call__(self, z: jax.Array, train: bool) -> jax.Array:
         """Generates images [B, H, W, C] near [0, 1], float32 or wider, from latents [B, latent_dim] ~ N(0, 1)."""
-        height, width, image_channels = self.image_shape
-        h, w, channels = height >> self.stages, width >> self.stages, 2 * self.width
+        (h, w), channels = first_maps(self.image_shape, self.stages), 2 * self.width
         x = nn.Dense(h * w * channels, kernel_init=_weights, dtype=self.dtype, name="linear")(z)
         x = _batch_norm("bn0", train, self.dtype, epsilon=1e-5)(x.reshape(-1, h, w, channels))
         for stage in range(1, self.stages + 1):
             features = self.width if stage == self.stages else channels
             x = self._conv(features, stage, x, train, conv_of_upsampled)
             x = nn.leaky_relu(_batch_norm(f"bn{stage}", train, self.dtype)(x), 0.2)
-        x = nn.tanh(layers.at_least_float32(self._conv(image_channels, self.stages + 1, x, train)))
+        x = crop_centre(self._conv(self.image_shape[2], self.stages + 1, x, train), self.image_shape)
+        x = nn.tanh(layers.at_least_float32(x))
         y = nn.BatchNorm(
             use_running_average=not train, momentum=0.9, use_scale=False, use_bias=False, name="output"
         )(x)

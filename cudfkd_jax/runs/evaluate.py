@@ -7,7 +7,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from cudfkd_jax import data
-from cudfkd_jax.config import access, build, jobs, networks, precision, validate
+from cudfkd_jax.config import access, build, from_folder, jobs, networks, precision, validate
 from cudfkd_jax.evaluation.predict import evaluate, make_predict
 from cudfkd_jax.evaluation.summary import best_note, evaluation_table
 from cudfkd_jax.runs import distill, supervised, timing
@@ -71,6 +71,7 @@ def evaluate_teacher(config: ConfigDict, say: Callable[[str], None] = print) -> 
         Its test metrics; none without test images.
     """
     _check(config, needs_images=False)
+    from_folder.settle(config, say=say)
     precision.settle(config)
     source = jobs.teacher_source(config)
     teacher = find_teacher(source, Path(), say)

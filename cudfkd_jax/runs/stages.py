@@ -20,7 +20,7 @@ import jax
 from ml_collections import ConfigDict
 
 from cudfkd_jax import data, report
-from cudfkd_jax.config import access, budget, build, identity, jobs, networks, precision, validate
+from cudfkd_jax.config import access, budget, build, from_folder, identity, jobs, networks, precision, validate
 from cudfkd_jax.config.budget import Pace
 from cudfkd_jax.config.jobs import DistillJob, SupervisedJob
 from cudfkd_jax.config.networks import Pair
@@ -67,6 +67,7 @@ def run(config: ConfigDict, stage: str, folder: Path, say: Callable[[str], None]
     build.connect(config, say)
     say = say if processes.is_first() else _say_nothing
     processes.together(lambda: validate.check(config))
+    from_folder.settle(config, folder, say)
     precision.settle(config, folder)
     budget.settle(config, folder)
     identity.check_same(config, stage)

@@ -24,6 +24,8 @@ from cudfkd_jax.runtime.errors import UserError
 
 _LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 _STEMS, _HEADS = ("conv1.weight", "block0.0.weight"), ("linear.bias", "fc.bias", "classifier.bias")
+# Parts of names in the release and in torchvision.
+_SYNONYMS = {"shortcut": "downsample", "downsample": "shortcut", "linear": "fc", "fc": "linear"}
 _LISTED = 3  # differences of each kind
 _REPDISTILLER_POOLS_AT = 64  # pixels of height at which its VGG pools after the fourth block; ours from there on
 
@@ -41,7 +43,8 @@ def to_variables(state_dict: Mapping[str, np.ndarray], expected: Any, where: Pat
     """Converts a state dict to variables `{'params', 'batch_stats'}`.
 
     Args:
-        state_dict: in the release's names, or with torchvision's `downsample` and `fc`.
+        state_dict: in the network's names; of ResNets also with the release's `shortcut` and `linear` for
+            torchvision's `downsample` and `fc`, or the other way round.
         expected: a tree of arrays or `jax.ShapeDtypeStruct` with the expected structure and shapes.
         where: the file, for error messages.
 
@@ -50,7 +53,7 @@ def to_variables(state_dict: Mapping[str, np.ndarray], expected: Any, where: Pat
             of the other side.
     """
     wanted = {_torch_name(path): path for path in _flat(expected)}
-    given = _in_release_names(state_dict, wanted)
+    given = _in_names_of(wanted, state_dict)
     _compare(_torch_shapes(expected), given, where, "check --config.teacher.arch")
     return traverse_util.unflatten_dict({path: _from_torch(path, given[name]) for name, path in wanted.items()})
 
@@ -122,11 +125,11 @@ def infer(state_dict: Mapping[str, np.ndarray]) -> Network | None:
     if stem is None or stem.ndim != 4 or head is None or head.ndim != 1 or not len(head):
         return None
     image = jax.ShapeDtypeStruct((1, 32, 32, stem.shape[1]), np.float32)  # no weight depends on height or width
-    for arch in _candidates(state_dict):
+    for arch in _candidates(state_dict, stem.shape[2:]):
         module = build_classifier(arch, len(head))
         expected = jax.eval_shape(lambda x, m=module: m.init(jax.random.key(0), x, train=False), image)
         shapes = _torch_shapes(expected)
-        given = _in_release_names(state_dict, shapes)
+        given = _in_names_of(shapes, state_dict)
         if {name: value.shape for name, value in given.items()} == shapes:
             return Network(arch, len(head))
     return None
@@ -142,13 +145,13 @@ def caution(arch: str, image_shape: tuple[int, int, int]) -> str | None:
     )
 
 
-def _candidates(state_dict: Mapping[str, np.ndarray]) -> list[str]:
+def _candidates(state_dict: Mapping[str, np.ndarray], stem: tuple[int, ...]) -> list[str]:
     blocks = [name for name in state_dict if re.fullmatch(r"block1\.layer\.\d+\.conv1\.weight", name)]
     if blocks:
         width = state_dict[blocks[0]].shape[:1] or (16,)
         return [f"wrn{6 * len(blocks) + 4}_{max(1, width[0] // 16)}"]
     family = "vgg" if "classifier.bias" in state_dict else "resnet"
-    return [arch for arch in MODELS if arch.startswith(family)]
+    return [arch for arch in MODELS if arch.startswith(family) and arch.endswith("_imagenet") == (stem == (7, 7))]
 
 
 def _flat(tree: Any) -> dict[Path_, Any]:
@@ -179,11 +182,11 @@ def _to_torch(path: Path_, value: np.ndarray) -> np.ndarray:
     return value
 
 
-def _in_release_names(state_dict: Mapping[str, np.ndarray], wanted: Iterable[str]) -> dict[str, np.ndarray]:
-    """Renames torchvision's `downsample` and `fc` to the release's `shortcut` and `linear` if these are wanted."""
+def _in_names_of(wanted: Iterable[str], state_dict: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Exchanges torchvision's `downsample` and `fc` and the release's `shortcut` and `linear` where wanted."""
     wanted, renamed = set(wanted), {}
     for name, value in state_dict.items():
-        new = re.sub(r"^fc\.", "linear.", name.replace(".downsample.", ".shortcut."))
+        new = ".".join(_SYNONYMS.get(part, part) for part in name.split("."))
         fits = name not in wanted and new in wanted and new not in state_dict
         renamed[new if fits else name] = value
     return renamed

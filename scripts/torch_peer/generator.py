@@ -25,7 +25,8 @@ class Generator(nn.Module):
         super().__init__()
         height, width, channels = image_shape
         self.stages = len(widths) - 1
-        self.first_shape = (widths[0], height >> self.stages, width >> self.stages)
+        self.image_shape = image_shape
+        self.first_shape = (widths[0], -(-height // 2**self.stages), -(-width // 2**self.stages))
         self.linear = nn.Linear(latent_dim, widths[0] * self.first_shape[1] * self.first_shape[2])
         self.bn0 = nn.BatchNorm2d(widths[0])
         for stage in range(1, self.stages + 1):
@@ -41,4 +42,7 @@ class Generator(nn.Module):
             x = getattr(self, f"bn{stage}")(getattr(self, f"conv{stage}")(x))
             x = functional.leaky_relu(x, 0.2)
         x = getattr(self, f"conv{self.stages + 1}")(x)
+        height, width, _ = self.image_shape
+        top, left = (x.shape[2] - height) // 2, (x.shape[3] - width) // 2
+        x = x[:, :, top : top + height, left : left + width]
         return torch.sigmoid(widened(x))

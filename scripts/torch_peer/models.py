@@ -4,7 +4,13 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-_BLOCKS = {"resnet18": (2, 2, 2, 2), "resnet34": (3, 4, 6, 3), "resnet50": (3, 4, 6, 3)}
+_BLOCKS = {
+    "resnet10": (1, 1, 1, 1),
+    "resnet18": (2, 2, 2, 2),
+    "resnet34": (3, 4, 6, 3),
+    "resnet50": (3, 4, 6, 3),
+}
+_LARGE = "_imagenet"  # ends the names of torchvision's ResNets
 _WIDTHS = {
     "vgg8": ((64,), (128,), (256,), (512,), (512,)),
     "vgg11": ((64,), (128,), (256, 256), (512, 512), (512, 512)),
@@ -14,8 +20,9 @@ _WIDTHS = {
 
 def build(arch: str, num_classes: int, channels: int = 3) -> nn.Module:
     """Returns the network called `arch`: images [B, C, H, W] -> logits [B, num_classes]."""
-    if arch in _BLOCKS:
-        return ResNet(_BLOCKS[arch], 3 if arch == "resnet50" else 2, num_classes, channels)
+    if (small := arch.removesuffix(_LARGE)) in _BLOCKS:
+        kind = LargeResNet if arch.endswith(_LARGE) else ResNet
+        return kind(_BLOCKS[small], 3 if small == "resnet50" else 2, num_classes, channels)
     if arch in _WIDTHS:
         return VGG(_WIDTHS[arch], num_classes, channels)
     depth, width = map(int, arch.removeprefix("wrn").split("_"))
@@ -29,8 +36,9 @@ def _conv(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Conv2d:
 class ResidualBlock(nn.Module):
     """A residual block of two 3x3 convolutions, or of 1x1, 3x3 and 1x1 with four times the filters."""
 
-    def __init__(self, inputs: int, filters: int, stride: int, convolutions: int):
+    def __init__(self, inputs: int, filters: int, stride: int, convolutions: int, shortcut: str = "shortcut"):
         super().__init__()
+        self.shortcut_name = shortcut
         if convolutions == 2:
             outputs = filters
             self.conv1, self.conv2 = _conv(inputs, filters, 3, stride), _conv(filters, filters, 3)
@@ -39,37 +47,53 @@ class ResidualBlock(nn.Module):
             self.conv1, self.conv2 = _conv(inputs, filters, 1), _conv(filters, filters, 3, stride)
             self.conv3, self.bn3 = _conv(filters, outputs, 1), nn.BatchNorm2d(outputs)
         self.bn1, self.bn2 = nn.BatchNorm2d(filters), nn.BatchNorm2d(filters)
-        self.shortcut = nn.Sequential()
-        if stride > 1 or inputs != outputs:
-            self.shortcut = nn.Sequential(_conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs))
+        changes = stride > 1 or inputs != outputs
+        layers = (_conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs)) if changes else ()
+        self.add_module(shortcut, nn.Sequential(*layers))
         self.outputs = outputs
 
     def forward(self, x):
         y = self.bn2(self.conv2(functional.relu(self.bn1(self.conv1(x)))))
         if hasattr(self, "conv3"):
             y = self.bn3(self.conv3(functional.relu(y)))
-        return functional.relu(y + self.shortcut(x))
+        return functional.relu(y + getattr(self, self.shortcut_name)(x))
 
 
 class ResNet(nn.Module):
+    """A ResNet for small images."""
+
+    head, shortcut, stem = "linear", "shortcut", (3, 1)
+
     def __init__(self, blocks: tuple[int, ...], convolutions: int, num_classes: int, channels: int):
         super().__init__()
-        self.conv1, self.bn1 = _conv(channels, 64, 3), nn.BatchNorm2d(64)
+        self.conv1, self.bn1 = _conv(channels, 64, *self.stem), nn.BatchNorm2d(64)
         width = 64
         for stage, count in enumerate(blocks):
             layers = []
             for index in range(count):
                 stride = 2 if stage and index == 0 else 1
-                layers.append(ResidualBlock(width, 64 << stage, stride, convolutions))
+                layers.append(ResidualBlock(width, 64 << stage, stride, convolutions, self.shortcut))
                 width = layers[-1].outputs
             setattr(self, f"layer{stage + 1}", nn.Sequential(*layers))
-        self.linear = nn.Linear(width, num_classes)
+        self.add_module(self.head, nn.Linear(width, num_classes))
+
+    def pool(self, x):
+        return x
 
     def forward(self, x):
-        x = functional.relu(self.bn1(self.conv1(x)))
+        x = self.pool(functional.relu(self.bn1(self.conv1(x))))
         for stage in range(1, 5):
             x = getattr(self, f"layer{stage}")(x)
-        return self.linear(functional.adaptive_avg_pool2d(x, 1).flatten(1))
+        return getattr(self, self.head)(functional.adaptive_avg_pool2d(x, 1).flatten(1))
+
+
+class LargeResNet(ResNet):
+    """torchvision's ResNet: 7x7 stem of stride 2 and max pool."""
+
+    head, shortcut, stem = "fc", "downsample", (7, 2)
+
+    def pool(self, x):
+        return functional.max_pool2d(x, 3, 2, 1)
 
 
 class VGG(nn.Module):

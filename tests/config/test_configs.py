@@ -80,7 +80,7 @@ def test_released_changes_what_the_release_does_otherwise_and_nothing_else(data)
     }
 
 
-@pytest.mark.parametrize("data", ["digits", "cifar10", "cifar100", "tiny_imagenet", "svhn"])
+@pytest.mark.parametrize("data", ["digits", "cifar10", "cifar100", "tiny_imagenet", "svhn", "own_images"])
 @pytest.mark.parametrize("arguments", ["", "released", "runlocal", "teacher=wrn40_2,student=wrn16_1,released"])
 def test_every_configuration_passes_the_checks(data, arguments):
     config = _load(data, arguments)
@@ -88,7 +88,7 @@ def test_every_configuration_passes_the_checks(data, arguments):
     assert access.flatten(config).keys() == access.flatten(defaults.get_config()).keys()
 
 
-@pytest.mark.parametrize("data", ["digits", "cifar10", "cifar100", "tiny_imagenet", "svhn"])
+@pytest.mark.parametrize("data", ["digits", "cifar10", "cifar100", "tiny_imagenet", "svhn", "own_images"])
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_has_a_recipe_for_every_data_set(data, method):
     """400 student steps an epoch (360 of those with 36 rounds), and `runlocal` a small part of them."""

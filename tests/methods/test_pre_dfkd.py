@@ -72,9 +72,15 @@ def test_bf16_networks_return_float32():
     assert all(x.dtype == jnp.float32 for x in found[0])
 
 
-def test_images_that_cannot_be_halved_are_refused():
-    with pytest.raises(UserError, match="30x32"):
-        NormalisedGenerator((30, 32, 3), 8, **CIFAR)
+def test_images_that_cannot_be_halved_are_cropped_and_smaller_ones_refused():
+    generator = NormalisedGenerator((9, 10, 3), 8, **CIFAR, width=4)
+    made, _ = replay_nets.jit(functools.partial(generator.init_with_output, mutable=True, train=True))(
+        jax.random.key(0), jax.random.normal(jax.random.key(1), (64, 8))
+    )
+    assert made.shape == (64, 9, 10, 3)
+    np.testing.assert_allclose(made.mean((0, 1, 2)), MEAN, atol=1e-3)  # of the images as they leave
+    with pytest.raises(UserError, match=r"generator\.stages=2 makes images of at least 4x4 pixels"):
+        NormalisedGenerator((3, 32, 3), 8, **CIFAR)
 
 
 def _randomised(module, given):

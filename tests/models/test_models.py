@@ -1,5 +1,6 @@
 """Tests of the networks: sizes, names, arithmetic, dtypes and initial values."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +8,8 @@ import pytest
 from flax import traverse_util
 from numpy.lib.stride_tricks import sliding_window_view
 
-from cudfkd_jax.models import MODELS, Generator, build_classifier, count_parameters
+from cudfkd_jax.models import MODELS, Generator, build_classifier, count_parameters, layers
+from cudfkd_jax.models.generator import first_maps, suitable_stages
 from cudfkd_jax.models.resnet import BasicBlock, Bottleneck, ResNet
 from cudfkd_jax.models.vgg import VGG
 from cudfkd_jax.models.wrn import WideResNet
@@ -18,6 +20,10 @@ PINNED = {
     "resnet18": (11_173_962, 11_220_132, 20),
     "resnet34": (21_282_122, 21_328_292, 36),
     "resnet50": (23_520_842, 23_705_252, 53),
+    "resnet10_imagenet": (4_910_922, 4_957_092, 12),
+    "resnet18_imagenet": (11_181_642, 11_227_812, 20),  # at 1,000 classes torchvision's 11,689,512
+    "resnet34_imagenet": (21_289_802, 21_335_972, 36),
+    "resnet50_imagenet": (23_528_522, 23_712_932, 53),
     "vgg8": (3_918_858, 3_965_028, 5),
     "vgg11": (9_231_114, 9_277_284, 8),
     "vgg13": (9_416_010, 9_462_180, 10),
@@ -58,10 +64,15 @@ TORCH_NAMES = {
     ),
 }
 
+TORCH_NAMES["resnet18_imagenet"] = tuple(
+    names.replace("linear", "fc").replace("shortcut", "downsample") for names in TORCH_NAMES["resnet18"]
+)
+
 # Small members of each family, for numerical tests.
 SMALL = {
     "basic": ResNet((1, 1), BasicBlock, 5),
     "bottleneck": ResNet((1, 1), Bottleneck, 5),
+    "torchvision": ResNet((1, 1), BasicBlock, 5, torchvision=True),
     "wrn": WideResNet(10, 2, 5),
     "vgg": VGG(((8,), (8, 12), (12,), (16,), (16,)), 5),
 }
@@ -118,18 +129,24 @@ def relu(x):
     return np.maximum(x, 0)
 
 
-def reference_resnet(net, x, convs):
+def reference_pool(x):
+    """Max-pools 3x3 windows at stride 2 with a margin of 1 that never wins."""
+    x = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-np.inf)
+    return sliding_window_view(x, (3, 3), axis=(1, 2))[:, ::2, ::2].max((-2, -1))
+
+
+def reference_resnet(net, x, convs, *, stem=1, pool=lambda x: x, names=("shortcut", "linear")):
     """Computes two stages of one block; `convs` are the strides of the second stage's convolutions."""
-    x = relu(net.bn("bn1", net.conv("conv1", x)))
+    x = pool(relu(net.bn("bn1", net.conv("conv1", x, stem))))
     for stage, block in enumerate(("layer1.0", "layer2.0")):
         y = x
         for i, stride in enumerate(convs, start=1):
             y = net.bn(f"{block}.bn{i}", net.conv(f"{block}.conv{i}", y, stride if stage else 1))
             y = relu(y) if i < len(convs) else y
-        if f"{block}.shortcut.0.kernel" in net.values:
-            x = net.bn(f"{block}.shortcut.1", net.conv(f"{block}.shortcut.0", x, 2 if stage else 1))
+        if f"{block}.{names[0]}.0.kernel" in net.values:
+            x = net.bn(f"{block}.{names[0]}.1", net.conv(f"{block}.{names[0]}.0", x, 2 if stage else 1))
         x = relu(x + y)
-    return net.linear("linear", x.mean((1, 2)))
+    return net.linear(names[1], x.mean((1, 2)))
 
 
 def reference_wrn(net, x):
@@ -154,6 +171,9 @@ def reference_vgg(net, x):
 REFERENCES = {
     "basic": lambda net, x: reference_resnet(net, x, (2, 1)),
     "bottleneck": lambda net, x: reference_resnet(net, x, (1, 2, 1)),
+    "torchvision": lambda net, x: reference_resnet(
+        net, x, (2, 1), stem=2, pool=reference_pool, names=("downsample", "fc")
+    ),
     "wrn": reference_wrn,
     "vgg": reference_vgg,
 }
@@ -173,7 +193,9 @@ def test_parameter_and_batch_norm_counts(arch):
     assert sum(name.endswith(".mean") for name in names) == batch_norms
 
 
-@pytest.mark.parametrize("arch", ["resnet18", "resnet50", "vgg8", "vgg13", "wrn16_1", "wrn10_3"])
+@pytest.mark.parametrize(
+    "arch", ["resnet18", "resnet50", "resnet10_imagenet", "vgg8", "vgg13", "wrn16_1", "wrn10_3"]
+)
 @pytest.mark.parametrize("image", [(16, 16, 1), (32, 32, 3), (64, 64, 3)])
 def test_logits_for_every_image_size(arch, image):
     module = build_classifier(arch, 7)
@@ -308,6 +330,30 @@ def test_initialisation_of_wrn_and_vgg(module):
             np.testing.assert_array_equal(value, 1.0 if name.endswith("scale") else 0.0)
 
 
+@pytest.mark.parametrize("shape", [(2, 8, 8, 3), (1, 7, 10, 1), (1, 1, 2, 2)])
+def test_max_pool_is_pytorchs(shape):
+    x = np.random.default_rng(0).normal(size=shape).astype(np.float32) - 3
+    np.testing.assert_array_equal(layers.max_pool_3x3(jnp.asarray(x)), reference_pool(x))
+    weights = np.random.default_rng(1).normal(size=reference_pool(x).shape).astype(np.float32)
+
+    def window(x):
+        return nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+
+    ours, theirs = (
+        jax.grad(lambda x, pool=pool: (pool(x) * weights).sum())(x) for pool in (layers.max_pool_3x3, window)
+    )
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_initialisation_of_torchvisions_resnets():
+    params = init(ResNet((1, 1), BasicBlock, 100, torchvision=True), jnp.zeros((1, 32, 32, 3)))
+    for name, value in params.items():
+        if name.endswith("kernel") and name != "fc.kernel":
+            size, _, _, out = value.shape
+            assert_moments(value, 0, np.sqrt(2 / (size * size * out)), NORMAL)
+    assert_moments(params["fc.kernel"], 0, 1 / np.sqrt(3 * 128), UNIFORM)
+
+
 @pytest.mark.parametrize("block", [BasicBlock, Bottleneck])
 def test_initialisation_of_resnets_is_the_default_of_pytorch(block):
     params = init(ResNet((1, 1), block, 100), jnp.zeros((1, 8, 8, 3)))
@@ -402,7 +448,59 @@ def test_initialisation_of_the_generator():
             assert_moments(value, 1 if name.endswith("scale") else 0, 0.02, NORMAL)
 
 
-@pytest.mark.parametrize(("image", "stages"), [((30, 32, 3), 2), ((32, 30, 3), 2), ((28, 28, 1), 3)])
-def test_generator_refuses_sizes_it_cannot_reach(image, stages):
-    with pytest.raises(UserError, match=f"{image[0]}x{image[1]} images: .* divisible by {2**stages}"):
+@pytest.mark.parametrize(
+    ("image", "larger", "stages"),
+    [((25, 25, 3), (28, 28, 3), 2), ((9, 14, 1), (12, 16, 1), 2), ((5, 8, 1), (8, 8, 1), 2)],
+)
+def test_generator_makes_the_next_larger_size_and_crops_its_centre(image, larger, stages):
+    small, whole = (Generator(shape, latent_dim=6, ngf=4, stages=stages) for shape in (image, larger))
+    variables = random_variables(whole, (6,), np.float32)
+    assert jax.tree.map(jnp.shape, variables) == jax.tree.map(jnp.shape, shapes(small, (6,)))
+    z = np.random.default_rng(1).normal(size=(2, 6)).astype(np.float32)
+    made, full = (jax.jit(lambda v, z, g=g: g.apply(v, z, False))(variables, z) for g in (small, whole))
+    top, left = ((wide - narrow) // 2 for wide, narrow in zip(larger[:2], image[:2], strict=True))
+    assert made.shape == (2, *image)
+    np.testing.assert_allclose(made, full[:, top : top + image[0], left : left + image[1]], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("generator", "mean"),
+    [
+        (Generator((32, 32, 3), 16, 8), 4549.436 / (3 * 32 * 32 * 3)),
+        (Generator((16, 16, 1), 8, 4), 379.51944 / (3 * 16 * 16)),
+        (Generator((8, 12, 1), 6, 4, size="small", initialisation="torch"), 129.41704 / (3 * 8 * 12)),
+    ],
+)
+def test_sizes_that_stages_divide_are_generated_as_ever(generator, mean):
+    """The mean image of a training step with the weights of a key, as of 2026-11-27, and nothing is cropped."""
+    z = jax.random.normal(jax.random.key(1), (3, generator.latent_dim))
+    variables = jax.jit(lambda key: generator.init(key, z, False))(jax.random.key(0))
+    images, _ = jax.jit(lambda v, z: generator.apply(v, z, True, mutable=True))(variables, z)
+    np.testing.assert_allclose(np.asarray(images, np.float64).mean(), mean, rtol=1e-5)
+    trace = jax.make_jaxpr(lambda v, z: generator.apply(v, z, False))(variables, z)
+    assert "slice" not in str(trace)
+
+
+@pytest.mark.parametrize(
+    ("size", "stages", "first"),
+    [(8, 1, 4), (16, 1, 8), (25, 2, 7), (32, 2, 8), (64, 3, 8), (96, 4, 6), (128, 4, 8), (224, 5, 7)],
+)
+def test_stages_that_suit_a_size(size, stages, first):
+    assert suitable_stages((size, size, 3)) == stages
+    assert first_maps((size, size, 3), stages) == (first, first)
+    generator = Generator((size, size, 3), 64, 4, stages)
+    images = jax.eval_shape(lambda: generator.init_with_output(jax.random.key(0), jnp.zeros((2, 64)), False)[0])
+    assert images.shape == (2, size, size, 3)
+
+
+def test_stages_that_suit_a_narrow_image():
+    assert suitable_stages((128, 5, 1)) == 2
+
+
+@pytest.mark.parametrize(("image", "stages"), [((3, 32, 3), 2), ((32, 7, 3), 3)])
+def test_generator_refuses_images_that_are_smaller_than_it_makes(image, stages):
+    least = 2**stages
+    with pytest.raises(
+        UserError, match=rf"generator\.stages={stages} makes images of at least {least}x{least} pixels"
+    ):
         Generator(image, latent_dim=8, stages=stages)

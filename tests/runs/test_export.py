@@ -171,7 +171,14 @@ def test_stablehlo_takes_images_of_any_number(run_copy):
         assert np.abs(program.call(images) - wanted).max() <= 1e-5 * np.abs(wanted).max()
 
 
-@pytest.mark.parametrize("arch", ["vgg8", "wrn10_2", pytest.param("resnet18", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "arch",
+    [
+        "vgg8",
+        "wrn10_2",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("resnet18", "resnet10_imagenet")),
+    ],
+)
 def test_stablehlo_of_every_family(arch, tmp_path):
     pytest.importorskip("flatbuffers")
     student = _random_student(arch)

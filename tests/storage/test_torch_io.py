@@ -32,6 +32,8 @@ torch_models = pytest.importorskip("torch_peer.models")
 
 SHARED = Path(__file__).parents[3] / "shared"  # real images and a real teacher, if available
 MEAN, STD = np.float32([0.4914, 0.4822, 0.4465]), np.float32([0.2023, 0.1994, 0.2010])
+# ResNet-18 and 34 of torchvision differ from its parts' ResNet-10 in the number of blocks alone.
+ARCHS = [arch for arch in MODELS if arch not in ("resnet18_imagenet", "resnet34_imagenet")]
 IMAGE = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
 
 
@@ -114,7 +116,7 @@ def _assert_equal(a, b):
 # The same network
 
 
-@pytest.mark.parametrize("arch", MODELS)
+@pytest.mark.parametrize("arch", ARCHS)
 def test_there_and_back_is_the_same_bits(arch, tmp_path):
     variables = _random_variables(arch)
     for name in ("net.pth", "net.safetensors"):
@@ -122,7 +124,7 @@ def test_there_and_back_is_the_same_bits(arch, tmp_path):
         _assert_equal(_read(tmp_path / name, arch), variables)
 
 
-@pytest.mark.parametrize("arch", MODELS)
+@pytest.mark.parametrize("arch", ARCHS)
 def test_pytorch_computes_the_same_in_both_directions(arch, tmp_path):
     net, module = torch_models.randomise(torch_models.build(arch, 10), 1), build_classifier(arch, 10)
     apply = jax.jit(lambda variables, x: module.apply(variables, x, train=False))
@@ -286,6 +288,54 @@ def test_torchvisions_names_are_known(tmp_path):
     path = _save(tmp_path / "torchvision.pth", renamed)
     _assert_equal(_read(path, "resnet18"), _read(_save(tmp_path / "release.pth", state_dict), "resnet18"))
     assert torch_names.infer(torch_files.read_state_dict(path)) == ("resnet18", 10)
+
+
+def test_the_stem_tells_torchvisions_networks(tmp_path):
+    """Also under the release's names; the configuration's other stem is refused, with the right name."""
+    state_dict = _state_dict("resnet18_imagenet")
+    renamed = {
+        name.replace("downsample", "shortcut").replace("fc", "linear"): value for name, value in state_dict.items()
+    }
+    path = _save(tmp_path / "renamed.pth", renamed)
+    bare = _save(tmp_path / "bare.pth", state_dict)
+    _assert_equal(_read(path, "resnet18_imagenet"), _read(bare, "resnet18_imagenet"))
+    for file in (path, bare):
+        assert torch_names.infer(torch_files.read_state_dict(file)) == ("resnet18_imagenet", 10)
+    other = _save(tmp_path / "other.pth", _state_dict("resnet18"))
+    for file, asked, there in ((path, "resnet18", "resnet18_imagenet"), (other, "resnet18_imagenet", "resnet18")):
+        config = defaults.with_arguments(asked, "wrn10_1", {})
+        config.teacher.checkpoint = str(file)
+        text = _refused(teacher.find_teacher, teacher_source(config), tmp_path / "run")
+        assert f"has arch {there} and the configuration {asked}; name another" in text
+        assert text.endswith("or set --config.teacher.arch")
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [("resnet18", (224, 224)), ("resnet34", (65, 50)), ("resnet50", (96, 96))]
+)
+def test_torchvision_computes_the_same_and_loads_what_is_exported(name, size, tmp_path):
+    models = pytest.importorskip("torchvision.models")
+    net, arch = torch_models.randomise(getattr(models, name)(num_classes=10), 1), f"{name}_imagenet"
+    path = _save(tmp_path / "theirs.pth", net.state_dict())
+    assert torch_names.infer(torch_files.read_state_dict(path)) == (arch, 10)
+    variables, module = _read(path, arch), build_classifier(arch, 10)
+    images = np.random.default_rng(0).normal(size=(1, *size, 3)).astype(np.float32)
+    ours = np.asarray(jax.jit(lambda v, x: module.apply(v, x, train=False))(variables, images))
+    with torch.no_grad():
+        theirs = net(torch.from_numpy(images.transpose(0, 3, 1, 2))).numpy()
+    assert np.abs(ours - theirs).max() <= 1e-4 * np.abs(theirs).max()
+    torch_files.write_state_dict(tmp_path / "ours.pth", torch_names.to_state_dict(variables))
+    fresh = getattr(models, name)(num_classes=10)
+    fresh.load_state_dict(torch.load(tmp_path / "ours.pth", weights_only=True), strict=True)
+
+
+def test_torchvision_loads_the_small_student(tmp_path):
+    resnet = pytest.importorskip("torchvision.models.resnet")
+    torch_files.write_state_dict(
+        tmp_path / "ours.pth", torch_names.to_state_dict(_random_variables("resnet10_imagenet"))
+    )
+    net = resnet.ResNet(resnet.BasicBlock, [1, 1, 1, 1], num_classes=10)
+    net.load_state_dict(torch.load(tmp_path / "ours.pth", weights_only=True), strict=True)
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
