@@ -55,6 +55,8 @@ def test_command_is_understood(command, monkeypatch, tmp_path):
     if "module=torch:" in command:
         pytest.importorskip("torch_nets")
         torchvision_import.import_or_skip()
+    (nnx_nets,) = [block for block in blocks(_OWN["own_network"], "python") if "nnx.Module" in block]
+    (tmp_path / "my_nnx_nets.py").write_text(nnx_nets, encoding="utf-8")
     (tmp_path / "my_package").mkdir()
     (tmp_path / "my_package/boundary.py").write_text(blocks(_OWN["own_method"], "python")[0], encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
@@ -62,7 +64,8 @@ def test_command_is_understood(command, monkeypatch, tmp_path):
     try:
         _check(shlex.split(command), monkeypatch)
     finally:
-        for name in ("my_package.boundary", "my_package", "my_nets", "my_torch_nets"):
+        names = ("my_package.boundary", "my_package", "my_nets", "my_torch_nets", "my_nnx_nets")
+        for name in names:
             sys.modules.pop(name, None)
 
 
@@ -167,7 +170,7 @@ def _exists(name: str) -> bool:
     """Returns whether a dotted name is a setting, or a module or a member of one, here or in a library."""
     if name in _SETTINGS or name.split(".")[0] == "boundary":  # the section of docs/own_method.md
         return True
-    for full in (f"cudfkd_jax.{name}", name):
+    for full in (f"cudfkd_jax.{name}", f"flax.{name}", name):
         module, _, attribute = full.rpartition(".")
         try:
             if hasattr(importlib.import_module(module), attribute):

@@ -57,8 +57,9 @@ def get_config() -> ConfigDict:
     # resnet18/34/50, vgg8/11/13 or wrnD_W with depth D = 6n + 4 and width W, for small images;
     # resnet10/18/34/50_imagenet, torchvision's, for large ones.
     teacher.arch = "resnet34"
-    # A linen module instead of arch: "package.module:Name", instantiated without arguments; or a PyTorch module,
-    # "torch:package.module:name", used with its weights or those of teacher.checkpoint.
+    # A module instead of arch: "package.module:Name" of linen, instantiated without arguments;
+    # "nnx:package.module:Name" of Flax NNX, called with rngs if it takes them; or "torch:package.module:name" of
+    # PyTorch, used with its weights or those of teacher.checkpoint.
     teacher.module = ""
     # The argument of the module's call that sets its mode: "" detects train, training, deterministic or
     # use_running_average; else NAME if the argument is true in training, "not NAME" if it is false then.

@@ -8,7 +8,7 @@ checked against the BatchNorm scopes of `batch_stats`.
 
 import contextlib
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
-from cudfkd_jax.models import convolution, folding, normalisation
+from cudfkd_jax.models import bridged, convolution, folding, normalisation
 from cudfkd_jax.runtime.devices import SINGLE, Axis
 from cudfkd_jax.runtime.errors import UserError
 
@@ -27,6 +27,16 @@ BN, FEATURES, INSTANCES, STAGES = "bn", "features", "instances", "stages"
 
 _CAPTURED, _INTERMEDIATES = "captured", "intermediates"
 _TRUE_IN_TRAINING, _FALSE_IN_TRAINING = ("train", "training"), ("deterministic", "use_running_average")
+
+
+class Wrapped(nn.Module):
+    """A network of another library as a linen module, which sets the network's mode itself."""
+
+    axis = SINGLE  # the devices that share the batch; set by `apply`
+
+    def mode_arguments(self, *, train: bool, train_argument: str) -> dict[str, Any]:
+        """Returns the arguments of `__call__` for a mode; see the function of that name."""
+        raise NotImplementedError
 
 
 class BNStatistics(NamedTuple):
@@ -95,7 +105,7 @@ def apply(
     mode = mode_arguments(module, train=train, train_argument=train_argument)
     rngs = None if key is None else _rngs(axis.own_key(key))
     with contextlib.ExitStack() as interceptors:
-        interceptors.enter_context(nn.intercept_methods(_interceptor(axis, capture)))
+        interceptors.enter_context(nn.intercept_methods(_interceptor(axis, capture, train)))
         if fold and not train and not {BN, INSTANCES} & set(capture):
             interceptors.enter_context(nn.intercept_methods(folding.interceptor()))
         value, updated = module.apply(variables, inputs, **mode, mutable=mutable, rngs=rngs)
@@ -136,13 +146,23 @@ def mode_arguments(module: nn.Module, *, train: bool, train_argument: str = "") 
     Raises:
         UserError: the argument does not exist, or other arguments have no value.
     """
-    parameters = list(inspect.signature(type(module).__call__).parameters.values())[1:]
+    if isinstance(module, Wrapped):
+        return module.mode_arguments(train=train, train_argument=train_argument)
+    kind = type(module)
+    return call_arguments(kind.__call__, kind.__name__, train=train, train_argument=train_argument)
+
+
+def call_arguments(
+    call: Callable[..., Any], owner: str, *, train: bool, train_argument: str = "", given: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Does the same for the method of a class with the name `owner`, whose arguments `given` have values."""
+    parameters = list(inspect.signature(call).parameters.values())[1:]
     names = {p.name for p in parameters}
     name = train_argument.removeprefix("not ").strip()
     if name:
         if name not in names and not any(p.kind == p.VAR_KEYWORD for p in parameters):
             raise UserError(
-                f"{type(module).__name__} is called without an argument {name!r}, which train_argument names; "
+                f"{owner} is called without an argument {name!r}, which train_argument names; "
                 f"it takes {', '.join(p.name for p in parameters)}"
             )
         chosen = {name: train != train_argument.startswith("not ")}
@@ -152,11 +172,13 @@ def mode_arguments(module: nn.Module, *, train: bool, train_argument: str = "") 
     unnamed = [
         p.name
         for p in parameters[1:]
-        if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) and p.name not in chosen
+        if p.default is p.empty
+        and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+        and p.name not in (*chosen, *given)
     ]
     if unnamed:
         raise UserError(
-            f"{type(module).__name__} must be called with {', '.join(unnamed)}; name the argument that is true in "
+            f"{owner} must be called with {', '.join(unnamed)}; name the argument that is true in "
             "training with train_argument ('not NAME' where it is false), and give the others defaults"
         )
     return chosen
@@ -172,11 +194,13 @@ def batch_norm_layers(variables: Variables) -> list[str]:
     return ["/".join(scope) for scope in _bn_scopes(variables.get("batch_stats", {}))]
 
 
-def _interceptor(axis: Axis, capture: Sequence[str]):
+def _interceptor(axis: Axis, capture: Sequence[str], train: bool):
     def intercept(next_function, args, kwargs, context):
         module = context.module
         if context.method_name != "__call__":
             return next_function(*args, **kwargs)
+        if isinstance(module, Wrapped):
+            object.__setattr__(module, "axis", axis)
         if isinstance(module, nn.BatchNorm):
             # The module is a frozen dataclass built without an axis, which is known only here.
             object.__setattr__(module, "axis_name", axis.name)
@@ -194,6 +218,8 @@ def _interceptor(axis: Axis, capture: Sequence[str]):
                 object.__setattr__(module, "conv_general_dilated", convolution.conv_general_dilated)
         elif isinstance(module, nn.Dense) and FEATURES in capture:
             module.sow(_CAPTURED, "features", args[0] if args else kwargs["inputs"])
+        else:
+            bridged.set_mode_inside(module, train=train, axis_name=axis.name)
         return next_function(*args, **kwargs)
 
     return intercept
@@ -248,10 +274,10 @@ def _of_bn_layers(seen: Mapping[Any, Any], batch_stats: Any, name: str) -> tuple
     scopes = _bn_scopes(batch_stats)
     missed = [scope for scope in scopes if (*scope, name) not in seen]
     if missed:
-        names = ", ".join("/".join(scope) for scope in missed)
+        names = ", ".join("/".join(map(str, scope)) for scope in missed)
         raise UserError(
             f"the inputs of {len(missed)} BatchNorm layers cannot be seen ({names}); "
-            "write these layers without nn.scan or nn.vmap"
+            "write these layers without nn.scan or nn.vmap; in NNX also without nnx.remat, nnx.jit and nnx.bridge"
         )
     return tuple(value for scope in scopes for value in seen[(*scope, name)])
 
@@ -278,7 +304,7 @@ def _features(seen: Mapping[Any, Any], variables: Variables, logits: jax.Array) 
         found = f"{len(scopes)} ({', '.join('/'.join(scope) for scope in scopes)})" if scopes else "none"
         raise UserError(
             f"the features before the logits cannot be told: of the linear layers with {logits.shape[-1]} outputs "
-            f"there is {found}; give the network exactly one, an nn.Dense without nn.scan or nn.vmap"
+            f"there is {found}; give the network exactly one, an nn.Dense or nnx.Linear without nn.scan or nn.vmap"
         )
     return seen[(*scopes[0], "features")][-1]
 

@@ -21,7 +21,7 @@ from cudfkd_jax.config.networks import Pair
 from cudfkd_jax.data import Split
 from cudfkd_jax.data.base import make_split, one_line
 from cudfkd_jax.evaluation.summary import read_summary
-from cudfkd_jax.models import torch_module
+from cudfkd_jax.models import imported, torch_module
 from cudfkd_jax.models.classifier import Classifier
 from cudfkd_jax.runs import stages
 from cudfkd_jax.runs.distill import STUDENT
@@ -36,12 +36,13 @@ from cudfkd_jax.training.trainer import METRICS, Callback
 
 # The third form includes a torch.nn.Module, which is callable.
 Teacher = tuple[nn.Module, Mapping[str, Any]] | Callable[[jax.Array], jax.Array] | str | Path
+Student = nn.Module | Callable[..., Any] | str
 
 
 def distill(
     *,
     teacher: Teacher,
-    student: nn.Module | str,
+    student: Student,
     image_shape: tuple[int, int, int],
     num_classes: int,
     mean: float | Sequence[float] | None = None,
@@ -57,13 +58,15 @@ def distill(
     first writes to `workdir`, and all return the result.
 
     Args:
-        teacher: a linen classifier and its variables, all collections; or a function of `jax.numpy` from images
-            to logits, which has no BatchNorm statistics. Either takes normalised float32 images
-            `[B, H, W, C]` and returns logits `[B, num_classes]`. Or a `torch.nn.Module` of such images
-            as `[B, C, H, W]`, run in evaluation mode with the weights that it holds (needs torchax). Or the path
-            of a run, or of weights of PyTorch, Flax or Orbax for the network `config.teacher.arch`; see the
-            setting `teacher.checkpoint`.
-        student: a linen classifier, or the name of one in this package, such as "wrn16_1".
+        teacher: a linen classifier and its variables, all collections; a Flax NNX classifier; or a function of
+            `jax.numpy` from images to logits, which has no BatchNorm statistics. Each takes normalised float32
+            images `[B, H, W, C]` and returns logits `[B, num_classes]`. Or a `torch.nn.Module` of such images as
+            `[B, C, H, W]`, run in evaluation mode with the weights that it holds (needs torchax). Or the path of
+            a run, or of weights of PyTorch, Flax or Orbax for the network `config.teacher.arch`; see the setting
+            `teacher.checkpoint`.
+        student: a linen classifier; a class or function of `rngs` that returns an NNX classifier, or such a
+            classifier, which is trained on from its own weights; or the name of one in this package, such as
+            "wrn16_1". An NNX module passed in keeps its weights and its mode.
         image_shape: `(H, W, C)`.
         num_classes: length of the logits.
         mean, std: for images in [0, 1], the teacher's input normalisation: one number per channel, or one for all
@@ -120,7 +123,7 @@ def _settings(
     num_classes: int,
     mean: float | Sequence[float] | None,
     std: float | Sequence[float] | None,
-    student: nn.Module | str,
+    student: Student,
 ) -> ConfigDict:
     """Returns the checked configuration; networks passed as objects override its own."""
     config = from_settings(given or {})
@@ -161,10 +164,12 @@ def _teacher(teacher: Teacher, config: ConfigDict) -> tuple[Classifier, NetworkS
         given = torch_module.own_variables(module, config.data.image_shape)
     elif isinstance(teacher, tuple):
         module, given = teacher
+    elif imported.is_nnx(teacher):
+        module, given = _nnx(teacher)
     else:
         _check_function(teacher, config)
         module, given = _Function(teacher), {}
-    tree = unfreeze(dict(given))
+    tree = imported.plain_variables(module, unfreeze(dict(given)))
     variables = jax.tree.map(np.asarray, {"params": {}, "batch_stats": {}} | tree)
     for path, leaf in traverse_util.flatten_dict(variables).items():
         if not np.isfinite(np.asarray(leaf, np.float32)).all():
@@ -172,7 +177,15 @@ def _teacher(teacher: Teacher, config: ConfigDict) -> tuple[Classifier, NetworkS
     return *_network(module, config, config.teacher.train_argument), variables
 
 
-def _student(student: nn.Module | str, config: ConfigDict) -> tuple[Classifier, NetworkSpec]:
+def _nnx(teacher: Any) -> tuple[Any, dict[str, Any]]:
+    if isinstance(teacher, type):
+        raise UserError(f"teacher is the class {teacher.__name__}, which has no weights; give a trained module")
+    from cudfkd_jax.models import nnx_module
+
+    return teacher, nnx_module.variables_of(teacher)
+
+
+def _student(student: Student, config: ConfigDict) -> tuple[Classifier, NetworkSpec]:
     if isinstance(student, str):
         net = networks.described(config, "student")
         return networks.classifier(config, net), net
@@ -180,10 +193,16 @@ def _student(student: nn.Module | str, config: ConfigDict) -> tuple[Classifier, 
     return _network(student, config, config.student.train_argument)
 
 
-def _network(module: Any, config: ConfigDict, train_argument: str) -> tuple[Classifier, NetworkSpec]:
-    d, torch = config.data, isinstance(module, torch_module.TorchModule)
-    kind = type(module.network if torch else module)
-    arch = f"{TORCH if torch else ''}{kind.__module__}:{kind.__qualname__}"
+def _network(network: Any, config: ConfigDict, train_argument: str) -> tuple[Classifier, NetworkSpec]:
+    d, module = config.data, network
+    if isinstance(network, _Function):
+        arch = f"{_Function.__module__}:{_Function.__qualname__}"
+    elif isinstance(network, torch_module.TorchModule):
+        kind = type(network.network)
+        arch = f"{TORCH}{kind.__module__}:{kind.__qualname__}"
+    else:
+        arch = imported.path_of(network)
+        module = imported.as_linen(network, arch)
     net = NetworkSpec(arch, d.num_classes, d.image_shape, d.mean, d.std, {}, train_argument)
     return Classifier(module, d.mean, d.std, train_argument), net
 

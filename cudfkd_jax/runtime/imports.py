@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+import sys
 from typing import Any
 
 from cudfkd_jax.runtime.errors import UserError
@@ -17,6 +18,11 @@ def is_import_path(name: str) -> bool:
 def is_torch_path(name: str) -> bool:
     """Returns whether a name is the import path of a PyTorch network, `torch:package.module:name`."""
     return name.startswith(TORCH)
+
+
+def imported(name: str) -> Any:
+    """Returns a module that somebody has imported already; None if nobody has."""
+    return sys.modules.get(name)
 
 
 def import_object(path: str) -> Any:

@@ -1,5 +1,7 @@
 """Weights from other Flax programs: `{'params', 'batch_stats'}` in msgpack files and Orbax folders.
 
+In their place may be the state of an NNX module (`nnx_states.py`).
+
 Orbax writes a tree into a folder with `_METADATA`. Checkpoints with named items and those of
 `orbax.checkpoint.v1` hold one such folder per item; managers and `flax.training.checkpoints` hold one checkpoint
 per step, whose name is the step after an optional prefix.
@@ -19,6 +21,7 @@ import orbax.checkpoint as ocp
 from flax import serialization, traverse_util
 
 from cudfkd_jax.runtime.errors import UserError, unknown
+from cudfkd_jax.storage import nnx_states
 from cudfkd_jax.storage.files import check_is_itself
 from cudfkd_jax.storage.orbax import quietly
 
@@ -96,13 +99,17 @@ def read_variables(path: Path, expected: Any, key: str = "") -> FlaxVariables:
     tree = _damaged_unless(path, _read_msgpack if path.is_file() else _read_metadata)
     if not isinstance(tree, Mapping):
         raise UserError(f"{path} holds a {type(tree).__name__}; save {{'params', 'batch_stats'}}")
-    place = _find_variables(tree, path, key, notes)
+    state = None if _is_variables(tree) or _wrappers(tree) else nnx_states.find(tree, expected, key)
+    place = _find_variables(tree, path, key, notes) if state is None else state
     if path.is_dir():
         items = place[:1] if place else tuple(expected)
         tree = _damaged_unless(path, lambda path: _read_orbax(path, items))
     for name in place:
         tree = tree[name]
-    given = _flat({name: tree.get(name) or {} for name in expected})
+    if state is not None:
+        tree = nnx_states.collections(tree, expected)
+    held = {name: tree.get(name) or {} for name in expected}
+    given = _flat(nnx_states.without_values(held, expected))
     wanted = _flat(expected)
     _check(given, wanted, path)
     arrays = {name: np.asarray(given[name]).astype(leaf.dtype) for name, leaf in wanted.items()}

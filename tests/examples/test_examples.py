@@ -15,8 +15,9 @@ _MINUTES = 10
 
 
 @pytest.mark.slow
-def test_script_distils_the_digits(tmp_path):
-    command = [sys.executable, _EXAMPLES / "distill_digits.py"]
+@pytest.mark.parametrize("script", ["distill_digits.py", "distill_nnx_digits.py"])
+def test_script_distils_the_digits(script, tmp_path):
+    command = [sys.executable, _EXAMPLES / script]
     done = subprocess.run(
         command, cwd=tmp_path, env=_environment(), capture_output=True, text=True, timeout=60 * _MINUTES
     )
