@@ -24,7 +24,7 @@ from cudfkd_jax.runtime.errors import UserError
 from cudfkd_jax.storage import torch_files, torch_names
 
 _ROOT = Path(__file__).parents[2]
-_FEW = 64
+_FEW, _SETTLING = 64, 40
 _RATE = 0.1  # at batch 128
 _FINE_TUNING_RATE = 0.001  # a hundredth of the training's
 
@@ -115,7 +115,9 @@ def train(case: Case, split: Split, steps: int, start: dict[str, Any] | None) ->
     dtype = jnp.bfloat16
     module = case.module(dtype=dtype) if case.module else build_classifier(case.arch, 10, dtype)
     network = Classifier(module, case.mean, case.std)
-    rate = optax.warmup_cosine_decay_schedule(0.0, _RATE * case.batch_size / 128, steps // 10, steps)
+    # At the end the weights rest, until BatchNorm's averages have settled, as after a long training.
+    moving = max(steps - _SETTLING, steps // 2)
+    rate = optax.warmup_cosine_decay_schedule(0.0, _RATE * case.batch_size / 128, steps // 10, moving)
     if case.fine_tunes:
         rate = optax.constant_schedule(_FINE_TUNING_RATE)
     optimiser = optax.chain(optax.add_decayed_weights(5e-4), optax.sgd(rate, 0.9, nesterov=True))
