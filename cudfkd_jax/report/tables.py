@@ -103,6 +103,8 @@ def configuration_file(run: Run) -> str:
 def _classes(names: Any) -> list[Row]:
     if not isinstance(names, list) or not names:  # an earlier run, or data without names
         return []
+    if names == [str(label) for label in range(len(names))]:
+        return []
     return [("classes", printable(", ".join(f"{label} {name}" for label, name in enumerate(names))))]
 
 
