@@ -15,7 +15,19 @@ from gpu.sizes import Pair
 _REPORT_S = 20.0  # at the end of a run: the report, and writing and packing files
 _MOST_S = 600.0  # per method
 _REHEARSED = "epoch 2/"
-_CHEAPEST_FIRST = ("zskt", "dfad", "dafl", "dfq", "cudfkd", "mb_dfkd", "pre_dfkd", "cmi", "adi")
+_CHEAPEST_FIRST = (
+    "zskt",
+    "dfad",
+    "dafl",
+    "dfq",
+    "cudfkd",
+    "adadfkd",
+    "mb_dfkd",
+    "pre_dfkd",
+    "fastdfkd",
+    "cmi",
+    "adi",
+)
 
 
 def run(session: Session, name: str, pair: Pair, measured: dict[str, Any] | None) -> dict[str, Any]:

@@ -29,6 +29,26 @@ def test_script_distils_the_digits(script, tmp_path):
 
 
 @pytest.mark.slow
+def test_twenty_lines_distil_the_teacher_of_a_run(tmp_path):
+    """Runs the two commands of its docstring."""
+    script = _EXAMPLES / "distill_run.py"
+    train = re.search(r"^cudfkd (.*)$", script.read_text(encoding="utf-8"), re.MULTILINE)[1].split()
+    for command in (["-m", "cudfkd_jax", *train], [script]):
+        done = subprocess.run(
+            [sys.executable, *command],
+            cwd=tmp_path,
+            env=_environment(),
+            capture_output=True,
+            text=True,
+            timeout=60 * _MINUTES,
+        )
+        assert done.returncode == 0, done.stderr
+    (agreement,) = re.findall(r"^Result\(.* agree@1 on synthetic images (\S+) %\)$", done.stdout, re.MULTILINE)
+    assert float(agreement) > 60
+    assert (tmp_path / "runs/from_python/export/safetensors/student.safetensors").exists()
+
+
+@pytest.mark.slow
 def test_notebook_brings_a_student_back_to_pytorch(tmp_path, monkeypatch):
     """Executes every cell; one of them compares the logits of both sides."""
     pytest.importorskip("torch")

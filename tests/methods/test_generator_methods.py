@@ -476,6 +476,7 @@ def _differences():
     return json.loads(process.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow  # test_devices has cudfkd's
 @pytest.mark.parametrize("name", METHODS)
 def test_float64_updates_of_two_devices_are_those_of_one(differences, name):
     """Compares gradient norms too, because Adam's update hides a constant factor in the gradient."""

@@ -40,7 +40,7 @@ def _package(tmp_path, monkeypatch):
         sys.modules.pop(name, None)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_the_example_is_compared_with_a_method_of_the_package(tmp_path, capsys):
     """Runs the command line that users give: one teacher and two students; rerun, it finds all results."""
     folder = tmp_path / "compare"

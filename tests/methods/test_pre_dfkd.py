@@ -427,7 +427,7 @@ def test_two_rounds_and_resuming_at_any_step_with_the_same_bits(run):
     assert all(a.dtype == b.dtype and (a == b).all() for a, b in pairs)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_two_devices_compute_what_one_does():
     found = rounds.device_differences(__file__)
     assert set(found) == {"finish_first", "finish_later", "student"}

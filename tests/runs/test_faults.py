@@ -78,7 +78,7 @@ def test_a_kill_around_a_checkpoint_does_not_lose_the_best_student(
         assert found == expected
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks processes up in /proc")
 def test_runs_end_with_the_command_that_began_them(finished_run, tmp_path):
     """Sends SIGKILL to compare.py alone and immediately reruns the same command."""

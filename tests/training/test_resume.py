@@ -7,8 +7,8 @@ from cudfkd_jax.runs import stages
 from cudfkd_jax.storage import checkpoint
 
 
-# In bfloat16, some CPUs run different programs.
-@pytest.mark.parametrize("compute_dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
+@pytest.mark.slow  # each method's steps are resumed in its own tests, and a command line in test_cli
+@pytest.mark.parametrize("compute_dtype", ["float32", "bfloat16"])  # for which some CPUs run different programs
 def test_saving_inside_epochs_changes_nothing(finished_run, tiny_config, tmp_path, compute_dtype):
     tiny_config.compute_dtype = compute_dtype
     tiny_config.teacher.checkpoint, tiny_config.distill.epochs = str(finished_run), 2
