@@ -187,8 +187,8 @@ Teachers of CIFAR-10, re-encoded as JPEG, after short trainings at batch 128, Re
 for WRN), with CIFAR-10's mean and std. The deviation is that of the worst BatchNorm layer
 (`evaluation/verification.py`).
 
-LeakyReLU(0.01) is not noticed; it changes hardly anything. The ResNet-34 and 50, right and warned of, had 300 and 120
-steps at batch 32; whether longer trainings end the false alarm has not been tried on CIFAR-10.
+LeakyReLU(0.01) is not noticed; it changes hardly anything. The ResNet-34 and 50, right and warned of, had 300 and
+120 steps at batch 32; whether longer trainings end the false alarm has not been tried.
 
 | teacher | | steps | acc@1 % of 512 | deviation, 512 images | worst layer | deviation, 64 images | outcome |
 |---|---|---|---|---|---|---|---|"""
