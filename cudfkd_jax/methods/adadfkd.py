@@ -82,7 +82,7 @@ class Relations(struct.PyTreeNode):
 
 def build(context: MethodContext) -> Method:
     """Builds AdaDFKD."""
-    c, s, own = context.curriculum, context.synthesis, context.own
+    c, own = context.curriculum, context.own
     if own.queue < context.distill.batch_size:
         raise UserError(
             f"adadfkd.queue={own.queue} holds less than a batch of distill.batch_size="
@@ -93,17 +93,6 @@ def build(context: MethodContext) -> Method:
             f"adadfkd.negatives={own.negatives} of adadfkd.queue={own.queue} is less than one; raise "
             "--config.adadfkd.negatives"
         )
-    terms = cudfkd.synthesis_terms(
-        alpha_adv=context.alpha_adv(),
-        adversarial_loss=s.adversarial_loss,
-        adversarial_mask=s.adversarial_mask,
-        adversarial_temperature=s.adversarial_temperature,
-        released_js=context.released_js,
-        bn_weight=context.bn_weight,
-        class_weight=s.class_weight,
-        balance_weight=s.balance_weight,
-        temperature=context.distill.temperature,
-    )
     negatives = curriculum.negatives_schedule(
         own.negatives,
         own.queue,
@@ -121,7 +110,8 @@ def build(context: MethodContext) -> Method:
         lambda_t=context.lambda_t(),
         added=student_term(own),
     )
-    return generative.build(context, terms, student_loss, (FEATURES,), generator_term(own, negatives, *widths))
+    stateful = generator_term(own, negatives, *widths)
+    return generative.build(context, cudfkd.terms_of(context), student_loss, (FEATURES,), stateful)
 
 
 def feature_width(network: Classifier, image_shape: tuple[int, int, int]) -> int:

@@ -35,8 +35,20 @@ MASKS = ("agreement", "none")
 
 def build(context: MethodContext) -> Method:
     """Builds CuDFKD."""
-    c, s = context.curriculum, context.synthesis
-    terms = synthesis_terms(
+    c = context.curriculum
+    student_loss = student.self_paced_student_loss(
+        sample_loss=context.sample_loss(),
+        strategy=c.strategy,
+        granularity=c.granularity,
+        lambda_t=context.lambda_t(),
+    )
+    return generative.build(context, terms_of(context), student_loss)
+
+
+def terms_of(context: MethodContext) -> tuple[Term, ...]:
+    """Returns the generator's objective with the weights of a run; see `synthesis_terms`."""
+    s = context.synthesis
+    return synthesis_terms(
         alpha_adv=context.alpha_adv(),
         adversarial_loss=s.adversarial_loss,
         adversarial_mask=s.adversarial_mask,
@@ -47,13 +59,6 @@ def build(context: MethodContext) -> Method:
         balance_weight=s.balance_weight,
         temperature=context.distill.temperature,
     )
-    student_loss = student.self_paced_student_loss(
-        sample_loss=context.sample_loss(),
-        strategy=c.strategy,
-        granularity=c.granularity,
-        lambda_t=context.lambda_t(),
-    )
-    return generative.build(context, terms, student_loss)
 
 
 def synthesis_terms(
