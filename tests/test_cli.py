@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 from helpers import snapshot
 from PIL import Image
 
@@ -467,7 +468,7 @@ def test_settings_reach_the_run(monkeypatch):
     ((config, stage, folder),) = called
     assert (stage, config.seed, config.student.arch) == ("kd", 7, "wrn16_1")
     assert (config.data.image_shape, config.data.flip, config.log.tensorboard) == ((16, 16, 1), True, False)
-    assert config.teacher.arch == "wrn10_1"
+    assert config.teacher.arch == tiny.NET
     assert re.fullmatch("runs/tiny-student=wrn16_1-[0-9a-f]{8}", str(folder))
 
 

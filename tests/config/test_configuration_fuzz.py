@@ -101,7 +101,7 @@ def test_every_setting_has_values():
 
 
 @settings(
-    max_examples=_TRIED or 30,
+    max_examples=_TRIED or 15,
     derandomize=not _TRIED,
     deadline=None,
     database=None,

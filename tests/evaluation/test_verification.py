@@ -48,7 +48,7 @@ def test_limits_are_wider_for_few_images():
 def _trained(tmp_path_factory):
     """Returns a teacher of more than 90 % and the test images."""
     config, folder = tiny.get_config(), tmp_path_factory.mktemp("teacher")
-    config.teacher.update(epochs=8, batch_size=64)
+    config.teacher.update(arch="wrn10_1", epochs=8, batch_size=64)
     stages.run(config, "teacher", folder, say=lambda text: None)
     config.teacher.checkpoint = str(folder)
     return find_teacher(teacher_source(config), folder), build.dataset(config, ("test",)).splits["test"]
@@ -133,7 +133,7 @@ def _file(trained, tmp_path, change=lambda name, value: value):
 
 def _told(trained, tmp_path, monkeypatch, found, **settings):
     config = tiny.get_config()
-    config.teacher.update(checkpoint=str(_file(trained, tmp_path)), verify=True)
+    config.teacher.update(arch="wrn10_1", checkpoint=str(_file(trained, tmp_path)), verify=True)
     config.update_from_flattened_dict(settings)
     monkeypatch.setattr(verification, "verify", lambda *_, **__: found)
 
@@ -191,8 +191,8 @@ def test_the_outlook_quotes_the_recorded_runs():
 def test_a_teacher_is_measured_without_a_run(trained, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     path = _file(trained, tmp_path)
-    command = [f"--config={tiny.__file__}", "--stage=evaluate", f"--config.teacher.checkpoint={path}"]
-    assert main.main(command) == 0
+    command = [f"--config={tiny.__file__}:teacher=wrn10_1", f"--config.teacher.checkpoint={path}"]
+    assert main.main([*command, "--stage=evaluate"]) == 0
     text = capsys.readouterr().out
     assert "test images right; BatchNorm statistics" in text
     assert f"{trained[0].net.metrics['acc1']:.2f}" in text

@@ -257,6 +257,7 @@ def test_two_rounds_run_and_resume_with_the_same_bits():
     assert state.aux.carried.pointer == 6 * _BATCH % _OWN.queue
 
 
+@pytest.mark.slow
 def test_two_devices_compute_what_one_computes():
     found = rounds.device_differences(__file__)
     assert found.keys() == {"params", "batch_stats", "opt_state", "carried", "student", "tallies"}

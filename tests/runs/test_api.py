@@ -113,7 +113,7 @@ def test_a_teacher_is_read_from_the_path_of_a_run_or_a_file(finished_run):
     for path in (finished_run, str(finished_run / "teacher/net")):
         network, net, variables = api._teacher(path, config)
         assert weights.digest(variables) == weights.load_net(finished_run / "teacher/net").sha256
-        assert (net.arch, network.mean) == ("wrn10_1", (0.3,)) and config.teacher.checkpoint == ""
+        assert (net.arch, network.mean) == (tiny.NET, (0.3,)) and config.teacher.checkpoint == ""
 
 
 def test_a_teacher_that_is_not_there_is_refused_before_anything_is_written(tmp_path):

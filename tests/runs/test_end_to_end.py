@@ -33,18 +33,18 @@ def test_digits(tmp_path):
 
 @pytest.mark.long
 def test_small_digits(tmp_path):
-    """Of a quarter of the pixels, by smaller networks, in two fifths of the epochs: a student far above chance.
+    """Of a quarter of the pixels, by smaller networks, in half of the epochs: a student far above chance.
 
-    Its accuracy still rises steeply at the end and so depends on how a processor rounds; chance is 10 %.
+    With three seeds it reaches 37 to 70 %, and another processor rounds otherwise.
     """
-    config = _get_config("teacher=wrn10_1,student=wrn10_1")
+    config = _get_config("teacher=nets:SmallNet,student=nets:SmallNet")
     config.data.update(image_shape=(8, 8, 1), padding=1)
     config.generator.update(width=16, latent_dim=32)
-    config.teacher.epochs, config.distill.epochs = 8, 6
+    config.teacher.epochs, config.distill.epochs = 8, 8
     summary = _run(config, tmp_path)
     assert summary["teacher"]["acc1"] >= 95
-    assert summary["student"]["acc1_last"] >= 25
-    assert summary["student"]["agree1"] >= 25
+    assert summary["student"]["acc1_last"] >= 35
+    assert summary["student"]["agree1"] >= 35
 
 
 def _run(config, folder):

@@ -1,5 +1,6 @@
 """Tests of exports: each format contains the student, and nothing is overwritten."""
 
+import dataclasses
 import json
 import shutil
 import sys
@@ -80,10 +81,23 @@ def _logits(trained: Trained, images: np.ndarray) -> np.ndarray:
 def _random_student(arch: str, image_shape=(8, 8, 1)) -> Trained:
     channels = image_shape[2]
     net = NetworkSpec(arch, 7, image_shape, (0.4,) * channels, (0.3,) * channels, {})
+    return Trained(net, _random_variables(net), "")
+
+
+def _random_variables(net: NetworkSpec):
     random = np.random.default_rng(0)
-    abstract = net.abstract_variables()
-    variables = jax.tree.map(lambda leaf: random.uniform(0.01, 0.2, leaf.shape).astype(np.float32), abstract)
-    return Trained(net, variables, "")
+    return jax.tree.map(
+        lambda leaf: random.uniform(0.01, 0.2, leaf.shape).astype(np.float32), net.abstract_variables()
+    )
+
+
+@pytest.fixture
+def run_copy(run_copy):
+    """The finished run with a student whose architecture has names in PyTorch."""
+    student = weights.load_net(run_copy / "student")
+    net = dataclasses.replace(student.net, arch="wrn10_1")
+    weights.save_net(run_copy / "student", net, _random_variables(net))
+    return run_copy
 
 
 # Files
@@ -192,7 +206,8 @@ def test_stablehlo_of_every_family(arch, tmp_path):
 # Cost
 
 
-def test_size_and_latency_of_both_networks_are_described(measured, run_copy):
+def test_size_and_latency_of_both_networks_are_described(measured, finished_run, tmp_path):
+    run_copy = shutil.copytree(finished_run, tmp_path / "copy")
     said: list[str] = []
     export.export(run_copy, "orbax", said.append)
     described = json.loads((run_copy / "export/orbax/student.json").read_text())["cost"]
@@ -388,7 +403,7 @@ def test_an_export_is_a_teacher_for_the_next_run(run_copy, tiny_config, tmp_path
     _export(run_copy, kind)
     tiny_config.data.update(mean=(0.9,), std=(0.9,))
     folder = run_copy / "export" / kind
-    tiny_config.teacher.checkpoint = str(folder if whole else folder / FILES[kind])
+    tiny_config.teacher.update(arch="wrn10_1", checkpoint=str(folder if whole else folder / FILES[kind]))
     teacher = find_teacher(teacher_source(tiny_config), tmp_path / "next")
     assert teacher.sha256 == weights.load_net(run_copy / "student").sha256
     assert (teacher.net.mean, teacher.net.std) == ((0.3,), (0.3,))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 from helpers import snapshot
 
 from cudfkd_jax.config import loading
@@ -137,7 +138,7 @@ def test_a_full_disk_ends_a_run_with_one_line_and_room_lets_it_go_on(finished_ru
     (tmp_path / "disk").mkdir()
     run = '"$PYTHON" -m cudfkd_jax.main "$@" --workdir="$disk/run"'
     done = _namespaced(
-        'disk=$1; shift; mount -t tmpfs -o size=1200k none "$disk"',
+        'disk=$1; shift; mount -t tmpfs -o size=320k none "$disk"',
         *(f"{run} || echo status $?", 'ls "$disk/run/checkpoints"', "echo room"),
         'mount -o remount,size=100m "$disk"',
         *(f"{run}", 'cp -r "$disk/run" "$disk"/../kept'),
@@ -152,7 +153,7 @@ def test_a_full_disk_ends_a_run_with_one_line_and_room_lets_it_go_on(finished_ru
     (error,) = done.stderr.splitlines()
     assert error.startswith("cudfkd: error: ") and "No space left on device" in error and "make room" in error
     assert "resuming from step" in second and "finished" in second
-    assert weights.load_net(tmp_path / "kept/student").net.arch == "wrn10_1"
+    assert weights.load_net(tmp_path / "kept/student").net.arch == tiny.NET
 
 
 @pytest.mark.parametrize("room", [0, 1_000, 30_000])
@@ -240,7 +241,7 @@ def test_a_workdir_may_be_a_link_and_the_current_directory_another(run_copy, tmp
     said: list[str] = []
     stages.run(tiny_config, "all", Path("../link"), said.append)
     assert "finished: ../link" in said[-1]
-    assert weights.load_net(run_copy / "student").net.arch == "wrn10_1" and (tmp_path / "link").is_symlink()
+    assert weights.load_net(run_copy / "student").net.arch == tiny.NET and (tmp_path / "link").is_symlink()
 
 
 def test_what_a_run_was_given_is_found_from_another_directory(finished_run, tmp_path, tiny_config, monkeypatch):

@@ -189,7 +189,7 @@ for step in (distill_steps.synthesis_step, distill_steps.student_step):
 """
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_two_devices_compute_what_one_does():
     process = subprocess.run(
         [sys.executable, "-c", _ON_DEVICES],

@@ -28,12 +28,23 @@ def _caches(monkeypatch):
         cli.use_compilation_cache()
         return settings.get("jax_compilation_cache_dir")
 
+    call.settings = settings
     return call
 
 
 def test_the_cache_is_in_the_home_directory(caches, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert caches() == str(tmp_path / ".cache/cudfkd_jax/xla")
+
+
+@pytest.mark.parametrize(("given", "changed"), [(None, 0.2), ("5", None)])
+def test_the_time_from_which_programs_are_cached_can_be_set(caches, monkeypatch, given, changed):
+    name = "jax_persistent_cache_min_compile_time_secs"
+    monkeypatch.delenv(name.upper(), raising=False)
+    if given:
+        monkeypatch.setenv(name.upper(), given)
+    caches()
+    assert caches.settings.get(name) == changed
 
 
 def test_without_a_home_nothing_is_cached(caches, monkeypatch):

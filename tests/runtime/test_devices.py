@@ -67,7 +67,6 @@ def note(path, record):
         os.kill(os.getpid(), signal.SIGTERM)
 
 config, folder = tiny.get_config(), Path(sys.argv[1])
-config.teacher.module = config.student.module = "nets:TinyNet"
 config.distill.update(epochs=3, rounds_per_epoch=1)
 config.checkpoint.every_seconds = 0.0
 stages.run(config, "teacher", folder, say=lambda text: None)

@@ -32,7 +32,6 @@ SUPPORT = ROOT / "tests" / "support"  # contains the networks
 TIMEOUT = 300  # seconds, on a busy machine; a hang fails the test
 EPOCHS = 2
 SETTINGS = (
-    *("--config.teacher.module=nets:TinyNet", "--config.student.module=nets:TinyNet"),
     *("--config.distill.rounds_per_epoch=1", "--config.distill.loss=l1", f"--config.distill.epochs={EPOCHS}"),
     *("--config.log.samples_every_epochs=2", "--config.checkpoint.every_seconds=0"),
 )
