@@ -73,7 +73,7 @@ def load(label: str) -> Any:
         UserError: torch or torchax is not installed, or they do not fit each other.
     """
     try:
-        with _dropped_overloads():
+        with _dropped_operations():
             import torchax
 
             torchax.default_env()
@@ -87,27 +87,54 @@ def load(label: str) -> Any:
     return torchax
 
 
+class _Dropped:
+    """An operation that PyTorch no longer has: a key in torchax's tables, never called."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, overload: str) -> str:
+        return f"{self._name}.{overload}"
+
+
 @contextlib.contextmanager
-def _dropped_overloads() -> Iterator[None]:
-    """Lets torchax 0.0.13 name the overloads for named tensors, which PyTorch 2.13 dropped."""
+def _dropped_operations() -> Iterator[None]:
+    """Lets torchax 0.0.13 name what PyTorch dropped: overloads for named tensors in 2.13, operations in 2.14."""
     import torch
 
-    packet = torch._ops.OpOverloadPacket
-    look_up = packet.__getattr__
+    def overload(packet: Any, name: str) -> Any:
+        if "dimname" in name.lower() or "names" in name:
+            return f"{packet}.{name}"
+        raise AttributeError(name)
 
-    def with_placeholders(self: Any, name: str) -> Any:
+    def operation(namespace: Any, name: str) -> Any:
+        if namespace.name == "aten" and not name.startswith("__"):
+            return _Dropped(f"aten.{name}")
+        raise AttributeError(name)
+
+    with (
+        _falls_back(torch._ops.OpOverloadPacket, overload),
+        _falls_back(torch._ops._OpNamespace, operation),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def _falls_back(kind: Any, fallback: Callable[[Any, str], Any]) -> Iterator[None]:
+    """Attributes that objects of a class lack are the fallback's."""
+    look_up = kind.__getattr__
+
+    def with_fallback(self: Any, name: str) -> Any:
         try:
             return look_up(self, name)
         except AttributeError:
-            if "dimname" in name.lower() or "names" in name:
-                return f"{self}.{name}"  # a key in tables of operations, never called
-            raise
+            return fallback(self, name)
 
-    packet.__getattr__ = with_placeholders
+    kind.__getattr__ = with_fallback
     try:
         yield
     finally:
-        packet.__getattr__ = look_up
+        kind.__getattr__ = look_up
 
 
 def tensors(network: Any) -> Tensors:

@@ -176,15 +176,17 @@ def keep_devices_free() -> None:
 
 
 def use_compilation_cache() -> None:
-    """Caches compiled programs in the user's cache folder unless JAX is configured with another one.
+    """Caches programs that take 0.2 s to compile, in the user's cache folder.
 
-    Without a home directory, or where it cannot be written, nothing is cached.
+    JAX's own variables for the folder and the time come first. Without a home directory, or where it cannot be
+    written, nothing is cached.
     """
     import jax
 
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ and (cache := _cache_folder()):
         jax.config.update("jax_compilation_cache_dir", str(cache))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     # Programs that call oneDNN cannot be serialised (jaxlib 0.11.2, 0.12.0.1), so every start compiles them.
     warnings.filterwarnings("ignore", "(?s)Error writing persistent compilation cache entry.*MemoryError")
 
