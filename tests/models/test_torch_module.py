@@ -117,7 +117,7 @@ def test_features_are_the_inputs_of_the_last_layer(small, outputs):
 def test_bfloat16_is_for_products_and_the_statistics_stay_float32(small, outputs):
     network, _, variables = small
     module = torch_module.wrap(network, 10, "net", jnp.bfloat16)
-    program = jax.make_jaxpr(lambda v, x: apply(module, v, x, capture=(BN, FEATURES)))(variables, _images())
+    program = jax.make_jaxpr(lambda v, x: apply(module, v, x, capture=(FEATURES,)))(variables, _images())
     names = ("conv_general_dilated", "dot_general")
     dtypes = [str(e.outvars[0].aval.dtype) for e in _equations(program.jaxpr) if e.primitive.name in names]
     assert len(dtypes) >= 4 and set(dtypes) == {"bfloat16"}
