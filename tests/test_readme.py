@@ -152,7 +152,7 @@ def test_program_gives_logits_of_a_saved_student(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_a_user_network_is_trained_and_distilled_from_python(tmp_path, monkeypatch, capsys):
     """Runs the two programs and the command of "Your own network" on a smaller configuration."""
-    module, program = blocks(_OWN["own_network"], "python")
+    module, program, _ = blocks(_OWN["own_network"], "python")
     (command,) = (command for command in commands(_OWN["own_network"]) if "my_nets:Teacher" in command)
     (tmp_path / "my_nets.py").write_text(module, encoding="utf-8")
     _be_tiny(tmp_path, monkeypatch)

@@ -342,10 +342,14 @@ def test_text_from_files_is_escaped(looked_at, tmp_path):
 # Incomplete or damaged runs
 
 
-def test_a_run_in_progress(looked_at, tmp_path):
+def test_a_teacher_that_was_measured_before_the_first_epoch_is_drawn(looked_at, tmp_path):
     folder = _make_run(tmp_path / "going", epochs=3)
     observations.save_teacher(folder, {"arch": "resnet34", "parameters": 123456, "acc1": 95.5})
-    assert "teacher, acc@1 95.50 %" in _report(folder).text  # measured before the first epoch
+    assert "teacher, acc@1 95.50 %" in _report(folder).text
+
+
+def test_a_run_in_progress(tmp_path):
+    folder = _make_run(tmp_path / "going", epochs=3)
     with stages.workdir.lock(folder):
         assert "This run is still going: 3 of 6 epochs are finished." in _report(folder).text
     assert "This run was stopped before its end: 3 of 6 epochs are finished." in _report(folder).text
