@@ -25,12 +25,13 @@ def get_config(arguments: str = ""):
     config.data.update(mean=(0.4802, 0.4481, 0.3975), std=(0.2302, 0.2265, 0.2262))
     if config.method == "cudfkd":
         config.distill.update(batch_size=512, epochs=400, temperature=5.0, loss="l1")
-        config.generator.latent_dim = 1024
     config.curriculum.update(alpha=0.15, adv=1.0, k_begin=0.2, k_end=0.75, lambda_0=1.0, lambda_slope=2e-5)
     if config.method == "adadfkd":
         config.distill.update(batch_size=256, epochs=500, temperature=5.0, loss="l1")
         config.curriculum.update(alpha=0.0, lambda_0=1.3)
         config.adadfkd.update(generator_weight=0.05, student_weight=0.02, negatives=0.81, queue=16384)
+    if config.method in ("cudfkd", "adadfkd"):
+        config.generator.latent_dim = 1024
     config.generator.stages = 3
     if "runlocal" in chosen:
         defaults.run_locally(config, student_steps=40, batch_size=32)

@@ -67,6 +67,26 @@ def test_other_pairs_of_the_tables_have_the_settings_of_their_family(data, pair,
     assert {key for key in a if a[key] != b[key]} <= {"teacher.arch", "student.arch"}
 
 
+# Of the scripts of AdaDFKD: batch, epochs, T, loss, λ₀, begin, end, nz; w_h, w_s, negatives, queue.
+ADADFKD = {
+    ("cifar10", "resnet34", "resnet18"): (768, 300, 20, "kl", 2.2, 0.25, 0.75, 512, 0.1, 0.1, 0.9, 4096),
+    ("cifar10", "wrn40_2", "wrn16_2"): (1024, 500, 20, "kl", 1.5, 0.0, 0.75, 512, 0.1, 0.1, 0.8, 8192),
+    ("cifar100", "vgg11", "resnet18"): (1024, 400, 5, "l1", 1.0, 0.2, 0.8, 512, 0.1, 0.1, 0.8, 12288),
+    ("cifar100", "wrn40_2", "wrn16_2"): (1024, 500, 2, "kl", 1.2, 0.2, 0.79, 512, 0.1, 0.15, 0.8, 16384),
+    ("tiny_imagenet", "resnet50", "resnet18"): (256, 500, 5, "l1", 1.3, 0.2, 0.75, 1024, 0.05, 0.02, 0.81, 16384),
+}
+
+
+@pytest.mark.parametrize(("data", "teacher", "student"), ADADFKD)
+def test_settings_of_the_scripts_of_adadfkd(data, teacher, student):
+    c = _load(data, f"teacher={teacher},student={student},method=adadfkd")
+    d, u, own = c.distill, c.curriculum, c.adadfkd
+    found = (d.batch_size, d.epochs, d.temperature, d.loss, u.lambda_0, u.k_begin, u.k_end, c.generator.latent_dim)
+    found += (own.generator_weight, own.student_weight, own.negatives, own.queue)
+    assert found == ADADFKD[data, teacher, student]
+    assert (u.alpha, u.adv) == (0, 1)
+
+
 @pytest.mark.parametrize("data", ["digits", "cifar10", "cifar100", "tiny_imagenet", "svhn"])
 def test_released_changes_what_the_release_does_otherwise_and_nothing_else(data):
     default, released = (access.flatten(_load(data, arguments)) for arguments in ("", "released"))
