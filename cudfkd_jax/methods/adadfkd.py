@@ -13,7 +13,8 @@ which each batch enters after its loss: sorted by their similarity to the query,
 feature of image i, the keys are the student's features of all images.
 
 Where the two networks' features have different widths, the student's go through a linear layer, drawn once. The
-released code draws another, untrained one at every step. Its queue must hold whole batches; here it need not.
+released code draws another, untrained one at every step. Its queue must hold whole batches; here it need not. With
+the strategy "none" it leaves out the student's InfoNCE, which stays here.
 """
 
 import dataclasses

@@ -13,8 +13,8 @@ their average over the rounds. The images of the step with the lowest loss enter
 rounds are a warm-up without student steps; the adversarial term begins with the last of them. Before one round the
 first layer of θ̂ is drawn anew. The optimisers of θ and z begin anew in each round, that of θ̂ does not.
 
-In the released code, targets are sorted, stored images are truncated to 256 levels and not rounded, and the
-student takes the pool in shuffled passes, not with replacement.
+In the released code, stored images are truncated to 256 levels and not rounded, and the student takes the pool in
+shuffled passes, not with replacement.
 """
 
 import dataclasses

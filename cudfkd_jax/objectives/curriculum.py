@@ -238,6 +238,9 @@ def negatives_schedule(
 
         h = clip((1 − k)·(e − ⌊k_begin·N⌋) / ⌊N·(k_end − k_begin)⌋, 0, 1 − k).
 
+    Products that are whole numbers stay whole; in the released code some are rounded below, so that a window may
+    begin or end one rank earlier.
+
     Args:
         share: k in (0, 1].
         queue: K.
@@ -251,7 +254,7 @@ def negatives_schedule(
     since = np.arange(epochs) - math.floor(k_begin * epochs)
     rise = max(math.floor(epochs * (k_end - k_begin)), 1)
     h = np.clip((1 - share) * since / rise, 0, 1 - share)
-    # Added so that products that are whole numbers stay whole.
+    # Added because whole products may be rounded below.
     first, end = (jnp.asarray(np.floor(edge * queue + 1e-9), jnp.int32) for edge in (h, h + share))
 
     def schedule(step: ArrayLike) -> tuple[Array, Array]:
