@@ -49,16 +49,19 @@ docs: $(VENV)/.installed-docs ## the documentation as a site in site/
 bench: $(VENV)/.installed-runtime ## speed of the steps, beside the ceilings of this machine
 	$(BIN)/python scripts/benchmark.py --config=configs/digits.py
 
-# Checkouts of the released code: ljrprocc/DataFree, and if given kuluhan/PRE-DFKD and polo5's zero-shot transfer.
+# Checkouts of the released code: ljrprocc/DataFree, and if given kuluhan/PRE-DFKD, polo5's zero-shot transfer,
+# ljrprocc/DFKD and zju-vipa/Fast-Datafree.
 RELEASE ?=
 PREDFKD ?=
 ZSKT ?=
+ADADFKD ?=
+FASTDFKD ?=
 PARITY := .venv-parity
 
 parity: $(PARITY)/.installed ## the released code in RELEASE beside ours, quantity by quantity, on a CPU
 	$(if $(RELEASE),,$(error name a checkout of ljrprocc/DataFree: make parity RELEASE=DataFree))
 	$(PARITY)/bin/python -W ignore scripts/check_parity.py --release=$(RELEASE) $(PREDFKD:%=--pre-dfkd=%) \
-		$(ZSKT:%=--zero-shot=%)
+		$(ZSKT:%=--zero-shot=%) $(ADADFKD:%=--adadfkd=%) $(FASTDFKD:%=--fast-datafree=%)
 
 # An environment of its own, as torchax takes few versions of PyTorch; timm and torchvision for eight families of networks.
 TORCHAX := .venv-torchax

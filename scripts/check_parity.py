@@ -1,6 +1,7 @@
 """Runs the released code and ours with the same weights and random draws, and writes all differences.
 
-    python scripts/check_parity.py --release=DataFree --pre-dfkd=PRE-DFKD --zero-shot=ZeroShotKnowledgeTransfer
+    python scripts/check_parity.py --release=DataFree --pre-dfkd=PRE-DFKD --zero-shot=ZeroShotKnowledgeTransfer \\
+        --adadfkd=DFKD --fast-datafree=Fast-Datafree
 
 `make parity RELEASE=DataFree` creates an environment and runs this command in it. The releases' own functions run
 on the CPU; `parity/` describes how. All values are float64 and count as equal if the relative difference is below
@@ -9,9 +10,12 @@ on the CPU; `parity/` describes how. All values are float64 and count as equal i
 --release=FOLDER    checkout of ljrprocc/DataFree: CuDFKD's release with DAFL, ZSKT, DFAD, DFQ, ADI and CMI
 --pre-dfkd=FOLDER   checkout of kuluhan/PRE-DFKD; optional
 --zero-shot=FOLDER  checkout of polo5/ZeroShotKnowledgeTransfer, ZSKT's original; optional
+--adadfkd=FOLDER    checkout of ljrprocc/DFKD, AdaDFKD's release; optional
+--fast-datafree=FOLDER
+                    checkout of zju-vipa/Fast-Datafree, FastDFKD's release; optional
 --methods=NAMES     all, or separated by commas: networks, losses, cudfkd, dafl, zskt, dfad, dfq, adi, cmi,
-                    pre_dfkd and once; "once" is not part of "all" and compares 64×64 images with three
-                    up-samplings, and two devices
+                    pre_dfkd, adadfkd, fastdfkd and once; "once" is not part of "all" and compares 64×64
+                    images with three up-samplings, and two devices
 --precision=float32 compares only one round of CuDFKD at real sizes; losses may differ by 1e-3, gradients and
                     parameters by 1e-2 of their norm
 --out=FOLDER        receives table.md (results/parity)
@@ -47,6 +51,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--release", type=Path, required=True)
     parser.add_argument("--pre-dfkd", type=Path)
     parser.add_argument("--zero-shot", type=Path)
+    parser.add_argument("--adadfkd", type=Path)
+    parser.add_argument("--fast-datafree", type=Path)
     parser.add_argument("--methods", default="all")
     parser.add_argument("--precision", choices=("float64", "float32"), default="float64")
     parser.add_argument("--out", type=Path, default=_ROOT / "results" / "parity")
@@ -59,7 +65,9 @@ def main(arguments: Sequence[str]) -> int:
     jax.config.update("jax_enable_x64", not float32)
     torch.set_default_dtype(torch.float32 if float32 else torch.float64)
     report = rows.Report(rows.FLOAT32 if float32 else rows.FLOAT64)
-    checkouts = Checkouts(options.release, options.pre_dfkd, options.zero_shot)
+    checkouts = Checkouts(
+        options.release, options.pre_dfkd, options.zero_shot, options.adadfkd, options.fast_datafree
+    )
     commits = _commits(checkouts)  # before a checkout can change
     try:
         missing = cases.run(names, checkouts, report)
@@ -80,6 +88,8 @@ def _commits(checkouts: Checkouts) -> dict[str, str]:
         "ljrprocc/DataFree": checkouts.release,
         "kuluhan/PRE-DFKD": checkouts.pre_dfkd,
         "polo5/ZeroShotKnowledgeTransfer": checkouts.zero_shot,
+        "ljrprocc/DFKD": checkouts.adadfkd,
+        "zju-vipa/Fast-Datafree": checkouts.fast_datafree,
     }
     return {name: released.commit(folder) for name, folder in folders.items() if folder}
 

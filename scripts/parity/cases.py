@@ -5,7 +5,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from parity import adi, cmi, cudfkd, forward, generative, objectives, pre_dfkd, released, schedules, zskt_original
+from parity import (
+    adadfkd,
+    adi,
+    cmi,
+    cudfkd,
+    fastdfkd,
+    forward,
+    generative,
+    objectives,
+    pre_dfkd,
+    released,
+    schedules,
+    zskt_original,
+)
 from parity.networks import Sizes
 from parity.rows import FLOAT32, Report
 
@@ -17,15 +30,22 @@ class Checkouts(NamedTuple):
         release: ljrprocc/DataFree.
         pre_dfkd: kuluhan/PRE-DFKD.
         zero_shot: polo5/ZeroShotKnowledgeTransfer.
+        adadfkd: ljrprocc/DFKD.
+        fast_datafree: zju-vipa/Fast-Datafree.
     """
 
     release: Path
     pre_dfkd: Path | None
     zero_shot: Path | None
+    adadfkd: Path | None
+    fast_datafree: Path | None
 
 
-# A few steps in float64 of the eight methods with a release, and of their networks and losses.
-NAMES = ("networks", "losses", "cudfkd", "dafl", "zskt", "dfad", "dfq", "adi", "cmi", "pre_dfkd", "once")
+# A few steps in float64 of the ten methods with a release, and of their networks and losses.
+NAMES = (
+    *("networks", "losses", "cudfkd", "dafl", "zskt", "dfad", "dfq", "adi", "cmi", "pre_dfkd"),
+    *("adadfkd", "fastdfkd", "once"),
+)
 DEFAULT = NAMES[:-1]
 
 # A round in float32 with the networks and images of the paper's CIFAR-10 scripts, at a quarter of their batch.
@@ -90,6 +110,21 @@ def run(names: tuple[str, ...], checkouts: Checkouts, report: Report) -> list[st
             return
         pre_dfkd.all_steps(release, released.pre_dfkd(checkouts.pre_dfkd), report)
 
+    def of_adadfkd() -> None:
+        if checkouts.adadfkd is None:
+            missing.append("AdaDFKD: no checkout of ljrprocc/DFKD was given")
+            return
+        adadfkd.everything(released.dfkd(checkouts.adadfkd), checkouts.adadfkd, report)
+
+    def of_fastdfkd() -> None:
+        if checkouts.fast_datafree is None:
+            missing.append("FastDFKD: no checkout of zju-vipa/Fast-Datafree was given")
+            return
+        original = released.fast_datafree(checkouts.fast_datafree)
+        fastdfkd.rounds(original, report, count=5, step_count=5)
+        fastdfkd.rounds(original, report, count=2, step_count=2)
+        fastdfkd.script(checkouts.fast_datafree, report)
+
     def once() -> None:
         if report.precision is FLOAT32:
             rounds(strategy="log", loss="kl", rounds=1, sizes=_REAL)
@@ -105,6 +140,8 @@ def run(names: tuple[str, ...], checkouts: Checkouts, report: Report) -> list[st
         "adi": of_adi,
         "cmi": functools.partial(cmi.rounds, release, report),
         "pre_dfkd": of_pre_dfkd,
+        "adadfkd": of_adadfkd,
+        "fastdfkd": of_fastdfkd,
         "once": once,
     }
     for method in ("dafl", "dfad", "dfq"):

@@ -125,7 +125,7 @@ def whole_rounds(
                 generative.compare_forward(case, config, mine, before, sizes, seen.returned)
                 _check_agreement(seen.returned, student)
             state = synthesis_step(state, mine.teacher)
-            _compare_synthesis(case, state, seen.returned, synthesiser.adv)
+            compare_synthesis(case, state, seen.returned, synthesiser.adv)
             generative.compare_generator(
                 *(case, config, state, before.aux.params, generator),
                 first=number == 0,
@@ -142,7 +142,7 @@ def whole_rounds(
                 )
             for theirs in seen.steps:
                 state = student_step(state, mine.teacher)
-                _compare_student(case, state, theirs, optimiser, strategy, named)
+                compare_student(case, state, theirs, optimiser, strategy, named)
             generative.compare_student_weights(case, state, student, named=named)
             if place == _ROUNDS - 1:
                 ramp = int(_EPOCHS * _BEGIN) < epoch < int(_EPOCHS * _END)  # as in datafree_kd.py
@@ -167,18 +167,18 @@ def _check_agreement(theirs: dict[str, Any], student: Any) -> None:
         raise AssertionError(f"teacher and student agree on a share of {agree}; expected a share inside (0, 1)")
 
 
-def _compare_synthesis(case: Case, state: Any, theirs: dict[str, Any], alpha: float) -> None:
-    """Compares each term, its weight and the total."""
+def compare_synthesis(case: Case, state: Any, theirs: dict[str, Any], alpha: float, *, named: str = "") -> None:
+    """Compares each term, its weight and the total; `named` documents a difference of the total."""
     m = ours.metrics(state.synthesis)
     case.compare("BN term", m["bn_loss"], theirs["loss_bn"].item())
     case.compare("class term", m["class_loss"], theirs["loss_oh"].item())
     case.compare("balance term", m["balance_loss"], -theirs["ent"].item(), note=_EPSILON)
     case.compare("adversarial term", m["adversarial_loss"], theirs["loss_adv"].item())
     case.compare("α_adv", m["alpha_adv"], alpha)
-    case.compare("total synthesis loss", m["synthesis_loss"], theirs["loss"].item(), note=_EPSILON)
+    case.compare("total synthesis loss", m["synthesis_loss"], theirs["loss"].item(), named=named, note=_EPSILON)
 
 
-def _compare_student(
+def compare_student(
     case: Case, state: Any, theirs: dict[str, Any], optimiser: torch.optim.Optimizer, strategy: str, named: str
 ) -> None:
     """Compares a student step: its loss, the difficulty, v*, g, λ and the learning rate."""

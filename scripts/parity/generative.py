@@ -150,7 +150,15 @@ def compare_forward(
 
 
 def compare_generator(
-    case: Case, config: Any, state: Any, before: Any, generator: Any, *, first: bool, variance: str = ""
+    case: Case,
+    config: Any,
+    state: Any,
+    before: Any,
+    generator: Any,
+    *,
+    first: bool,
+    variance: str = "",
+    named: str = "",
 ) -> None:
     """Compares a generator's parameters and statistics after a step, and after the first step its gradient.
 
@@ -162,18 +170,20 @@ def compare_generator(
         generator: the release's generator after the step.
         first: whether this is the first step.
         variance: the page that documents a difference of the running variance, or "".
+        named: the page that documents a difference of gradient and parameters, or "".
     """
     params = networks.generator_params(generator)
     if first:
         mine = ours.adam_gradient(state.aux.opt_state, config.generator.beta1)
-        case.compare("generator's gradient", mine, networks.generator_params(generator, networks.gradient))
+        theirs = networks.generator_params(generator, networks.gradient)
+        case.compare("generator's gradient", mine, theirs, named=named)
         change = ours.difference(state.aux.params, before), ours.difference(params, before)
-        case.compare("change of the generator's parameters", *change, only_float64=True)
-    case.compare("generator's parameters after its step", state.aux.params, params)
+        case.compare("change of the generator's parameters", *change, only_float64=True, named=named)
+    case.compare("generator's parameters after its step", state.aux.params, params, named=named)
     sides = state.aux.batch_stats, networks.generator_statistics(generator)
-    for name, named in (("mean", ""), ("var", variance)):
+    for name, page in (("mean", ""), ("var", variance)):
         of = ({layer: each[name] for layer, each in side.items()} for side in sides)
-        case.compare(f"generator's running {name}", *of, named=named)
+        case.compare(f"generator's running {name}", *of, named=page)
 
 
 def compare_plain_student(

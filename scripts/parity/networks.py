@@ -20,7 +20,7 @@ from cudfkd_jax.models.classifier import Classifier
 from cudfkd_jax.storage import torch_names
 from parity.released import DataFree
 
-GENERATORS = ("dcgan", "large", "small")
+GENERATORS = {"dcgan": "DCGAN_Generator_CIFAR10", "large": "LargeGenerator", "small": "Generator"}  # their classes
 _SEEDS = {"teacher": 1, "student": 2, "generator": 3, "images": 4}
 
 
@@ -88,11 +88,8 @@ def generator(
     """
     torch.manual_seed(seed)
     shape = {"nz": sizes.latent, "ngf": sizes.width, "img_size": sizes.image, "nc": 3}
-    made = {
-        "dcgan": lambda: release.generators.DCGAN_Generator_CIFAR10(**shape, d=sizes.stages),
-        "large": lambda: release.generators.LargeGenerator(**shape),
-        "small": lambda: release.generators.Generator(**shape),
-    }[kind]()
+    depth = {"d": sizes.stages} if kind == "dcgan" else {}
+    made: nn.Module = getattr(release.generators, GENERATORS[kind])(**shape, **depth)
     if contrast:
         with torch.no_grad():
             _perturb_batch_norms(made)
@@ -171,6 +168,12 @@ def projection(weight: np.ndarray, bias: np.ndarray, channels: int) -> dict[str,
     return {"kernel": kernel, "bias": bias.reshape(channels, size, size).transpose(1, 2, 0).reshape(-1)}
 
 
+def weight_of_projection(kernel: np.ndarray, channels: int) -> np.ndarray:
+    """Converts a kernel of that linear layer from our order to theirs."""
+    size = round((kernel.shape[1] // channels) ** 0.5)
+    return kernel.T.reshape(size, size, channels, -1).transpose(2, 0, 1, 3).reshape(kernel.shape[1], -1)
+
+
 def _layers(net: nn.Module) -> tuple[nn.Linear, Sequence[nn.Conv2d], Sequence[nn.BatchNorm2d]]:
     def of(kind: Any) -> list[Any]:
         return [module for module in net.modules() if isinstance(module, kind)]
@@ -204,7 +207,7 @@ def _images(release: DataFree, sizes: Sizes) -> torch.Tensor:
     smooth = functional.interpolate(coarse, scale_factor=4, mode="bilinear")
     made = [smooth + 0.1 * torch.randn_like(smooth)]
     with torch.no_grad():
-        for kind in GENERATORS:
+        for kind in (kind for kind, name in GENERATORS.items() if hasattr(release.generators, name)):
             net = generator(release, kind, sizes)
             made.append(net(torch.randn(count, sizes.latent)))
     torch.manual_seed(_SEEDS["images"])

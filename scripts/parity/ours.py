@@ -97,7 +97,7 @@ def metrics(tally: Any) -> dict[str, float]:
 
 def adam_gradient(state: Any, beta1: float) -> Any:
     """Computes the gradient of Adam's first step from its first moment."""
-    return jax.tree.map(lambda moment: moment / (1 - beta1), _adam(state).mu)
+    return jax.tree.map(lambda moment: moment / (1 - beta1), adam(state).mu)
 
 
 def named(student: TrainState, *, statistics: bool) -> dict[str, np.ndarray]:
@@ -114,6 +114,7 @@ def difference(a: Any, b: Any) -> Any:
     return jax.tree.map(lambda x, y: jnp.asarray(x) - jnp.asarray(y), a, b)
 
 
-def _adam(state: Any) -> optax.ScaleByAdamState:
+def adam(state: Any) -> optax.ScaleByAdamState:
+    """Returns the moments in an optimiser's state with one Adam."""
     found = jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, optax.ScaleByAdamState))
     return next(x for x in found if isinstance(x, optax.ScaleByAdamState))

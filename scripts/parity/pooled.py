@@ -1,7 +1,8 @@
-"""The common part of ADI and CMI: a pool, and a student trained on given images of it."""
+"""The common part of ADI, CMI and FastDFKD: a pool, and a student trained on given images of it."""
 
 import contextlib
 import functools
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -42,12 +43,15 @@ class StudentTraining:
     ) -> None:
         d = config.distill
         self.release, self.mine, self.networks, self.normalise = release, mine, [student, teacher], normalise
-        self.count, self.given = d.student_steps, released.arguments(method=method)
+        self.count = d.student_steps
+        self.given = released.arguments(method=method, kd_steps=self.count)
         self.criterion = release.criterions.KLDiv(T=d.temperature)
         self.optimiser = torch.optim.SGD(
             student.parameters(), d.learning_rate, momentum=d.momentum, weight_decay=d.weight_decay
         )
-        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimiser, T_max=d.epochs)
+        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
+            self.optimiser, T_max=d.epochs, eta_min=d.learning_rate_end
+        )
         self.step = ours.step(distill_steps.student_step, mine)
 
     def epoch(self, case: Case, state: RunState, *, named: str = "") -> RunState:
@@ -55,8 +59,11 @@ class StudentTraining:
         images = [self._images(state, ahead) for ahead in range(self.count)]
         waiting = [self.normalise(torch.from_numpy(x.transpose(0, 3, 1, 2).copy())) for x in images]
         pool = _Pool(lambda: waiting.pop(0))
-        with biased_running_variance(), traced(self.release.kd.train, "optimizer.zero_grad()") as seen:
-            self.release.kd.train(pool, self.networks, self.criterion, self.optimiser, self.given, self.count)
+        train = self.release.kd.train
+        # FastDFKD's release reads the number of steps from the arguments.
+        count = (self.count,) if "kd_step" in inspect.signature(train).parameters else ()
+        with biased_running_variance(), traced(train, "optimizer.zero_grad()") as seen:
+            train(pool, self.networks, self.criterion, self.optimiser, self.given, *count)
         for theirs in seen.steps:
             state = self.step(state, self.mine.teacher)
             generative.compare_plain_student(case, state, theirs, self.optimiser)

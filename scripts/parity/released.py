@@ -1,5 +1,6 @@
 """Imports the released code from the user's checkouts; stubs replace its unused imports."""
 
+import ast
 import contextlib
 import importlib
 import re
@@ -7,14 +8,15 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import CodeType, ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
 
 from cudfkd_jax.runtime.errors import UserError
 
-# Imported by ljrprocc/DataFree but unused by the functions called here: other tasks, plots, other generators.
+# Imported by the code bases named `datafree` but unused by the functions called here: other tasks, plots, other
+# generators.
 _UNUSED = (
     *("datafree.datasets.nyu", "datafree.rep_transfer", "datafree.utils.inception"),
     *("datafree.utils.sync_transforms", "datafree.models.deeplab", "datafree.models.glow", "datafree.models.jem"),
@@ -23,7 +25,11 @@ _UNUSED = (
 
 
 class DataFree(NamedTuple):
-    """ljrprocc/DataFree: CuDFKD's release, and its benchmark's versions of DAFL, ZSKT, DFAD, DFQ, ADI and CMI."""
+    """A code base named `datafree`.
+
+    ljrprocc/DataFree is CuDFKD's release, with its benchmark's versions of DAFL, ZSKT, DFAD, DFQ, ADI and CMI;
+    ljrprocc/DFKD is AdaDFKD's and zju-vipa/Fast-Datafree FastDFKD's.
+    """
 
     kd: Any  # the script datafree_kd, with `train`
     synthesis: Any
@@ -63,26 +69,27 @@ def data_free(folder: Path) -> DataFree:
     """
     _check(folder, "datafree_kd.py", "RELEASE", "ljrprocc/DataFree")
     _torchvision()
-    for name in _UNUSED:
-        sys.modules.setdefault(name, _Stub(name))
-    with _first_on_path(folder):
-        kd = importlib.import_module("datafree_kd")
-        modules = {
-            name: importlib.import_module(f"datafree.{path}")
-            for name, path in {
-                "synthesis": "synthesis",
-                "generators": "models.generator",
-                "wrn": "models.classifiers.wresnet",
-                "resnet": "models.classifiers.resnet",
-                "vgg": "models.classifiers.vgg",
-                "criterions": "criterions",
-                "curriculum": "datasets.utils",
-                "hooks": "hooks",
-                "metrics": "metrics",
-                "utils": "utils",
-            }.items()
-        }
-    return DataFree(kd, **modules)
+    return _data_free(folder, _UNUSED)
+
+
+def dfkd(folder: Path) -> DataFree:
+    """Imports ljrprocc/DFKD; its `.cuda()` stays on the CPU from now on.
+
+    Raises:
+        UserError: the folder is not a checkout of it.
+    """
+    _check(folder, "datafree/synthesis/adadfkd.py", "ADADFKD", "ljrprocc/DFKD")
+    return _another_data_free(folder, _UNUSED)
+
+
+def fast_datafree(folder: Path) -> DataFree:
+    """Imports zju-vipa/Fast-Datafree; its `.cuda()` stays on the CPU from now on.
+
+    Raises:
+        UserError: the folder is not a checkout of it.
+    """
+    _check(folder, "datafree/synthesis/fast_meta_imagenet.py", "FASTDFKD", "zju-vipa/Fast-Datafree")
+    return _another_data_free(folder, (*_UNUSED, "datafree.synthesis.fast_meta_imagenet"))
 
 
 def pre_dfkd(folder: Path) -> PreDfkd:
@@ -93,7 +100,7 @@ def pre_dfkd(folder: Path) -> PreDfkd:
     """
     _check(folder, "distillation.py", "PREDFKD", "kuluhan/PRE-DFKD")
     _torchvision()
-    setattr(torch.Tensor, "cuda", lambda self, *arguments, **options: self)  # noqa: B010
+    _stay_on_the_cpu()
     with _first_on_path(folder), _modules_of_its_own("utils", "networks", "distillation"):
         return PreDfkd(importlib.import_module("distillation"), importlib.import_module("networks.generator"))
 
@@ -139,10 +146,28 @@ def arguments(**changes: Any) -> SimpleNamespace:
 
 
 def script(folder: Path, name: str) -> dict[str, str]:
-    """Reads the arguments of a script of ljrprocc/DataFree, e.g. "cudfkd/cudfkd_timagenet"; a bare flag is ""."""
+    """Reads the arguments of a script with one command, e.g. "cudfkd/cudfkd_timagenet"; a bare flag is ""."""
+    (given,) = commands(folder, name)
+    return given
+
+
+def commands(folder: Path, name: str) -> list[dict[str, str]]:
+    """Reads the arguments of each command of a script; a bare flag is ""."""
     text = (folder / "scripts" / f"{name}.sh").read_text(encoding="utf-8")
-    words = re.sub(r"#.*", "", text).replace("\\\n", " ")
-    return dict(re.findall(r"--(\w+)(?:[ =](?!--)(\S+))?", words))
+    lines = re.sub(r"#.*", "", text).replace("\\\n", " ").splitlines()
+    found = [dict(re.findall(r"--(\w+)(?:[ =](?!--)(\S+))?", line)) for line in lines]
+    return [given for given in found if given]
+
+
+def expression(folder: Path, file: str, variable: str) -> CodeType:
+    """Compiles the expression that a file of a checkout assigns to a variable first, as an input of `eval`."""
+    tree = ast.parse((folder / file).read_text(encoding="utf-8"))
+    assigned = (
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == [variable]
+    )
+    return compile(ast.Expression(next(assigned)), file, "eval")
 
 
 def commit(folder: Path) -> str:
@@ -157,6 +182,42 @@ def commit(folder: Path) -> str:
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
     return found.stdout.strip()
+
+
+def _data_free(folder: Path, unused: Sequence[str]) -> DataFree:
+    for name in unused:
+        sys.modules.setdefault(name, _Stub(name))
+    with _first_on_path(folder):
+        kd = importlib.import_module("datafree_kd")
+        modules = {
+            name: importlib.import_module(f"datafree.{path}")
+            for name, path in {
+                "synthesis": "synthesis",
+                "generators": "models.generator",
+                "wrn": "models.classifiers.wresnet",
+                "resnet": "models.classifiers.resnet",
+                "vgg": "models.classifiers.vgg",
+                "criterions": "criterions",
+                "curriculum": "datasets.utils",
+                "hooks": "hooks",
+                "metrics": "metrics",
+                "utils": "utils",
+            }.items()
+        }
+    return DataFree(kd, **modules)
+
+
+def _another_data_free(folder: Path, unused: Sequence[str]) -> DataFree:
+    """Imports a code base that has the module names of ljrprocc/DataFree."""
+    _torchvision()
+    _stay_on_the_cpu()
+    with _modules_of_its_own("datafree", "datafree_kd", "registry"):
+        return _data_free(folder, unused)
+
+
+def _stay_on_the_cpu() -> None:
+    for kind in (torch.Tensor, torch.nn.Module):
+        setattr(kind, "cuda", lambda self, *arguments, **options: self)  # noqa: B010
 
 
 class _Stub(ModuleType):

@@ -19,7 +19,7 @@ from parity.rows import Report
 _CEILING = "λ's ceiling of 5: docs/paper_to_code.md, §IV-B"
 _RAMP = "the ramp's last step: docs/paper_to_code.md, Eq. 17"
 _ABLATION = "the ablation keeps the ramp: docs/paper_to_code.md, The loop"
-_STEPS = 400  # student steps per epoch
+STEPS = 400  # student steps per epoch
 
 SCRIPTS = {
     "cudfkd/cudfkd_cifar10_resnet34_resnet18": "cifar10",
@@ -43,8 +43,8 @@ def scripts(release: DataFree, folder: Path, report: Report) -> None:
         for arguments in ("released", ""):
             kind = arguments or "default"
             case = report.case(METHOD, f"settings and schedules of scripts/{name}.sh, {kind}")
-            config = _config(data, given, arguments)
-            for setting, (mine, theirs) in _settings(config, given).items():
+            config = config_of(data, given, arguments)
+            for setting, (mine, theirs) in settings_of(config, given).items():
                 case.compare(setting, float(mine), float(theirs))
             case.compare("student's loss is that of the script", float(config.distill.loss == given["loss"]), 1.0)
             for strategy in ("log", "none"):
@@ -52,10 +52,10 @@ def scripts(release: DataFree, folder: Path, report: Report) -> None:
                 named = _ABLATION if strategy == "none" else _RAMP if _begins_with_an_epoch(given) else ""
                 named = "" if arguments else named
                 case.compare(f"α_adv, {strategy}", _alpha(config), _alpha_released(given, strategy), named=named)
-            mine, theirs = _lambda(release, config, given)
+            mine, theirs = lambdas(release, config, given)
             named = _CEILING if not arguments and theirs.max() > 5 else ""
             case.compare("λ", mine, theirs, named=named)
-            case.compare("student's learning rate", *_cosine(config, given))
+            case.compare("student's learning rate", *cosines(config, given))
 
 
 def _begins_with_an_epoch(given: dict[str, str]) -> bool:
@@ -63,12 +63,12 @@ def _begins_with_an_epoch(given: dict[str, str]) -> bool:
     return (float(given["begin_fraction"]) * int(given["epochs"])).is_integer()
 
 
-def _config(data: str, given: dict[str, str], arguments: str) -> Any:
+def config_of(data: str, given: dict[str, str], arguments: str) -> Any:
     pair = f"teacher={given['teacher']},student={given['student']}"
     return loading.load(f"{CONFIGS / data}.py:{','.join(filter(None, (pair, arguments)))}")
 
 
-def _settings(config: Any, given: dict[str, str]) -> dict[str, tuple[Any, Any]]:
+def settings_of(config: Any, given: dict[str, str]) -> dict[str, tuple[Any, Any]]:
     d, g, s, c = config.distill, config.generator, config.synthesis, config.curriculum
     steps = int(given["kd_steps_interval"])
     tiny = given["dataset"] == "tiny_imagenet"
@@ -103,8 +103,8 @@ def _alpha(config: Any) -> np.ndarray:
     schedule, epochs = method_settings(config).alpha_adv(), config.distill.epochs
     if schedule is None:
         return np.zeros(epochs)
-    first = jnp.arange(epochs) * _STEPS
-    values, last = (np.broadcast_to(np.asarray(schedule(step)), epochs) for step in (first, first + _STEPS - 1))
+    first = jnp.arange(epochs) * STEPS
+    values, last = (np.broadcast_to(np.asarray(schedule(step)), epochs) for step in (first, first + STEPS - 1))
     np.testing.assert_array_equal(values, last)  # constant within an epoch
     return values
 
@@ -120,16 +120,16 @@ def _alpha_released(given: dict[str, str], strategy: str) -> np.ndarray:
     return np.array(values)
 
 
-def _lambda(release: DataFree, config: Any, given: dict[str, str]) -> tuple[np.ndarray, np.ndarray]:
+def lambdas(release: DataFree, config: Any, given: dict[str, str]) -> tuple[np.ndarray, np.ndarray]:
     slope = 1e-4 if given["dataset"] == "cifar10" else 2e-5  # as in `train` of datafree_kd.py
-    steps = np.unique(np.linspace(0, int(given["epochs"]) * _STEPS - 1, 2001).astype(int))
+    steps = np.unique(np.linspace(0, int(given["epochs"]) * STEPS - 1, 2001).astype(int))
     theirs = [
         release.curriculum.lambda_scheduler(float(given["lambda_0"]), int(step), alpha=slope) for step in steps
     ]
     return np.asarray(method_settings(config).lambda_t()(jnp.asarray(steps))), np.array(theirs)
 
 
-def _cosine(config: Any, given: dict[str, str]) -> tuple[np.ndarray, np.ndarray]:
+def cosines(config: Any, given: dict[str, str]) -> tuple[np.ndarray, np.ndarray]:
     epochs = int(given["epochs"])
     optimiser = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], float(given["lr"]))
     schedule, theirs = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=epochs), []
@@ -137,5 +137,5 @@ def _cosine(config: Any, given: dict[str, str]) -> tuple[np.ndarray, np.ndarray]
         theirs.append(optimiser.param_groups[0]["lr"])
         optimiser.step()
         schedule.step()
-    mine = cosine_learning_rate(config.distill.learning_rate, config.distill.epochs, _STEPS)
-    return np.asarray(mine(jnp.arange(epochs) * _STEPS)), np.array(theirs)
+    mine = cosine_learning_rate(config.distill.learning_rate, config.distill.epochs, STEPS)
+    return np.asarray(mine(jnp.arange(epochs) * STEPS)), np.array(theirs)

@@ -1,16 +1,21 @@
 """Tests of the comparison with the released code: its verdicts, draws and traces of PyTorch functions."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from cudfkd_jax.runtime.errors import UserError
 from parity import rows
 
 torch = pytest.importorskip("torch")
 replay = pytest.importorskip("parity.replay")
+released = pytest.importorskip("parity.released")
+networks = pytest.importorskip("parity.networks")
 
 _SCRIPT = Path(__file__).parents[2] / "scripts" / "check_parity.py"
 
@@ -112,6 +117,44 @@ def test_running_variance_is_that_of_flax_for_a_while():
     torch.testing.assert_close(layers[0].running_var, biased)
     assert not torch.allclose(layers[1].running_var, biased, rtol=1e-4)
     torch.testing.assert_close(layers[0].running_mean, layers[1].running_mean)
+
+
+def test_commands_of_a_script_are_read_one_by_one(tmp_path):
+    (tmp_path / "scripts").mkdir()
+    path = tmp_path / "scripts" / "name.sh"
+    path.write_text("#!/bin/bash\npython a.py --lr 0.2 --flag --T=20  # --T 5\n\npython a.py \\\n--lr 0.1\n")
+    first, second = released.commands(tmp_path, "name")
+    assert (first, second) == ({"lr": "0.2", "flag": "", "T": "20"}, {"lr": "0.1"})
+    with pytest.raises(ValueError):
+        released.script(tmp_path, "name")
+
+
+def test_an_expression_of_a_file_is_evaluated_as_it_is(tmp_path):
+    (tmp_path / "file.py").write_text("def main(args):\n    for epoch in range(3):\n        h = args.k * epoch\n")
+    code = released.expression(tmp_path, "file.py", "h")
+    assert eval(code, {"args": SimpleNamespace(k=0.5), "epoch": 3}) == 1.5
+
+
+def test_the_weights_before_an_image_go_there_and_back():
+    weight, bias = np.random.default_rng(0).normal(size=(3 * 4 * 4, 5)), np.zeros(3 * 4 * 4)
+    kernel = networks.projection(weight, bias, channels=3)["kernel"]
+    assert kernel.shape == (5, 48) and not np.array_equal(kernel.T, weight)
+    np.testing.assert_array_equal(networks.weight_of_projection(kernel, channels=3), weight)
+
+
+@pytest.mark.parametrize(
+    ("load", "message"),
+    [
+        ("dfkd", "ADADFKD={} has no datafree/synthesis/adadfkd.py; expected a checkout of ljrprocc/DFKD"),
+        (
+            "fast_datafree",
+            "FASTDFKD={} has no datafree/synthesis/fast_meta_imagenet.py; expected a checkout of zju-",
+        ),
+    ],
+)
+def test_a_folder_without_a_newer_release_is_refused(tmp_path, load, message):
+    with pytest.raises(UserError, match=re.escape(message.format(tmp_path))):
+        getattr(released, load)(tmp_path)
 
 
 def test_a_folder_without_the_release_is_refused_in_one_line(tmp_path):
