@@ -15,13 +15,13 @@ import rounds
 from cudfkd_jax.config.methods import use_method
 from cudfkd_jax.methods import adadfkd, cudfkd, generative
 from cudfkd_jax.methods.adadfkd import Relations, Settings
-from cudfkd_jax.models.capture import FEATURES, Outputs, apply
+from cudfkd_jax.models.capture import BN, FEATURES, Outputs, apply
 from cudfkd_jax.models.generator import Generator
 from cudfkd_jax.objectives import curriculum, losses, student
 from cudfkd_jax.objectives.terms import Synthetic
 from cudfkd_jax.runtime.devices import SINGLE
 from cudfkd_jax.runtime.errors import UserError
-from cudfkd_jax.training.state import SYNTHESIS, purpose_key
+from cudfkd_jax.training.state import STUDENT, SYNTHESIS, purpose_key
 
 _OWN = Settings(generator_weight=0.3, student_weight=0.2, temperature=0.5, queue=20, negatives=0.6)
 _LATENT_DIM, _BATCH = 8, 16
@@ -195,28 +195,82 @@ def test_the_queue_keeps_the_newest(seen):
     assert state.pointer == at
 
 
-def test_a_synthesis_step_scores_its_images_and_remembers_the_student():
-    """Recomputes the metric and the queue from the images of the step."""
-    problem, teacher = rounds.problem(_method()), nets.teacher_variables()
-    start = rounds.initial_state(problem.method)
-    after = rounds.compiled(problem.method).synthesis(rounds.copy(start), teacher)
-    z = jax.random.normal(purpose_key(start.key, SYNTHESIS, start.synthesis_step), (_BATCH, _LATENT_DIM))
-    images = apply(_generator(), start.aux.variables, z, train=True).value
-    features = [
-        np.asarray(network(variables, images, capture=(FEATURES,)).features, np.float64)
-        for network, variables in ((problem.teacher, teacher), (problem.student, start.student.variables))
-    ]
-    projection = start.aux.carried.projection
-    positives = _unit(features[1] @ np.asarray(projection["kernel"]) + np.asarray(projection["bias"]))
-    window = [int(edge) for edge in _negatives()(0)]
-    expected = _of_generator(features[0], positives, np.asarray(start.aux.carried.queue), *window, 0.5)
-    np.testing.assert_allclose(after.synthesis.last["contrastive_loss"], expected.mean(), rtol=1e-3)
-    np.testing.assert_allclose(after.aux.carried.queue[:_BATCH], positives, rtol=1e-2, atol=1e-3)
-    assert after.aux.carried.pointer == _BATCH
-    weighted = 1.0 * after.synthesis.last["adversarial_loss"] + after.synthesis.last["bn_loss"]
-    weighted += after.synthesis.last["class_loss"] + 20 * after.synthesis.last["balance_loss"]
-    weighted += 0.3 * after.synthesis.last["contrastive_loss"]
-    np.testing.assert_allclose(after.synthesis.last["synthesis_loss"], weighted, rtol=1e-5)
+@jax.value_and_grad
+def _synthesis_loss(params, start, teacher, z, window):
+    """The loss of a synthesis step by the formulas of release and paper."""
+    images = apply(_generator(), {"params": params, "batch_stats": start.aux.batch_stats}, z, train=True).value
+    of_teacher = nets.classifier(8)(teacher, images, capture=(BN, FEATURES))
+    of_student = nets.classifier(4)(start.student.variables, images, capture=(FEATURES,))
+    log_p = jax.nn.log_softmax(of_teacher.value)
+    mean_p = jnp.mean(jax.nn.softmax(of_teacher.value / 20), 0)
+    loss = -jnp.mean(jnp.max(log_p, 1)) + 20 * jnp.sum(mean_p * jnp.log(mean_p + 1e-8))
+    for layer in of_teacher.bn:
+        loss += jnp.linalg.norm(layer.mean - layer.running_mean) + jnp.linalg.norm(layer.var - layer.running_var)
+    log_t, log_s = (jax.nn.log_softmax(z.value / 3) for z in (of_teacher, of_student))
+    loss -= 9 * jnp.mean(jnp.sum(jnp.exp(log_t) * (log_t - log_s), 1))
+    relations = start.aux.carried
+    query, positive = _jax_unit(of_teacher.features), jax.lax.stop_gradient(_projected(of_student, relations))
+    ranked = jnp.sort(query @ relations.queue.T, 1)[:, window]
+    scores = jnp.column_stack([jnp.sum(query * positive, 1), ranked]) / _OWN.temperature
+    return loss - _OWN.generator_weight * jnp.mean(jax.nn.log_softmax(scores)[:, 0])
+
+
+@jax.value_and_grad
+def _student_loss(params, start, teacher, images):
+    """The loss of a student step, likewise."""
+    of_teacher = nets.classifier(8)(teacher, images, capture=(FEATURES,))
+    variables = {"params": params, "batch_stats": start.student.batch_stats}
+    of_student = nets.classifier(4)(variables, images, train=True, capture=(FEATURES,))
+    log_t, log_s = (jax.nn.log_softmax(z.value / 20) for z in (of_teacher, of_student))
+    scores = _jax_unit(of_teacher.features) @ _projected(of_student, start.aux.carried).T / _OWN.temperature
+    relation = -jnp.diagonal(jax.nn.log_softmax(scores))
+    loss = 400 * jnp.sum(jnp.exp(log_t) * (log_t - log_s), 1) + _OWN.student_weight * relation
+    v = (1 + math.exp(-2)) / (1 + jnp.exp(loss - 2))
+    return jnp.mean(jax.lax.stop_gradient(v) * loss)
+
+
+def _projected(outputs, relations):
+    return _jax_unit(outputs.features @ relations.projection["kernel"] + relations.projection["bias"])
+
+
+def _jax_unit(x):
+    return x / jnp.linalg.norm(x, axis=1, keepdims=True)
+
+
+def test_both_steps_are_those_written_out():
+    """In float64, with SGD, whose step shows the gradient."""
+    method = _method(optax.sgd(0.05))
+    parts = rounds.compiled(method)
+    with jax.enable_x64(True):
+        start, teacher = map(rounds.in_float64, (rounds.initial_state(method), nets.teacher_variables()))
+        z = jax.random.normal(purpose_key(start.key, SYNTHESIS, start.synthesis_step), (_BATCH, _LATENT_DIM))
+        first, end = (int(edge) for edge in _negatives()(0))
+        after = parts.synthesis(rounds.copy(start), teacher)
+        loss, slope = jax.jit(_synthesis_loss)(start.aux.params, start, teacher, z, np.arange(first, end))
+        np.testing.assert_allclose(after.synthesis.last["synthesis_loss"], loss, rtol=1e-8)
+        _check_moved(start.aux.params, after.aux.params, slope, 0.05)
+        images = apply(_generator(), start.aux.variables, z, train=True).value
+        of_teacher = nets.classifier(8)(teacher, images, capture=(FEATURES,))
+        of_student = nets.classifier(4)(start.student.variables, images, capture=(FEATURES,))
+        positives = np.asarray(_projected(of_student, start.aux.carried))
+        queue = np.asarray(start.aux.carried.queue)
+        scored = _of_generator(np.asarray(of_teacher.features), positives, queue, first, end, 0.5)
+        np.testing.assert_allclose(after.synthesis.last["contrastive_loss"], scored.mean(), rtol=1e-8)
+        np.testing.assert_allclose(after.aux.carried.queue[:_BATCH], positives, rtol=1e-8)
+        assert after.aux.carried.pointer == _BATCH
+
+        z = jax.random.normal(purpose_key(after.key, STUDENT, after.step), (_BATCH, _LATENT_DIM))
+        images = apply(_generator(), after.aux.variables, z).value
+        trained = parts.student(rounds.copy(after), teacher)
+        loss, slope = jax.jit(_student_loss)(after.student.params, after, teacher, images)
+        np.testing.assert_allclose(trained.training.last["student_loss"], loss, rtol=1e-8)
+        _check_moved(after.student.params, trained.student.params, slope, 0.1)
+
+
+def _check_moved(before, after, slope, rate):
+    scale = max(jnp.abs(leaf).max() for leaf in jax.tree.leaves(slope))
+    for a, b, g in zip(*map(jax.tree.leaves, (before, after, slope)), strict=True):
+        np.testing.assert_allclose(a - b, rate * g, rtol=0, atol=1e-8 * rate * scale)
 
 
 def test_features_of_equal_width_are_not_projected():

@@ -73,7 +73,7 @@ def _steps():
 
 def _rounds(count: int):
     """Returns the states of some rounds after the beginning, after every step and at the end, as they were."""
-    teacher, state = nets.teacher_variables(), rounds.copy(rounds.initial_state(_method()))
+    teacher, state = map(rounds.in_float64, (nets.teacher_variables(), rounds.initial_state(_method())))
     for _ in range(count):
         states = [state := _steps().begin(state, teacher)]
         for _ in range(_STEPS):
@@ -86,7 +86,7 @@ def _rounds(count: int):
 def _objective(params, state, adversarial: float, memory: float):
     """The loss of a step, written out; returns the images too."""
     key = purpose_key(state.key, SYNTHESIS, state.synthesis_step)
-    teacher = nets.teacher_variables()
+    teacher = rounds.in_float64(nets.teacher_variables())
     variables = {"params": params["generator"], "batch_stats": state.aux.fast.batch_stats}
     images = apply(_generator(), variables, params["latents"], train=True).value
     augmented = random_crop_flip(key, images, padding=1, flip=True)
@@ -117,7 +117,13 @@ def _kernel(params):
     return np.asarray(params["conv1"]["kernel"])
 
 
-def test_rounds_are_those_written_out():
+@pytest.fixture(name="float64")
+def _float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def test_rounds_are_those_written_out(float64):
     """Three rounds: the adversarial term from the second on, the memory too, the reset before the third."""
     value_and_grad = jax.jit(jax.value_and_grad(_objective, has_aux=True))
     slopes, meta, previous = [], _kernel(rounds.initial_state(_method()).aux.meta.params), None
@@ -132,25 +138,25 @@ def test_rounds_are_those_written_out():
         gradients, found, before = [], [], begun
         for after in stepped:
             (loss, images), gradient = value_and_grad(before.aux.fast.params, before, adversarial, memory)
-            np.testing.assert_allclose(after.synthesis.last["synthesis_loss"], loss, rtol=1e-3)
+            np.testing.assert_allclose(after.synthesis.last["synthesis_loss"], loss, rtol=1e-8)
             gradients.append(gradient)
             found.append((float(loss), images))
             update = _adam(_LR_Z, [g["latents"] for g in gradients])
             moved = np.asarray(after.aux.fast.params["latents"]) - np.asarray(before.aux.fast.params["latents"])
-            np.testing.assert_allclose(moved, update, atol=0.05 * _LR_Z)
+            np.testing.assert_allclose(moved, update, atol=1e-8 * _LR_Z)
             before = after
         slopes.append(sum(_kernel(g["generator"]) for g in gradients))
         scale = np.abs(slopes[-1]).max()
-        np.testing.assert_allclose(_kernel(before.aux.slope), slopes[-1], atol=2e-3 * scale)
+        np.testing.assert_allclose(_kernel(before.aux.slope), slopes[-1], atol=1e-8 * scale)
         best = min(found, key=lambda pair: pair[0])[1]
-        np.testing.assert_allclose(before.aux.best.value, best, atol=1e-3)
+        np.testing.assert_allclose(before.aux.best.value, best, atol=1e-8)
         stored = np.asarray(finished.aux.pool.values[number - 1], np.float32) / 255
-        np.testing.assert_allclose(stored, np.asarray(best), atol=2e-3 + 0.5 / 255)
+        np.testing.assert_allclose(stored, np.asarray(best), atol=0.501 / 255)
         moved = _kernel(finished.aux.meta.params) - meta
-        np.testing.assert_allclose(moved, _adam(_STEPS * _LR_G, slopes), atol=0.05 * _STEPS * _LR_G)
+        np.testing.assert_allclose(moved, _adam(_STEPS * _LR_G, slopes), atol=1e-8 * _STEPS * _LR_G)
         seen, past, kept = (jax.tree.leaves(part) for part in _memories(before, finished))
         for new, old, mixed in zip(seen, past, kept, strict=True):
-            np.testing.assert_allclose(mixed, memory * old + (1 - memory) * new, rtol=1e-5)
+            np.testing.assert_allclose(mixed, memory * old + (1 - memory) * new, rtol=1e-8)
         meta, previous = _kernel(finished.aux.meta.params), finished
 
 

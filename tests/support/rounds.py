@@ -73,6 +73,11 @@ def copy(state: RunState) -> RunState:
     return jax.tree.map(jnp.copy, state)
 
 
+def in_float64(tree):
+    """Returns a copy with all real numbers in float64; for programs under `jax.enable_x64`."""
+    return jax.tree.map(lambda x: x.astype(float) if jnp.issubdtype(x.dtype, jnp.floating) else jnp.copy(x), tree)
+
+
 def bits(state: RunState) -> list[np.ndarray]:
     return jax.tree.leaves(jax.device_get(state.replace(key=jax.random.key_data(state.key))))
 
@@ -123,16 +128,11 @@ def device_differences(test_file: str) -> dict[str, float]:
 def measure_devices(method: Method) -> None:
     """Prints the largest difference of each part of the state between two devices and one after some steps."""
 
-    def cast(tree):
-        return jax.tree.map(
-            lambda x: x.astype(float) if jnp.issubdtype(x.dtype, jnp.floating) else jnp.copy(x), tree
-        )
-
     def after(count: int):
         devices = local_devices(count)
         parts = distillation_steps(problem(method)).compile(devices)
-        state = devices.replicate(cast(initial_state(method)))
-        teacher = devices.replicate(cast(nets.teacher_variables()))
+        state = devices.replicate(in_float64(initial_state(method)))
+        teacher = devices.replicate(in_float64(nets.teacher_variables()))
         synthesis = parts.synthesis
         steps = (synthesis, synthesis, parts.finish, synthesis, parts.student)  # the last one has a memory
         for step in filter(None, steps):
