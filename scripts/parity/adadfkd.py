@@ -377,11 +377,11 @@ class _Hardness:
     """h of an epoch, as the loop of datafree_kd.py computes it."""
 
     def __init__(self, folder: Path, share: float, begin: float, end: float, epochs: int) -> None:
-        self.code = released.expression(folder, "datafree_kd.py", "hard_factor")
+        self.computed = released.expression(folder, "datafree_kd.py", "hard_factor")
         self.given = SimpleNamespace(length=share, begin_fraction=begin, end_fraction=end, epochs=epochs)
 
     def __call__(self, epoch: int) -> float:
-        return float(eval(self.code, {"args": self.given, "epoch": epoch}))
+        return float(self.computed(args=self.given, epoch=epoch))
 
 
 def _arguments_of(config: Any, option: str) -> SimpleNamespace:

@@ -6,9 +6,9 @@ import importlib
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import CodeType, ModuleType, SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
@@ -159,15 +159,16 @@ def commands(folder: Path, name: str) -> list[dict[str, str]]:
     return [given for given in found if given]
 
 
-def expression(folder: Path, file: str, variable: str) -> CodeType:
-    """Compiles the expression that a file of a checkout assigns to a variable first, as an input of `eval`."""
+def expression(folder: Path, file: str, variable: str) -> Callable[..., Any]:
+    """Returns the expression that a file of a checkout first assigns to a variable, as a function of its names."""
     tree = ast.parse((folder / file).read_text(encoding="utf-8"))
     assigned = (
         node.value
         for node in ast.walk(tree)
         if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == [variable]
     )
-    return compile(ast.Expression(next(assigned)), file, "eval")
+    code = compile(ast.Expression(next(assigned)), file, "eval")
+    return lambda **names: eval(code, names)
 
 
 def commit(folder: Path) -> str:

@@ -131,8 +131,8 @@ def test_commands_of_a_script_are_read_one_by_one(tmp_path):
 
 def test_an_expression_of_a_file_is_evaluated_as_it_is(tmp_path):
     (tmp_path / "file.py").write_text("def main(args):\n    for epoch in range(3):\n        h = args.k * epoch\n")
-    code = released.expression(tmp_path, "file.py", "h")
-    assert eval(code, {"args": SimpleNamespace(k=0.5), "epoch": 3}) == 1.5
+    h = released.expression(tmp_path, "file.py", "h")
+    assert h(args=SimpleNamespace(k=0.5), epoch=3) == 1.5
 
 
 def test_the_weights_before_an_image_go_there_and_back():
