@@ -348,22 +348,16 @@ def test_one_process_asks_nobody(monkeypatch):
 
 def _state_after(kinds, method) -> dict[str, np.ndarray]:
     import jax
-    import jax.numpy as jnp
     import nets
     import rounds
 
     from cudfkd_jax.runtime.devices import local_devices
     from cudfkd_jax.training.loops import distillation_steps
 
-    def cast(tree):
-        return jax.tree.map(
-            lambda x: x.astype(float) if jnp.issubdtype(x.dtype, jnp.floating) else jnp.copy(x), tree
-        )
-
     devices = local_devices()
     parts = distillation_steps(rounds.problem(method)).compile(devices)
-    state = devices.replicate(cast(rounds.initial_state(method)))
-    teacher = devices.replicate(cast(nets.teacher_variables()))
+    state = devices.replicate(rounds.in_float64(rounds.initial_state(method)))
+    teacher = devices.replicate(rounds.in_float64(nets.teacher_variables()))
     for kind in kinds:
         state = getattr(parts, kind)(state, teacher)
     state = devices.unreplicate(state)
