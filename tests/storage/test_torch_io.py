@@ -16,6 +16,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
+import torchvision_import
 from helpers import snapshot
 from PIL import Image
 
@@ -314,7 +315,7 @@ def test_the_stem_tells_torchvisions_networks(tmp_path):
     ("name", "size"), [("resnet18", (224, 224)), ("resnet34", (65, 50)), ("resnet50", (96, 96))]
 )
 def test_torchvision_computes_the_same_and_loads_what_is_exported(name, size, tmp_path):
-    models = pytest.importorskip("torchvision.models")
+    models = torchvision_import.import_or_skip().models
     net, arch = torch_models.randomise(getattr(models, name)(num_classes=10), 1), f"{name}_imagenet"
     path = _save(tmp_path / "theirs.pth", net.state_dict())
     assert torch_names.infer(torch_files.read_state_dict(path)) == (arch, 10)
@@ -330,7 +331,7 @@ def test_torchvision_computes_the_same_and_loads_what_is_exported(name, size, tm
 
 
 def test_torchvision_loads_the_small_student(tmp_path):
-    resnet = pytest.importorskip("torchvision.models.resnet")
+    resnet = torchvision_import.import_or_skip().models.resnet
     torch_files.write_state_dict(
         tmp_path / "ours.pth", torch_names.to_state_dict(_random_variables("resnet10_imagenet"))
     )
@@ -403,13 +404,14 @@ def test_a_long_list_of_differences_is_cut(tmp_path):
 )
 def test_a_teacher_of_another_kind_is_named(arch, num_classes, text, tmp_path):
     config = tiny.get_config()
-    config.teacher.checkpoint = str(_save(tmp_path / "teacher.pth", _state_dict(arch, num_classes)))
+    path = _save(tmp_path / "teacher.pth", _state_dict(arch, num_classes))
+    config.teacher.update(arch="wrn10_1", checkpoint=str(path))
     assert text in _refused(teacher.find_teacher, teacher_source(config), tmp_path / "run")
 
 
 def test_a_teacher_for_other_channels_is_refused(tmp_path):
     config = tiny.get_config()  # for grey images
-    config.teacher.checkpoint = str(_save(tmp_path / "teacher.pth", _state_dict()))
+    config.teacher.update(arch="wrn10_1", checkpoint=str(_save(tmp_path / "teacher.pth", _state_dict())))
     text = _refused(teacher.find_teacher, teacher_source(config), tmp_path / "run")
     assert "conv1.weight is [16, 3, 3, 3] and should be [16, 1, 3, 3]" in text
 
@@ -558,7 +560,7 @@ def _main_refused(path: Path, capsys) -> str:
 
 def test_another_network_on_the_command_line(tmp_path, capsys):
     path = _save(tmp_path / "net.safetensors", _state_dict("vgg8"))
-    assert "has arch vgg8 and the configuration wrn10_1" in _main_refused(path, capsys)
+    assert f"has arch vgg8 and the configuration {tiny.NET}; name another" in _main_refused(path, capsys)
 
 
 @pytest.mark.parametrize("name", ["net.pth", "net"])
