@@ -8,15 +8,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cudfkd_jax.evaluation.headline import SHARES, headline
-from cudfkd_jax.evaluation.summary import BEST, SUMMARY
+from cudfkd_jax.evaluation.summary import BEST
 from cudfkd_jax.report import figures, page, plot, tables
+from cudfkd_jax.report.files import COMPARISON, FOLDER, REPORT, is_missing
 from cudfkd_jax.report.page import Section
 from cudfkd_jax.report.plot import Picture
 from cudfkd_jax.report.read import Run, is_finite, read, read_config
 from cudfkd_jax.runtime.errors import UserError
 from cudfkd_jax.storage.files import write_bytes
 
-REPORT, COMPARISON, FOLDER = "report.html", "compare.html", "report"
 _SETTINGS = "config.py"
 
 
@@ -50,14 +50,6 @@ def write_report(folder: Path) -> Path:
     write_bytes(folder / FOLDER / _SETTINGS, tables.configuration_file(run).encode())
     write_bytes(folder / REPORT, text.encode(errors="replace"))
     return folder / REPORT
-
-
-def is_missing(folder: Path) -> bool:
-    """Returns whether a finished run has no page, or one older than its summary."""
-    summary, written = folder / SUMMARY, folder / REPORT
-    if not summary.exists():
-        return False
-    return not written.exists() or written.stat().st_mtime_ns < summary.stat().st_mtime_ns
 
 
 def write_missing(folder: Path) -> None:
