@@ -18,10 +18,7 @@ from cudfkd_jax.data.base import (
 from cudfkd_jax.data.images import decode_images
 from cudfkd_jax.runtime.errors import UserError
 
-_LOCAL = (
-    "or read the official archive with --config.data.source=archive --config.data.dir=PATH, "
-    "or an image folder with --config.data.source=folder --config.data.dir=PATH"
-)
+_ARCHIVES = ("cifar10", "cifar100")
 
 
 def load(request: Request) -> Dataset:
@@ -46,6 +43,15 @@ def load(request: Request) -> Dataset:
     splits = {split: _read_split(request, split, builder, where) for split in request.splits}
     classes = tuple(features["label"].names or ())
     return Dataset(request.num_classes, classes, request.image_shape, splits)
+
+
+def _otherwise(request: Request) -> str:
+    """Returns how to supply a data set that TFDS does not."""
+    archive = "the official archive with --config.data.source=archive --config.data.dir=PATH, "
+    return (
+        f"or read {archive if request.name in _ARCHIVES else ''}an image folder with --config.data.source=folder "
+        "--config.data.dir=PATH or arrays with --config.data.source=npz --config.data.dir=FILE"
+    )
 
 
 def _read_split(request: Request, split: str, builder: Any, where: str) -> Split:
@@ -85,7 +91,7 @@ def _prepared_builder(request: Request) -> Any:
         builder = tfds.builder(request.name, data_dir=data_dir)
     except tfds.core.DatasetNotFoundError:
         raise UserError(
-            f"TensorFlow Datasets has no {request.name!r}: prepare it in --config.data.dir, {_LOCAL}"
+            f"TensorFlow Datasets has no {request.name!r}: prepare it in --config.data.dir, {_otherwise(request)}"
         ) from None
     if not (builder.data_path / "dataset_info.json").exists():
         _prepare(request)
@@ -119,7 +125,7 @@ def _prepare(request: Request) -> None:
     if importlib.util.find_spec("tensorflow") is None:
         raise UserError(
             f"{request.name} is not prepared in {request.directory or 'the data directory of TFDS'} and "
-            f"preparing it needs TensorFlow: pip install 'cudfkd_jax[tfds]', {_LOCAL}"
+            f"preparing it needs TensorFlow: pip install 'cudfkd_jax[tfds]', {_otherwise(request)}"
         )
     try:
         builder = tfds.builder(request.name, data_dir=request.directory or None, file_format="array_record")
@@ -127,5 +133,5 @@ def _prepare(request: Request) -> None:
     # Downloading and generating raise errors of many types.
     except Exception as error:
         raise UserError(
-            f"cannot download and prepare {request.name} ({one_line(error)}): try again, {_LOCAL}"
+            f"cannot download and prepare {request.name} ({one_line(error)}): try again, {_otherwise(request)}"
         ) from error

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from cudfkd_jax import data
+from cudfkd_jax.config import build, loading
 from cudfkd_jax.data import tfds as tfds_source
 from cudfkd_jax.runtime.errors import UserError
 
@@ -505,10 +506,11 @@ def test_cache_that_cannot_be_written_is_no_error(root, tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def tfds_dir(tmp_path_factory):
-    """Prepares a real TFDS data set named cifar10 from PNG bytes, without TensorFlow."""
+    """Prepares real TFDS data sets named cifar10 and svhn_cropped from PNG bytes, without TensorFlow."""
     import tensorflow_datasets as tfds
 
-    # Unregistered, so that it does not hide the real cifar10.
+    version_of_svhn = tfds.builder_cls("svhn_cropped").VERSION
+    # Unregistered, so that they do not hide the real ones.
     with tfds.core.registered.skip_registration():
 
         class Cifar10(tfds.core.GeneratorBasedBuilder):
@@ -532,8 +534,12 @@ def tfds_dir(tmp_path_factory):
                     file.seek(0)
                     yield i, {"id": str(i), "image": file, "label": i % 10}
 
+        class SvhnCropped(Cifar10):
+            VERSION = version_of_svhn
+
     directory = tmp_path_factory.mktemp("tfds")
-    Cifar10(data_dir=directory, file_format="array_record").download_and_prepare()
+    for builder in (Cifar10, SvhnCropped):
+        builder(data_dir=directory, file_format="array_record").download_and_prepare()
     return directory
 
 
@@ -554,6 +560,27 @@ def test_tfds_prepared_data_are_read_without_tensorflow(tfds_dir, monkeypatch):
     for split, count in (("train", 30), ("test", 12)):
         found = {bytes(image): label for image, label in zip(*dataset.splits[split], strict=True)}
         assert found == {bytes(tfds_pixels(i)): i % 10 for i in range(count)}
+
+
+def test_svhn_is_read_from_every_source(tfds_dir, root):
+    """House numbers as TFDS, in folders 0 to 9 and as arrays: the same images under the same labels."""
+    arrays = {}
+    for split, count in (("train", 30), ("test", 12)):
+        images = np.stack([tfds_pixels(i) for i in range(count)])
+        arrays |= {f"x_{split}": images, f"y_{split}": np.arange(count) % 10}
+        for i, image in enumerate(images):
+            path = root / split / str(i % 10) / f"{i:02d}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(path)
+    np.savez(root / "svhn.npz", **arrays)
+    for source, directory in (("tfds", tfds_dir), ("folder", root), ("npz", root / "svhn.npz")):
+        config = loading.load_checked("svhn", [f"--config.data.source={source}", f"--config.data.dir={directory}"])
+        dataset = build.dataset(config, ("train", "test"))
+        assert dataset.image_shape == (32, 32, 3) and dataset.num_classes == 10
+        for split, (images, labels) in dataset.splits.items():
+            found = {bytes(image): int(label) for image, label in zip(images, labels, strict=True)}
+            of_split = zip(arrays[f"x_{split}"], arrays[f"y_{split}"], strict=True)
+            assert found == {bytes(image): label for image, label in of_split}, (source, split)
 
 
 def copy_with(tfds_dir, target, change):
@@ -612,6 +639,9 @@ def test_tfds_not_prepared_and_no_tensorflow(tmp_path, monkeypatch):
         load_tfds(tmp_path / "empty")
     for part in ("pip install 'cudfkd_jax[tfds]'", "--config.data.source=archive --config.data.dir=", "=folder"):
         assert part in str(caught.value)
+    with pytest.raises(UserError, match=r"or read an image folder with .*=folder .*=npz") as caught:
+        load_tfds(tmp_path / "empty", name="svhn_cropped")
+    assert "archive" not in str(caught.value)
     assert not (tmp_path / "empty").exists()
 
 
