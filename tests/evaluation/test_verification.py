@@ -48,7 +48,7 @@ def test_limits_are_wider_for_few_images():
 def _trained(tmp_path_factory):
     """Returns a teacher of more than 90 % and the test images."""
     config, folder = tiny.get_config(), tmp_path_factory.mktemp("teacher")
-    config.teacher.update(arch="wrn10_1", epochs=8, batch_size=64)
+    config.teacher.update(arch="wrn10_1", epochs=4, batch_size=32)
     stages.run(config, "teacher", folder, say=lambda text: None)
     config.teacher.checkpoint = str(folder)
     return find_teacher(teacher_source(config), folder), build.dataset(config, ("test",)).splits["test"]
