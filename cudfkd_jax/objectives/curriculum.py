@@ -199,8 +199,7 @@ def adversarial_schedule(
     Raises:
         UserError: the kind is unknown.
     """
-    # Rounded, so that 0.29 · 100 = 28.999999999999996 counts as 29.
-    begin, end = round(k_begin * epochs, 9), round(k_end * epochs, 9)
+    begin, end = _whole(k_begin * epochs), _whole(k_end * epochs)
     match kind:
         case "linear":
             first, last = math.ceil(begin), math.floor(end)
@@ -218,6 +217,11 @@ def adversarial_schedule(
         return initial + slope * jnp.maximum(jnp.minimum(epoch, last) - first, 0)
 
     return schedule
+
+
+def _whole(product: float) -> float:
+    """Returns a product that is a whole number up to rounding as that: 0.29 · 100 = 28.999999999999996 as 29."""
+    return round(product, 9)
 
 
 def _eq17(initial: float, slope: float, begin: int, end: int, steps_per_epoch: int) -> optax.Schedule:
@@ -251,8 +255,8 @@ def negatives_schedule(
     Returns:
         A schedule of the student step: `(first, end)`, int32 scalars with 0 <= first < end <= K.
     """
-    since = np.arange(epochs) - math.floor(k_begin * epochs)
-    rise = max(math.floor(epochs * (k_end - k_begin)), 1)
+    since = np.arange(epochs) - math.floor(_whole(k_begin * epochs))
+    rise = max(math.floor(_whole(epochs * (k_end - k_begin))), 1)
     h = np.clip((1 - share) * since / rise, 0, 1 - share)
     # Added because whole products may be rounded below.
     first, end = (jnp.asarray(np.floor(edge * queue + 1e-9), jnp.int32) for edge in (h, h + share))

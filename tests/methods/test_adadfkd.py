@@ -165,14 +165,20 @@ def test_the_student_weighs_the_sum_of_both_losses(seen):
 
 @pytest.mark.parametrize(
     ("share", "queue", "begin", "end", "epochs"),
-    [("0.9", 4096, "0.25", "0.75", 300), ("0.8", 8192, "0", "0.75", 500), ("0.81", 16384, "0.2", "0.75", 500)],
+    [
+        ("0.9", 4096, "0.25", "0.75", 300),
+        ("0.8", 8192, "0", "0.75", 500),
+        ("0.81", 16384, "0.2", "0.75", 500),
+        ("0.8", 1000, "0.29", "0.87", 100),  # 0.29 · 100 and
+        ("0.8", 1000, "0.1", "0.3", 10),  # (0.3 - 0.1) · 10 are below whole numbers in floats
+    ],
 )
 def test_negatives_get_harder(share, queue, begin, end, epochs):
-    """Compares the windows of the published settings with exact fractions."""
+    """Compares the windows of the published and some other settings with exact fractions."""
     k, b, to = map(Fraction, (share, begin, end))
     window = {"k_begin": float(b), "k_end": float(to), "epochs": epochs, "steps_per_epoch": 10}
     schedule = jax.jit(curriculum.negatives_schedule(float(k), queue, **window))
-    for epoch in (*range(0, epochs, 37), epochs - 1, epochs + 5):
+    for epoch in (*range(0, epochs, min(37, epochs // 10)), epochs - 1, epochs + 5):
         rise = (1 - k) * (min(epoch, epochs - 1) - math.floor(b * epochs)) / math.floor(epochs * (to - b))
         h = min(max(rise, Fraction(0)), 1 - k)
         expected = [math.floor(h * queue), math.floor((h + k) * queue)]
