@@ -34,6 +34,10 @@ def get_config(arguments: str = ""):
     if config.method == "cudfkd":
         d.update(batch_size=512, epochs=400, temperature=5.0, loss="l1")
     config.curriculum.update(alpha=0.15, adv=1.0, k_begin=0.2, k_end=0.75, lambda_0=1.0, lambda_slope=2e-5)
+    if config.method == "adadfkd":
+        d.update(batch_size=256, epochs=500, temperature=5.0, loss="l1")
+        config.curriculum.update(alpha=0.0, lambda_0=1.3)
+        config.adadfkd.update(generator_weight=0.05, student_weight=0.02, negatives=0.81, queue=16384)
     if config.teacher.arch.endswith("_imagenet"):
         steps = d.rounds_per_epoch * d.student_steps
         defaults.scale_steps(config, student_steps=steps, synthesis_steps=d.synthesis_steps, batch_size=_BATCH)

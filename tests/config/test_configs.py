@@ -87,6 +87,22 @@ def test_settings_of_the_scripts_of_adadfkd(data, teacher, student):
     assert (u.alpha, u.adv) == (0, 1)
 
 
+@pytest.mark.parametrize(
+    "data", ["digits", "cifar10", "cifar10_cpu", "cifar100", "tiny_imagenet", "svhn", "own_images"]
+)
+def test_adadfkds_adversarial_weight_is_constant_and_its_student_loss_suits_the_pair(data):
+    c = _load(data, "method=adadfkd")
+    assert (c.curriculum.alpha, c.curriculum.adv) == (0, 1)
+    if c.teacher.arch.startswith("wrn"):
+        assert c.distill.loss == "kl"
+
+
+def test_adadfkd_on_own_images_has_the_settings_of_tiny_imagenet():
+    own, tiny = (_load(data, "method=adadfkd,teacher=resnet34") for data in ("own_images", "tiny_imagenet"))
+    for section in ("adadfkd", "curriculum", "distill"):
+        assert own[section].to_dict() == tiny[section].to_dict()
+
+
 @pytest.mark.parametrize("data", ["digits", "cifar10", "cifar100", "tiny_imagenet", "svhn"])
 def test_released_changes_what_the_release_does_otherwise_and_nothing_else(data):
     default, released = (access.flatten(_load(data, arguments)) for arguments in ("", "released"))
