@@ -44,6 +44,15 @@ def test_limits_are_wider_for_few_images():
     assert RIGHT._replace(deviation=0.2).is_strange and RIGHT._replace(accuracy=10.0).is_guessing
 
 
+@pytest.mark.parametrize(
+    ("num_classes", "images", "guesses", "learned"),
+    [(10, 512, 18.9, 19.1), (100, 512, 2.8, 2.9), (2, 512, 58.0, 62.0), (2, 156, 65.0, 70.0), (2, 10, 70.0, 80.0)],
+)
+def test_what_is_near_chance(num_classes, images, guesses, learned):
+    """Of two classes, too, a teacher of moderate accuracy is not taken for a guessing one."""
+    assert guesses < verification.chance_limit(num_classes, images) < learned
+
+
 @pytest.fixture(scope="module", name="trained")
 def _trained(tmp_path_factory):
     """Returns a teacher of more than 90 % and the test images."""
