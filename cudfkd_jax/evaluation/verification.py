@@ -5,7 +5,7 @@ normalisation or channel order than in training shows in the statistics at the i
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -17,7 +17,8 @@ from cudfkd_jax.data.augment import random_crop_flip
 from cudfkd_jax.models.capture import BN, BNStatistics, Variables, batch_norm_layers
 from cudfkd_jax.models.classifier import Classifier
 
-_IMAGES = 512
+_IMAGES, _PIXELS = 512, 512 * 256**2  # at most, of all images
+_AT_ONCE = 512 * 64**2  # pixels of a pass
 # `results/verification/table.md`: right teachers deviate by at most 0.010 on 512 images and, as a rule, 0.018 on
 # 64, those of BGR images by 0.06. Deep ones after short trainings at a small batch deviate by more.
 _LIMIT, _LIMIT_TIMES_IMAGES = 0.015, 1.0
@@ -61,7 +62,7 @@ class Verification(NamedTuple):
 
 
 def verify(network: Classifier, variables: Variables, test: Split, *, padding: int, flip: bool) -> Verification:
-    """Compares the statistics of up to 512 test images with the remembered ones.
+    """Compares the statistics of up to 512 test images, fewer above 256 pixels, with the remembered ones.
 
     The training images may have been cropped with a border and mirrored, and mixed in pairs (Zhang et al., 2018,
     "mixup: Beyond Empirical Risk Minimization"), which changes the statistics. The images are therefore compared
@@ -72,12 +73,12 @@ def verify(network: Classifier, variables: Variables, test: Split, *, padding: i
         test: uint8 images and their labels, spread evenly over the classes or sorted by class.
         padding, flip: see `random_crop_flip`.
     """
-    chosen = np.linspace(0, len(test.labels) - 1, min(_IMAGES, len(test.labels))).astype(int)
+    count = min(_IMAGES, _PIXELS // math.prod(test.images.shape[1:3]), len(test.labels))
+    chosen = np.linspace(0, len(test.labels) - 1, count).astype(int)
     images, labels = jnp.asarray(test.images[chosen], jnp.float32) / 255, test.labels[chosen]
     measure = _make_measure(network, variables)
     outputs, plain = measure(images)
-    half = len(labels) // 2
-    among_others = np.asarray(measure(images.at[half:].set(0))[0])
+    among_others = np.asarray(measure(images.at[1::2].set(0))[0])
     logits = np.asarray(outputs, np.float64)
     augmented = random_crop_flip(jax.random.key(0), images, padding=padding, flip=flip)
     others = [measure(changed)[1] for changed in (augmented, _mixed(augmented))]
@@ -90,7 +91,7 @@ def verify(network: Classifier, variables: Variables, test: Split, *, padding: i
         deviation=deviation,
         layer=layer,
         probabilities=bool(np.all(logits >= 0) and np.allclose(logits.sum(axis=1), 1, atol=1e-3)),
-        depends=bool(np.abs(logits - among_others)[:half].max(initial=0) > 0.01 * np.abs(logits).max()),
+        depends=bool(np.abs(logits - among_others)[::2].max() > 0.01 * np.abs(logits).max()),
     )
 
 
@@ -123,15 +124,30 @@ def largest_deviation(network: Classifier, variables: Variables, images: jax.Arr
 
 
 def _make_measure(network: Classifier, variables: Variables) -> Callable[[jax.Array], tuple[jax.Array, jax.Array]]:
-    """Returns a compiled function from images in [0, 1] to logits and each layer's deviation."""
+    """Returns a function from images in [0, 1] to logits and each layer's deviation; large images take passes."""
 
     @jax.jit
+    def outputs(images: jax.Array) -> tuple[jax.Array, tuple[BNStatistics, ...]]:
+        found = network(variables, images, capture=(BN,))
+        return found.value, found.bn
+
     def measure(images: jax.Array) -> tuple[jax.Array, jax.Array]:
-        outputs = network(variables, images, capture=(BN,))
-        deviations = [relative_deviation(layer) for layer in outputs.bn]
-        return outputs.value, jnp.stack(deviations) if deviations else jnp.zeros(1)
+        passes = math.ceil(math.prod(images.shape[:3]) / _AT_ONCE)
+        parts = jnp.array_split(images, min(passes, len(images)))
+        logits, statistics = zip(*map(outputs, parts), strict=True)
+        shares = jnp.asarray([len(part) for part in parts]) / len(images)
+        layers = (_together(layer, shares) for layer in zip(*statistics, strict=True))
+        deviations = [relative_deviation(layer) for layer in layers]
+        return jnp.concatenate(logits), jnp.stack(deviations) if deviations else jnp.zeros(1)
 
     return measure
+
+
+def _together(parts: Sequence[BNStatistics], shares: jax.Array) -> BNStatistics:
+    """Returns a layer's statistics on all images from those on parts of them, with the shares of the parts."""
+    means, variances = (jnp.stack(values) for values in list(zip(*parts, strict=True))[:2])
+    mean = shares @ means
+    return parts[0]._replace(mean=mean, var=shares @ (variances + (means - mean) ** 2))
 
 
 def _largest(deviations: np.ndarray, variables: Variables) -> tuple[float, str]:

@@ -75,6 +75,20 @@ def test_another_normalisation_deviates(trained):
     assert _verify(trained, mean=(0.0,), std=(1.0,)).is_strange
 
 
+@pytest.mark.parametrize("pixels", [8 * 8 * 300, 8 * 8 * 7])
+def test_passes_over_large_images_find_what_one_finds(trained, monkeypatch, pixels):
+    whole = _verify(trained, mean=(0.2,))
+    monkeypatch.setattr(verification, "_AT_ONCE", pixels)
+    parts = _verify(trained, mean=(0.2,))
+    assert parts._replace(deviation=0.0) == whole._replace(deviation=0.0)
+    assert parts.deviation == pytest.approx(whole.deviation, rel=1e-3) and whole.deviation > 0.01
+
+
+def test_few_of_huge_images_are_looked_at(trained, monkeypatch):
+    monkeypatch.setattr(verification, "_PIXELS", 8 * 8 * 40)
+    assert _verify(trained).images == 40
+
+
 def test_the_largest_deviation_on_images_alone(trained):
     teacher, test = trained
     images = test.images.astype(np.float32) / 255
@@ -116,7 +130,9 @@ class Batchwise(nn.Module):
 
 
 @pytest.mark.parametrize("module", [Softmax(), Batchwise()], ids=lambda module: type(module).__name__)
-def test_outputs_that_are_no_logits_are_noticed(trained, module):
+@pytest.mark.parametrize("at_once", [8 * 8 * 512, 8 * 8 * 90])
+def test_outputs_that_are_no_logits_are_noticed(trained, monkeypatch, module, at_once):
+    monkeypatch.setattr(verification, "_AT_ONCE", at_once)
     network = Classifier(module, (0.3,), (0.3,))
     variables = module.init(jax.random.key(0), jnp.ones((4, 8, 8, 1)))
     found = verification.verify(network, variables, trained[1], padding=0, flip=False)
