@@ -196,6 +196,10 @@ def test_a_configuration_file_need_not_set_everything(place, refused):
         ("curriculum.lambda_slope=nan", "curriculum.lambda_slope=nan must not be negative"),
         ("curriculum.lambda_max=1", "curriculum.lambda_max=1.0 is below curriculum.lambda_0=2.0; raise it"),
         ("distill.learning_rate=0", "distill.learning_rate=0.0 must be greater than 0"),
+        (
+            "distill.learning_rate_end=0.5",
+            "distill.learning_rate_end=0.5 must be at most distill.learning_rate=0.1; set",
+        ),
         ("teacher.learning_rate=-0.1", "teacher.learning_rate=-0.1 must be greater than 0"),
         ("generator.learning_rate=nan", "generator.learning_rate=nan must be greater than 0"),
         (

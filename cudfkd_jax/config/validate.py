@@ -122,6 +122,8 @@ def check(config: ConfigDict) -> None:
             s.warmup_epochs < s.epochs,
             "must be less than epochs",
         )
+    base, end = config.distill.learning_rate, config.distill.learning_rate_end
+    require("distill.learning_rate_end", end, end <= base, f"must be at most distill.learning_rate={base}")
     require("kd.weight", config.kd.weight, 0 <= config.kd.weight <= 1, "must lie in [0, 1]")
     if config.batches_at_once and config.distill.student_steps % config.batches_at_once:
         raise UserError(
