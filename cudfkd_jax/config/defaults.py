@@ -130,7 +130,7 @@ def get_config() -> ConfigDict:
     curriculum.none_keeps_ramp = True  # False: strategy "none" also holds α_adv at its initial value
 
     synthesis = config.synthesis = ConfigDict()  # the objective of the images
-    synthesis.batch_size = 0  # of synthesis steps, over all devices; 0: distill.batch_size
+    synthesis.batch_size = 0  # of synthesis steps (ADI, CMI, FastDFKD), over all devices; 0: distill.batch_size
     synthesis.adversarial_loss = "kl"  # D of CuDFKD's Eq. 4: "kl" or "js"
     # The images that enter CuDFKD's Eq. 4: those on which teacher and student predict the same class ("agreement",
     # as in the authors' first release), or all ("none", as in Eq. 4 and their later code).
