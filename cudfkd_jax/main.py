@@ -114,6 +114,8 @@ def _run_stage(arguments: Sequence[str]) -> None:
     elif options.stage == "evaluate" and options.config and not options.workdir and gives_teacher(config):
         evaluate.evaluate_teacher(config)
     elif options.stage == "evaluate":
+        if options.config:
+            evaluate.check_own(config, folder)
         config = loading.read_config(folder)
         loading.override(config, rest)
         evaluate.evaluate_run(config, folder)

@@ -464,6 +464,15 @@ def test_evaluation_needs_only_the_workdir(run_copy, capsys):
     assert snapshot(run_copy) == before
 
 
+def test_evaluation_takes_the_runs_own_configuration_and_refuses_another(run_copy, capsys):
+    command = ["--stage=evaluate", f"--workdir={run_copy}"]
+    assert main.main([*command, f"--config={TINY}"]) == 0
+    capsys.readouterr()
+    assert main.main([*command, f"--config={TINY}:method=dafl"]) == 2
+    error = capsys.readouterr().err
+    assert f"{run_copy} holds a run of another configuration" in error and "method is 'cudfkd' there" in error
+
+
 def test_settings_reach_the_run(monkeypatch):
     called = []
     monkeypatch.setattr(stages, "run", lambda *args: called.append(args))

@@ -7,7 +7,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from cudfkd_jax import data
-from cudfkd_jax.config import access, build, from_folder, jobs, networks, precision, validate
+from cudfkd_jax.config import access, budget, build, from_folder, identity, jobs, networks, precision, validate
 from cudfkd_jax.evaluation.predict import evaluate, make_predict
 from cudfkd_jax.evaluation.summary import best_note, evaluation_table
 from cudfkd_jax.runs import distill, supervised, timing
@@ -16,6 +16,27 @@ from cudfkd_jax.runs.teacher import find_teacher, verify_teacher
 from cudfkd_jax.runtime.errors import UserError
 from cudfkd_jax.storage import weights, workdir
 from cudfkd_jax.storage.weights import Trained
+
+
+def check_own(config: ConfigDict, folder: Path) -> None:
+    """Checks that a configuration is that of the run in a folder, if there is one.
+
+    Args:
+        config: given beside the folder; settings that a run records at its start are filled in.
+        folder: the run's workdir.
+
+    Raises:
+        UserError: settings differ that affect the run's results; they are listed with both values.
+    """
+    validate.check(config)
+    from_folder.settle(config, folder)
+    precision.settle(config, folder)
+    budget.settle(config, folder)
+    places = {"distill": folder, **{part: folder / part for part in ("teacher", "scratch", "kd")}}
+    part = next((part for part, place in places.items() if (place / workdir.CONFIG).exists()), None)
+    if part:
+        teacher = {k: v for k, v in workdir.read_settings(places[part]).items() if k == workdir.TEACHER}
+        workdir.check_config(places[part], identity.result_settings(config, part) | teacher)
 
 
 def evaluate_run(config: ConfigDict, folder: Path, say: Callable[[str], None] = print) -> dict[str, Any]:
