@@ -68,6 +68,14 @@ class NnxModule(Wrapped):
 
     source: Source
 
+    @property
+    def without_stages(self) -> str:
+        """What to do where a method asks for maps between stages; see `capture`."""
+        return (
+            f"let the __call__ of {self.source.kind.__name__} self.sow(nnx.Intermediate, 'stages', x) before its "
+            "first stage and after each"
+        )
+
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False, arguments: tuple[tuple[str, bool], ...] = ()) -> Any:
         """Applies the module.

@@ -127,6 +127,12 @@ def test_captured_values_are_those_inside_the_module(x):
     _close(net.head(outputs.features), outputs.value, rtol=1e-4, atol=1e-5)
 
 
+def test_missing_stages_are_asked_for_in_nnx_words():
+    module = imported.import_network("nnx:nnx_nets:Counting")
+    with pytest.raises(UserError, match=r"__call__ of Counting self\.sow\(nnx\.Intermediate, 'stages', x\)"):
+        apply(module, _init(module), jnp.ones((2, 8, 8, 1)), capture=(STAGES,))
+
+
 def test_layers_called_twice_and_shared_weights(x):
     net = nnx_nets.Shared(nnx.Rngs(0))
     module, variables = _wrapped(net)
