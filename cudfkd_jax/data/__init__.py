@@ -13,10 +13,13 @@ from cudfkd_jax.data.base import (
     Loader,
     Request,
     Split,
+    absent_classes,
     check_image_shape,
+    check_intensities,
     check_num_classes,
     digest,
     one_line,
+    printable,
 )
 from cudfkd_jax.data.folder import survey
 from cudfkd_jax.data.images import mean_and_std, resize_images
@@ -77,6 +80,11 @@ def load(
             for name, split in dataset.splits.items()
         }
         dataset = dataclasses.replace(dataset, image_shape=image_shape, splits=resized)
-    for split in dataset.splits.values():
+    notes = dataset.notes
+    for name, split in dataset.splits.items():
         check_image_shape(split.images.shape[1:], request, where)
-    return dataset
+        check_intensities(split, f"{where} ({name})")
+        if absent := absent_classes(split, num_classes):
+            text = f"data: {absent} of {num_classes} classes have no image in {where} ({name})"
+            notes += (printable(text),)
+    return dataclasses.replace(dataset, notes=notes)

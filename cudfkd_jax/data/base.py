@@ -142,6 +142,20 @@ def make_split(images: np.ndarray, labels: np.ndarray, num_classes: int, where: 
     return Split(images, labels.astype(np.int32))
 
 
+def check_intensities(split: Split, where: object) -> None:
+    """Raises UserError for uint8 images that were in [0, 1] before they were converted."""
+    if split.images.max() <= 1:
+        raise UserError(
+            f"{where}: no image has an intensity above 1; expected 0..255: multiply images in [0, 1] by 255 "
+            "before they are converted to uint8"
+        )
+
+
+def absent_classes(split: Split, num_classes: int) -> int:
+    """Returns the number of classes without an image."""
+    return num_classes - len(np.unique(split.labels))
+
+
 def digest(split: Split) -> str:
     """Returns a SHA-256 digest of a split's labels and of up to 64 of its images, evenly spaced."""
     found = hashlib.sha256(f"{split.images.shape}".encode())

@@ -19,7 +19,7 @@ from cudfkd_jax.config import access, jobs, networks, validate
 from cudfkd_jax.config.loading import from_settings
 from cudfkd_jax.config.networks import Pair
 from cudfkd_jax.data import Split
-from cudfkd_jax.data.base import make_split, one_line
+from cudfkd_jax.data.base import check_intensities, make_split, one_line
 from cudfkd_jax.evaluation.summary import read_summary
 from cudfkd_jax.models import imported, torch_module
 from cudfkd_jax.models.classifier import Classifier
@@ -252,6 +252,7 @@ def _split(test: Any, config: ConfigDict) -> Split:
     split = make_split(images, labels, config.data.num_classes, "test")
     if images.shape[1:] != config.data.image_shape:
         raise UserError(f"test: images are {list(images.shape)}; expected [N, *{config.data.image_shape}]")
+    check_intensities(split, "test")
     return split
 
 

@@ -164,12 +164,21 @@ def test_npz_test_split_alone_needs_no_training_arrays(tmp_path):
             r"\[12, 3, 8, 8\], channels first; expected channels last",
         ),
         ({"x_test": np.zeros((12, 1, 8, 8), np.float32)}, r"\[12, 1, 8, 8\], channels first"),
+        ({"x_test": np.ones((12, 8, 8, 3), np.uint8)}, r"\(test\): no image has an intensity above 1"),
     ],
 )
 def test_npz_wrong_arrays(tmp_path, changes, message):
     np.savez(tmp_path / "mine.npz", **{**npz_arrays(), **changes})
     with pytest.raises(UserError, match=message):
         load_npz(tmp_path / "mine.npz", splits=("test",))
+
+
+def test_absent_classes_are_told(tmp_path):
+    """An npz file does not say how many classes it has, so that data.num_classes may be another data set's."""
+    arrays = npz_arrays()
+    np.savez(tmp_path / "mine.npz", **{**arrays, "y_test": np.arange(12) % 3, "y_train": np.arange(12) % 10})
+    notes = load_npz(tmp_path / "mine.npz").notes
+    assert notes == (f"data: 7 of 10 classes have no image in {tmp_path / 'mine.npz'} (test)",)
 
 
 def test_npz_by_the_names_of_medmnist(tmp_path):
@@ -181,9 +190,9 @@ def test_npz_by_the_names_of_medmnist(tmp_path):
     for split in ("train", "test"):
         np.testing.assert_array_equal(dataset.splits[split].images[..., 0], arrays[f"x_{split}"])
         np.testing.assert_array_equal(dataset.splits[split].labels, arrays[f"y_{split}"])
-    (note,) = dataset.notes
+    (note, *_) = dataset.notes
     assert note.endswith("mine.npz: val_images, val_labels")
-    assert load_npz(tmp_path, image_shape=(8, 8, 1), splits=("test",)).notes == (note,)
+    assert load_npz(tmp_path, image_shape=(8, 8, 1), splits=("test",)).notes[0] == note
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -233,6 +233,7 @@ def _callback_teacher(x):
         ({"test": (np.zeros((3, *SHAPE), np.uint8), np.zeros((3, 10), int))}, r"test: labels are int64 .3, 10."),
         ({"test": (np.zeros((3, 1, 8, 8), np.uint8), np.zeros(3, int))}, r"test: .*, channels first; expected"),
         ({"test": np.zeros((3, *SHAPE), np.uint8)}, r"test is one ndarray .3, 8, 8, 1.; expected a pair"),
+        ({"test": (np.ones((3, *SHAPE), np.uint8), np.zeros(3, int))}, "test: no image has an intensity above 1"),
         ({"test": (np.zeros((3, *SHAPE), np.uint8),)}, "test is a tuple of 1; expected a pair"),
         ({"test": ()}, "test is a tuple of 0; expected a pair"),
         ({"test": {"images": 1, "labels": 2}}, "test is a dict of 2; expected a pair"),
