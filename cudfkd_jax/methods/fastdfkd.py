@@ -110,8 +110,18 @@ def check(settings: MethodSettings) -> None:
 
 
 def build(context: MethodContext) -> Method:
-    """Builds FastDFKD, without its BN term if the teacher has no BatchNorm."""
+    """Builds FastDFKD, without its BN term if the teacher has no BatchNorm.
+
+    Raises:
+        UserError: the objective of the images has no term.
+    """
     s, g, d = context.synthesis, context.generator, context.distill
+    weights = Weights(context.bn_weight, s.class_weight, s.adversarial_weight)
+    if not any(dataclasses.astuple(weights)):
+        raise UserError(
+            "every weight of the objective of the images is 0; set one of --config.synthesis.class_weight, "
+            "adversarial_weight and, for a teacher with BatchNorm, bn_weight"
+        )
     lr_g, lr_z = learning_rates(context.own, d.synthesis_steps)
     adam = functools.partial(optax.adam, b1=g.beta1, b2=g.beta2)
     return meta_method(
@@ -121,7 +131,7 @@ def build(context: MethodContext) -> Method:
         latent_dim=g.latent_dim,
         optimiser=optax.partition({"generator": adam(lr_g), "latents": adam(lr_z)}, _KINDS),
         meta_optimiser=adam(d.synthesis_steps * lr_g),
-        weights=Weights(context.bn_weight, s.class_weight, s.adversarial_weight),
+        weights=weights,
         temperature=s.adversarial_temperature,
         warmup_rounds=d.warmup_rounds,
         settings=context.own,

@@ -106,6 +106,12 @@ def test_a_method_of_batch_norm_refuses_a_teacher_without(method):
             {f"synthesis.{k}_weight": 0.0 for k in ("class", "balance", "activation")},
             "every weight of the",
         ),
+        (
+            "fastdfkd",
+            {f"synthesis.{k}_weight": 0.0 for k in ("bn", "class", "adversarial")},
+            "every weight of the",
+        ),
+        ("fastdfkd", {"data.source": "none", "synthesis.batch_size": 1}, "synthesis batches of 1 leave"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(method, settings, text):

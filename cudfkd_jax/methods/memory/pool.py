@@ -73,8 +73,17 @@ class ImagePool:
 
     @classmethod
     def of_run(cls, settings: MethodSettings) -> "ImagePool":
-        """Returns a pool that holds all images of a run."""
+        """Returns a pool that holds all images of a run.
+
+        Raises:
+            UserError: without test images, a batch has no second image beside the held-out one.
+        """
         data, d, batch_size = settings.data, settings.distill, settings.synthesis.batch_size
+        if batch_size < 2 and not data.has_images:
+            raise UserError(
+                f"synthesis batches of {batch_size} leave the student no image beside the one that stands in for "
+                "test images; set --config.synthesis.batch_size to 2 at least"
+            )
         return cls(
             image_shape=data.image_shape,
             slots=d.warmup_rounds + d.epochs * d.rounds_per_epoch,
