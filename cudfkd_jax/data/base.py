@@ -131,8 +131,10 @@ def make_split(images: np.ndarray, labels: np.ndarray, num_classes: int, where: 
         )
     low, high = int(labels.min()), int(labels.max())
     if low == 1 and high == num_classes:
+        svhn = ", or take the remainder of 10 where 10 stands for the digit 0, as in SVHN's files"
         raise UserError(
             f"{where}: labels run from 1 to {high}, so they begin at 1; expected 0..{high - 1}: subtract 1"
+            f"{svhn if high == 10 else ''}"
         )
     if low < 0 or high >= num_classes:
         raise UserError(

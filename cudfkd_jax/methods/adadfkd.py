@@ -18,6 +18,7 @@ the strategy "none" it leaves out the student's InfoNCE, which stays here.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -82,8 +83,22 @@ class Relations(struct.PyTreeNode):
 
 
 def build(context: MethodContext) -> Method:
-    """Builds AdaDFKD."""
+    """Builds AdaDFKD, without a contrastive loss whose weight is 0.
+
+    Raises:
+        UserError: the queue is too small, or a network has no single linear layer that returns the logits.
+    """
     c, own = context.curriculum, context.own
+    loss = functools.partial(
+        student.self_paced_student_loss,
+        sample_loss=context.sample_loss(),
+        strategy=c.strategy,
+        granularity=c.granularity,
+        lambda_t=context.lambda_t(),
+    )
+    terms = cudfkd.terms_of(context)
+    if not own.generator_weight and not own.student_weight:
+        return generative.build(context, terms, loss())
     if own.queue < context.distill.batch_size:
         raise UserError(
             f"adadfkd.queue={own.queue} holds less than a batch of distill.batch_size="
@@ -104,15 +119,10 @@ def build(context: MethodContext) -> Method:
     )
     shape = context.data.image_shape
     widths = feature_width(context.teacher, shape), feature_width(context.student, shape)
-    student_loss = student.self_paced_student_loss(
-        sample_loss=context.sample_loss(),
-        strategy=c.strategy,
-        granularity=c.granularity,
-        lambda_t=context.lambda_t(),
-        added=student_term(own),
-    )
     stateful = generator_term(own, negatives, *widths)
-    return generative.build(context, cudfkd.terms_of(context), student_loss, (FEATURES,), stateful)
+    if not own.student_weight:
+        return generative.build(context, terms, loss(), stateful=stateful)
+    return generative.build(context, terms, loss(added=student_term(own)), (FEATURES,), stateful)
 
 
 def feature_width(network: Classifier, image_shape: tuple[int, int, int]) -> int:
@@ -152,6 +162,8 @@ def generator_term(
         return Relations(queue, jnp.zeros((), jnp.int32), projection)
 
     def value(synthetic: Synthetic, state: Relations, step: jax.Array, axis: Axis) -> tuple[jax.Array, Relations]:
+        if not own.generator_weight:  # the projection alone is needed, by the student's loss
+            return jnp.zeros(()), state
         assert synthetic.student is not None
         queries = unit(_features(synthetic.teacher))
         positives = jax.lax.stop_gradient(state.of_student(synthetic.student))
@@ -159,7 +171,8 @@ def generator_term(
         return axis.mean(jnp.mean(losses)), state.push(axis.gather(positives))
 
     weight = optax.constant_schedule(own.generator_weight)
-    return StatefulTerm("contrastive_loss", init, value, weight, (FEATURES, STUDENT_FEATURES))
+    needs = (FEATURES, STUDENT_FEATURES) if own.generator_weight else ()
+    return StatefulTerm("contrastive_loss", init, value, weight, needs)
 
 
 def windowed_info_nce(

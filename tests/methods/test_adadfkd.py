@@ -11,7 +11,9 @@ import numpy as np
 import optax
 import pytest
 import rounds
+import tiny
 
+from cudfkd_jax.config import methods, networks
 from cudfkd_jax.config.methods import use_method
 from cudfkd_jax.methods import adadfkd, cudfkd, generative
 from cudfkd_jax.methods.adadfkd import Relations, Settings
@@ -327,3 +329,22 @@ def test_two_devices_compute_what_one_computes():
 if __name__ == "__main__":
     # With SGD, a factor in the gradient is a factor in the update.
     rounds.measure_devices(_method(optax.sgd(0.05)))
+
+
+@pytest.mark.parametrize(("of_generator", "of_student"), [(0.0, 0.0), (0.0, 0.2), (0.3, 0.0)])
+def test_a_contrast_of_weight_0_is_left_out(of_generator, of_student):
+    config = tiny.get_config("method=adadfkd")
+    config.adadfkd.update(generator_weight=of_generator, student_weight=of_student)
+    net = networks.described(config, "teacher")
+    method = methods.method(config, networks.pair(config, net, net.abstract_variables()))
+    state = jax.eval_shape(method.init, jax.random.key(0))
+    assert hasattr(state, "carried") == bool(of_generator or of_student)  # also the student's projection
+    assert (FEATURES in method.student_capture) == bool(of_student)
+
+
+def test_without_the_generators_contrast_the_queue_rests():
+    term = adadfkd.generator_term(dataclasses.replace(_OWN, generator_weight=0.0), lambda step: (0, 1), 6, 4)
+    assert term.needs == ()
+    before = term.init(jax.random.key(0))
+    value, after = term.value(None, before, 0, SINGLE)
+    assert value == 0 and after is before and before.projection["kernel"].shape == (4, 6)
