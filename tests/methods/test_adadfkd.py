@@ -1,6 +1,7 @@
 """Tests of AdaDFKD: losses and their gradients, the negatives and their queue, whole rounds, devices."""
 
 import dataclasses
+import functools
 import math
 from fractions import Fraction
 
@@ -32,6 +33,10 @@ _LATENT_DIM, _BATCH = 8, 16
 def _negatives(settings=_OWN):
     window = {"k_begin": 0.25, "k_end": 0.75, "epochs": 8, "steps_per_epoch": 3}
     return curriculum.negatives_schedule(settings.negatives, settings.queue, **window)
+
+
+def _window(step: int) -> list[int]:
+    return [int(edge) for edge in jax.jit(_negatives())(step)]
 
 
 def _generator() -> Generator:
@@ -106,7 +111,15 @@ def _seen():
 
 
 def _outputs(features) -> Outputs:
-    return Outputs(jnp.zeros((len(features), 10)), {}, features=features)
+    return Outputs(np.zeros((len(features), 10)), {}, features=features)
+
+
+@jax.jit
+@functools.partial(jax.value_and_grad, argnums=(0, 1), has_aux=True)
+def _generator_objective(teacher, student, state, step):
+    term = adadfkd.generator_term(_OWN, _negatives(), 8, 4)
+    synthetic = Synthetic(jnp.zeros((6, *nets.IMAGE_SHAPE)), _outputs(teacher), _outputs(student))
+    return term.value(synthetic, state, step, SINGLE)
 
 
 @pytest.mark.parametrize("step", [0, 9, 100])
@@ -114,17 +127,9 @@ def test_loss_and_gradient_of_the_generator(seen, step):
     """The gradient goes through the teacher's features alone."""
     teacher, student, state, projected = seen
     queue = state.queue
-    term = adadfkd.generator_term(_OWN, _negatives(), 8, 4)
-
-    def objective(teacher, student, state):
-        synthetic = Synthetic(jnp.zeros((6, *nets.IMAGE_SHAPE)), _outputs(teacher), _outputs(student))
-        return term.value(synthetic, state, jnp.int32(step), SINGLE)
-
     with jax.enable_x64(True):
-        state = state.replace(queue=jnp.asarray(queue))
-        value, after = objective(teacher, student, state)
-        slopes = jax.grad(lambda *a: objective(*a)[0], (0, 1))(teacher, student, state)
-        window = [int(edge) for edge in _negatives()(step)]
+        (value, after), slopes = jax.device_get(_generator_objective(teacher, student, state, np.int32(step)))
+        window = _window(step)
     positives = _unit(projected)
     expected = _of_generator(teacher, positives, queue, *window, 0.5)
     np.testing.assert_allclose(value, expected.mean(), rtol=1e-8)
@@ -136,7 +141,7 @@ def test_loss_and_gradient_of_the_generator(seen, step):
             moved[at] += shift
             sides.append(_of_generator(moved, positives, queue, *window, 0.5).mean())
         np.testing.assert_allclose(slopes[0][at], (sides[0] - sides[1]) / 2e-6, rtol=1e-4, atol=1e-8)
-    found = np.asarray(after.queue)
+    found = after.queue
     np.testing.assert_allclose(found[[17, 18, 19, 0, 1, 2]], positives, rtol=1e-8)
     np.testing.assert_array_equal(found[3:17], queue[3:17])
     assert after.pointer == 3
@@ -156,7 +161,7 @@ def test_the_student_weighs_the_sum_of_both_losses(seen):
     aux = generative.CarryingState({}, {}, (), carried=state)
     with jax.enable_x64(True):
         networks = (Outputs(z, {}, features=f) for z, f in zip(logits, (features, teacher), strict=True))
-        found, metrics = loss(*networks, aux, jnp.int32(0), SINGLE)
+        found, metrics = jax.jit(functools.partial(loss, axis=SINGLE))(*networks, aux, np.int32(0))
     relation = _of_student(teacher, projected, 0.5)
     whole = np.abs(logits[0] - logits[1]).mean(1) + 0.2 * relation
     v = (1 + math.exp(-2)) / (1 + np.exp(whole - 2))
@@ -192,20 +197,22 @@ def test_the_queue_keeps_the_newest(seen):
     """In any number of rows at a time, as a slow loop does."""
     _, _, state, _ = seen
     slow, at = list(state.queue), int(state.pointer)
-    state = state.replace(queue=jnp.asarray(state.queue))
+    push = jax.jit(Relations.push)
     random = np.random.default_rng(0)
     for rows in (7, 20, 1, 13):
         new = random.normal(size=(rows, 8)).astype(np.float32)
         for row in new:
             slow[at], at = row, (at + 1) % 20
-        state = state.push(jnp.asarray(new))
+        state = push(state, new)
     np.testing.assert_allclose(state.queue, np.array(slow), rtol=1e-6)
     assert state.pointer == at
 
 
-@jax.value_and_grad
-def _synthesis_loss(params, start, teacher, z, window):
-    """The loss of a synthesis step by the formulas of release and paper."""
+@functools.partial(jax.jit, static_argnames=("first", "end"))
+@functools.partial(jax.value_and_grad, has_aux=True)
+def _synthesis_loss(params, start, teacher, *, first, end):
+    """The loss of a synthesis step by the formulas of release and paper; also both networks' features."""
+    z = jax.random.normal(purpose_key(start.key, SYNTHESIS, start.synthesis_step), (_BATCH, _LATENT_DIM))
     images = apply(_generator(), {"params": params, "batch_stats": start.aux.batch_stats}, z, train=True).value
     of_teacher = nets.classifier(8)(teacher, images, capture=(BN, FEATURES))
     of_student = nets.classifier(4)(start.student.variables, images, capture=(FEATURES,))
@@ -218,14 +225,18 @@ def _synthesis_loss(params, start, teacher, z, window):
     loss -= 9 * jnp.mean(jnp.sum(jnp.exp(log_t) * (log_t - log_s), 1))
     relations = start.aux.carried
     query, positive = _jax_unit(of_teacher.features), jax.lax.stop_gradient(_projected(of_student, relations))
-    ranked = jnp.sort(query @ relations.queue.T, 1)[:, window]
+    ranked = jnp.sort(query @ relations.queue.T, 1)[:, first:end]
     scores = jnp.column_stack([jnp.sum(query * positive, 1), ranked]) / _OWN.temperature
-    return loss - _OWN.generator_weight * jnp.mean(jax.nn.log_softmax(scores)[:, 0])
+    loss -= _OWN.generator_weight * jnp.mean(jax.nn.log_softmax(scores)[:, 0])
+    return loss, (of_teacher.features, positive)
 
 
+@jax.jit
 @jax.value_and_grad
-def _student_loss(params, start, teacher, images):
+def _student_loss(params, start, teacher):
     """The loss of a student step, likewise."""
+    z = jax.random.normal(purpose_key(start.key, STUDENT, start.step), (_BATCH, _LATENT_DIM))
+    images = apply(_generator(), start.aux.variables, z).value
     of_teacher = nets.classifier(8)(teacher, images, capture=(FEATURES,))
     variables = {"params": params, "batch_stats": start.student.batch_stats}
     of_student = nets.classifier(4)(variables, images, train=True, capture=(FEATURES,))
@@ -251,42 +262,37 @@ def test_both_steps_are_those_written_out():
     parts = rounds.compiled(method)
     with jax.enable_x64(True):
         start, teacher = map(rounds.in_float64, (rounds.initial_state(method), nets.teacher_variables()))
-        z = jax.random.normal(purpose_key(start.key, SYNTHESIS, start.synthesis_step), (_BATCH, _LATENT_DIM))
-        first, end = (int(edge) for edge in _negatives()(0))
+        first, end = _window(0)
         after = parts.synthesis(rounds.copy(start), teacher)
-        loss, slope = jax.jit(_synthesis_loss)(start.aux.params, start, teacher, z, np.arange(first, end))
+        (loss, seen), slope = _synthesis_loss(start.aux.params, start, teacher, first=first, end=end)
         np.testing.assert_allclose(after.synthesis.last["synthesis_loss"], loss, rtol=1e-8)
         _check_moved(start.aux.params, after.aux.params, slope, 0.05)
-        images = apply(_generator(), start.aux.variables, z, train=True).value
-        of_teacher = nets.classifier(8)(teacher, images, capture=(FEATURES,))
-        of_student = nets.classifier(4)(start.student.variables, images, capture=(FEATURES,))
-        positives = np.asarray(_projected(of_student, start.aux.carried))
-        queue = np.asarray(start.aux.carried.queue)
-        scored = _of_generator(np.asarray(of_teacher.features), positives, queue, first, end, 0.5)
+        queries, positives, queue = map(np.asarray, (*seen, start.aux.carried.queue))
+        scored = _of_generator(queries, positives, queue, first, end, 0.5)
         np.testing.assert_allclose(after.synthesis.last["contrastive_loss"], scored.mean(), rtol=1e-8)
         np.testing.assert_allclose(after.aux.carried.queue[:_BATCH], positives, rtol=1e-8)
         assert after.aux.carried.pointer == _BATCH
 
-        z = jax.random.normal(purpose_key(after.key, STUDENT, after.step), (_BATCH, _LATENT_DIM))
-        images = apply(_generator(), after.aux.variables, z).value
         trained = parts.student(rounds.copy(after), teacher)
-        loss, slope = jax.jit(_student_loss)(after.student.params, after, teacher, images)
+        loss, slope = _student_loss(after.student.params, after, teacher)
         np.testing.assert_allclose(trained.training.last["student_loss"], loss, rtol=1e-8)
         _check_moved(after.student.params, trained.student.params, slope, 0.1)
 
 
 def _check_moved(before, after, slope, rate):
-    scale = max(jnp.abs(leaf).max() for leaf in jax.tree.leaves(slope))
-    for a, b, g in zip(*map(jax.tree.leaves, (before, after, slope)), strict=True):
+    before, after, slope = map(jax.tree.leaves, jax.device_get((before, after, slope)))
+    scale = max(np.abs(leaf).max() for leaf in slope)
+    for a, b, g in zip(before, after, slope, strict=True):
         np.testing.assert_allclose(a - b, rate * g, rtol=0, atol=1e-8 * rate * scale)
 
 
 def test_features_of_equal_width_are_not_projected():
-    state = adadfkd.generator_term(_OWN, _negatives(), 8, 8).init(jax.random.key(0))
+    state = jax.jit(adadfkd.generator_term(_OWN, _negatives(), 8, 8).init)(jax.random.key(0))
     assert state.projection is None
-    np.testing.assert_allclose(jnp.linalg.norm(state.queue, axis=-1), 1, rtol=1e-5)
-    features = jnp.array([[3.0, 4.0] + [0.0] * 6, [0.0] * 8])
-    np.testing.assert_allclose(state.of_student(_outputs(features))[:, :2], [[0.6, 0.8], [0, 0]], rtol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(state.queue, axis=-1), 1, rtol=1e-5)
+    features = np.array([[3.0, 4.0] + [0.0] * 6, [0.0] * 8], np.float32)
+    found = jax.jit(Relations.of_student)(state, _outputs(features))
+    np.testing.assert_allclose(np.asarray(found)[:, :2], [[0.6, 0.8], [0, 0]], rtol=1e-6)
 
 
 def test_a_queue_smaller_than_a_batch_is_refused():

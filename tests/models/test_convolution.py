@@ -35,18 +35,30 @@ def _in_use(monkeypatch):
 
 
 def normal(seed: int, *shape: int) -> np.ndarray:
-    return np.asarray(jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.bfloat16), np.float64)
+    return np.random.default_rng(seed).standard_normal(shape).astype(jnp.bfloat16).astype(np.float64)
+
+
+def value_and_gradients(function, x, kernel, gradient):
+    """Returns a function's value and the gradients of both operands, computed by one program."""
+
+    @jax.jit
+    def compute(x, kernel, gradient):
+        value, pull = jax.vjp(function, x, kernel)
+        return value, *pull(gradient)
+
+    return compute(x, kernel, gradient)
 
 
 def check_gradients(ours, exact, x: np.ndarray, kernel: np.ndarray) -> None:
     """Compares result and gradients of a function in bfloat16 with those of another in float64."""
+    gradient = normal(2, *jax.eval_shape(exact, x, kernel).shape)
     with jax.enable_x64(True):
-        expected, pull = jax.vjp(exact, x, kernel)
-        gradient = normal(2, *expected.shape)
-        wanted = [np.asarray(value) for value in (expected, *pull(jnp.asarray(gradient)))]
-    found, pull = jax.vjp(ours, jnp.asarray(x, jnp.bfloat16), jnp.asarray(kernel, jnp.bfloat16))
-    for ours_, exact_ in zip((found, *pull(jnp.asarray(gradient, jnp.bfloat16))), wanted, strict=True):
+        wanted = value_and_gradients(exact, x, kernel, gradient)
+    found = value_and_gradients(ours, *(operand.astype(jnp.bfloat16) for operand in (x, kernel, gradient)))
+    for ours_, exact_ in zip(found, wanted, strict=True):
         assert ours_.dtype == jnp.bfloat16
+        exact_ = np.asarray(exact_)
+        assert exact_.dtype == np.float64
         np.testing.assert_allclose(
             np.asarray(ours_, np.float64), exact_, rtol=0, atol=EPSILON * np.abs(exact_).max()
         )
@@ -117,13 +129,15 @@ def test_everything_else_is_left_to_jax(in_use, monkeypatch, change):
     dtype = change.pop("dtype", jnp.bfloat16)
     arguments = {"window_strides": (1, 1), "padding": [(1, 1), (1, 0)], "dimension_numbers": LAYOUT} | change
     groups = change.get("feature_group_count", 1)
-    x, kernel = jnp.asarray(normal(0, 2, 8, 8, 4), dtype), jnp.asarray(normal(1, 3, 3, 4 // groups, 6), dtype)
+    x, kernel = normal(0, 2, 8, 8, 4).astype(dtype), normal(1, 3, 3, 4 // groups, 6).astype(dtype)
 
-    def results(operation):
+    @functools.partial(jax.jit, static_argnums=0)
+    def results(operation, x, kernel):
         value, pull = jax.vjp(functools.partial(operation, **arguments), x, kernel)
         return value, *pull(jnp.ones_like(value))
 
-    for ours, jax_s in zip(results(conv_general_dilated), results(lax.conv_general_dilated), strict=True):
+    both = (jax.device_get(results(f, x, kernel)) for f in (conv_general_dilated, lax.conv_general_dilated))
+    for ours, jax_s in zip(*both, strict=True):
         assert (ours == jax_s).all()
 
 
@@ -138,9 +152,9 @@ def test_a_users_network_takes_the_operation(in_use, monkeypatch):
     monkeypatch.setattr(
         convolution, "conv_general_dilated", lambda *a, **k: calls.append(a) or conv_general_dilated(*a, **k)
     )
-    variables = Users().init(jax.random.key(0), jnp.zeros((1, 8, 8, 4)))
+    variables = jax.jit(Users().init)(jax.random.key(0), np.zeros((1, 8, 8, 4), np.float32))
     assert not calls
-    apply(Users(), variables, jnp.zeros((1, 8, 8, 4)))
+    jax.jit(functools.partial(apply, Users()))(variables, np.zeros((1, 8, 8, 4), np.float32))
     assert len(calls) == 1
 
 
@@ -174,7 +188,7 @@ def test_convolution_and_both_gradients_are_calls_of_onednn(stride):
         16, (3, 3), strides=stride, padding=1, dtype=jnp.bfloat16, conv_general_dilated=conv_general_dilated
     )
     x = jnp.zeros((4, 8, 8, 16), jnp.bfloat16)
-    variables = module.init(jax.random.key(0), x)
+    variables = jax.jit(module.init)(jax.random.key(0), x)
 
     def step(variables, x, axis):
         del axis
@@ -225,9 +239,8 @@ def test_a_step_in_these_forms_is_that_of_jax(kind, monkeypatch):
     """Checks in float32 that all forms, including those of the statistics, only change rounding."""
     problem = nets.problem(nets.config())
     step = {"synthesis": distill_steps.synthesis_step, "student": distill_steps.student_step}[kind]
-    state = distill_steps.init_state(
-        jax.random.key(0), nets.teacher_variables(), problem=problem, image_shape=nets.IMAGE_SHAPE
-    )
+    init = jax.jit(functools.partial(distill_steps.init_state, problem=problem, image_shape=nets.IMAGE_SHAPE))
+    state = init(jax.random.key(0), nets.teacher_variables())
     leaves = {}
     for taken in (True, False):
         for module in (onednn, normalisation):

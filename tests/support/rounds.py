@@ -69,10 +69,12 @@ def compiled(method: Method) -> Steps:
     return distillation_steps(problem(method)).compile(ONE_DEVICE)
 
 
+@jax.jit
 def copy(state: RunState) -> RunState:
     return jax.tree.map(jnp.copy, state)
 
 
+@jax.jit
 def in_float64(tree):
     """Returns a copy with all real numbers in float64; for programs under `jax.enable_x64`."""
     return jax.tree.map(lambda x: x.astype(float) if jnp.issubdtype(x.dtype, jnp.floating) else jnp.copy(x), tree)
