@@ -1,5 +1,7 @@
 """Tests of the capture of BatchNorm inputs in modules not written for it."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -48,26 +50,33 @@ class Scanned(nn.Module):
 
 @pytest.fixture(name="x")
 def _x():
-    return jax.random.normal(jax.random.key(1), (6, 8, 8, 3)) * 3 + 5
+    return np.random.default_rng(1).standard_normal((6, 8, 8, 3), np.float32) * 3 + 5
+
+
+def _init(module, x):
+    return dict(jax.jit(functools.partial(module.init, train=False))(jax.random.key(0), x))
+
+
+def _logits(module, variables, x):
+    return jax.jit(functools.partial(module.apply, train=False))(variables, x)
 
 
 def _random_statistics(variables):
-    leaves, tree = jax.tree.flatten(variables)
-    keys = jax.random.split(jax.random.key(2), len(leaves))
-    return tree.unflatten([leaf + jax.random.uniform(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)])
+    random = np.random.default_rng(2)
+    return jax.tree.map(lambda leaf: leaf + random.random(leaf.shape, np.float32), jax.device_get(variables))
 
 
 @pytest.mark.parametrize("wrap", ["", "remat", "jit"])
 def test_statistics_are_those_of_the_batch_norm_inputs(x, wrap):
-    variables = _random_statistics(dict(Net(wrap).init(jax.random.key(0), x, False)))
+    variables = _random_statistics(_init(Net(wrap), x))
     outputs = jax.jit(lambda v, x: apply(Net(wrap), v, x, capture=(BN,)))(variables, x)
-    plain = Net(wrap).apply(variables, x, train=False)
+    plain = _logits(Net(wrap), variables, x)
     np.testing.assert_allclose(outputs.value, plain, rtol=1e-4)
     assert len(outputs.bn) == 2
     # The one inside the block normalises the convolution's output.
     first = next(bn for bn in outputs.bn if bn.mean.shape == (4,))
     params = next(p for name, p in variables["params"].items() if "Block" in name)["Conv_0"]
-    conv = nn.Conv(4, (3, 3)).apply({"params": params}, x)
+    conv = np.asarray(jax.jit(nn.Conv(4, (3, 3)).apply)({"params": params}, x))
     np.testing.assert_allclose(first.mean, np.mean(conv, (0, 1, 2)), rtol=1e-5)
     np.testing.assert_allclose(first.var, np.var(conv, (0, 1, 2)), rtol=1e-4)
     # The other normalises axis 1, of length 8.
@@ -75,23 +84,29 @@ def test_statistics_are_those_of_the_batch_norm_inputs(x, wrap):
 
 
 def test_capture_has_gradients(x):
-    variables = dict(Net().init(jax.random.key(0), x, False))
-    gradient = jax.grad(lambda x: sum(bn.var.sum() for bn in apply(Net(), variables, x, capture=(BN,)).bn))(x)
+    variables = _init(Net(), x)
+
+    def total(x):
+        return sum(bn.var.sum() for bn in apply(Net(), variables, x, capture=(BN,)).bn)
+
+    gradient = jax.jit(jax.grad(total))(x)
     assert np.all(np.isfinite(gradient)) and np.any(gradient)
 
 
 def test_layers_hidden_by_a_lifted_transform_are_refused_by_name():
-    x = jnp.ones((2, 4, 4, 3))
-    variables = Scanned().init(jax.random.key(0), x, False)
+    x = np.ones((2, 4, 4, 3), np.float32)
+    variables = _init(Scanned(), x)
     with pytest.raises(UserError, match=r"BatchNorm layers cannot be seen \(.*BatchNorm_0.*nn\.scan"):
         apply(Scanned(), variables, x, capture=(BN,))
 
 
 def test_train_updates_running_statistics_and_evaluation_does_not(x):
-    variables = dict(Net().init(jax.random.key(0), x, False))
-    trained = apply(Net(), variables, x, train=True).batch_stats
-    kept = apply(Net(), variables, x).batch_stats
-    old = variables["batch_stats"]
+    variables = _init(Net(), x)
+    trained, kept = (
+        jax.device_get(jax.jit(functools.partial(apply, Net(), train=train))(variables, x).batch_stats)
+        for train in (True, False)
+    )
+    old = jax.device_get(variables["batch_stats"])
     assert all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), kept, old)))
     assert not any(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), trained, old)))
 
@@ -106,15 +121,15 @@ def test_every_registered_model_is_captured_whole(arch):
 
 
 def test_classifier_normalises(x):
-    variables = dict(Net().init(jax.random.key(0), x, False))
+    variables = _init(Net(), x)
     mean, std = (0.1, 0.2, 0.3), (1.0, 2.0, 4.0)
-    expected = Net().apply(variables, (x - np.float32(mean)) / np.float32(std), train=False)
-    np.testing.assert_allclose(Classifier(Net(), mean, std)(variables, x).value, expected, rtol=1e-5)
+    expected = _logits(Net(), variables, (x - np.float32(mean)) / np.float32(std))
+    np.testing.assert_allclose(jax.jit(Classifier(Net(), mean, std))(variables, x).value, expected, rtol=1e-5)
 
 
 def test_bfloat16_changes_the_alignment_by_less_than_a_percent():
     """Statistics are float32 sums of bfloat16 outputs, so rounding errors average out."""
-    seen, others = jax.random.normal(jax.random.key(1), (2, 32, 16, 16, 3))
+    seen, others = np.random.default_rng(1).standard_normal((2, 32, 16, 16, 3), np.float32)
     module = build_classifier("wrn10_1", 10, None)
     variables = dict(jax.jit(lambda: module.init(jax.random.key(0), seen, False))())
     train = jax.jit(lambda v: apply(module, v, seen, train=True).batch_stats)

@@ -16,6 +16,7 @@ from scipy.special import log_softmax, softmax
 from cudfkd_jax.methods.base import Method
 from cudfkd_jax.methods.mb_dfkd import disagreement_term
 from cudfkd_jax.methods.memory.replay import slots_for, with_memory
+from cudfkd_jax.methods.memory.ring import Ring
 from cudfkd_jax.models.capture import FEATURES, Outputs, apply
 from cudfkd_jax.objectives.terms import Synthetic
 from cudfkd_jax.runtime.devices import SINGLE, Axis
@@ -156,7 +157,7 @@ def test_disagreement_is_one_minus_js_an_element_of_the_teacher_as_a_constant(re
         term = disagreement_term(1.0, released_js=released)
         return term.value(Synthetic(jnp.zeros(()), Outputs(z_t, {}), Outputs(z_s, {})), SINGLE)
 
-    found, (from_teacher, from_student) = jax.value_and_grad(value, (0, 1))(jnp.asarray(z_t), jnp.asarray(z_s))
+    found, (from_teacher, from_student) = jax.device_get(jax.jit(jax.value_and_grad(value, (0, 1)))(z_t, z_s))
     np.testing.assert_allclose(1 - found, js, rtol=1e-4)
     assert not from_teacher.any() and from_student.any()
 
@@ -165,12 +166,13 @@ def test_released_js_below_zero_counts_as_zero():
     # Classes below 1 % in both are raised to 1 %; M is raised less, so it loses against P and Q.
     p, q = np.full((2, 160), 1e-4)
     p[:80], q[80:] = 0.0124, 0.0124
-    logits = [jnp.asarray(3 * np.log(x / x.sum()))[None] for x in (p, q)]
-    synthetic = Synthetic(jnp.zeros(()), Outputs(logits[0], {}), Outputs(logits[1], {}))
-    clamped = [np.clip(softmax(np.asarray(x) / 3), 0.01, 0.99) for x in logits]
-    middle = np.clip(sum(softmax(np.asarray(x) / 3) for x in logits) / 2, 0.01, 0.99)
+    logits = [3 * np.log(x / x.sum()).astype(np.float32)[None] for x in (p, q)]
+    synthetic = Synthetic(np.zeros(()), Outputs(logits[0], {}), Outputs(logits[1], {}))
+    clamped = [np.clip(softmax(x / 3), 0.01, 0.99) for x in logits]
+    middle = np.clip(sum(softmax(x / 3) for x in logits) / 2, 0.01, 0.99)
     assert np.sum(middle * (np.log(middle) - 0.5 * np.log(clamped[0]) - 0.5 * np.log(clamped[1]))) < 0
-    assert float(disagreement_term(1.0, released_js=True).value(synthetic, SINGLE)) == 1
+    term = disagreement_term(1.0, released_js=True)
+    assert float(jax.jit(term.value, static_argnums=1)(synthetic, SINGLE)) == 1
 
 
 def test_a_term_without_weight_is_left_out():
@@ -192,14 +194,18 @@ def test_objective_of_mb_dfkd_written_out(run):
     problem = rounds.problem(method)
     after = replay_nets.step("synthesis", method)(state, teacher)
     last = {name: float(value) for name, value in after.synthesis.last.items()}
-    z = jax.random.normal(purpose_key(state.key, SYNTHESIS, 0), (replay_nets.BATCH, replay_nets.LATENT))
-    images = apply(replay_nets.generator(), state.aux.inner.variables, z, train=True).value
-    seen = problem.teacher(teacher, images, capture=(FEATURES,))
-    t = np.asarray(seen.value, np.float64)
-    s = np.asarray(problem.student(state.student.variables, images).value, np.float64)
+
+    @replay_nets.jit
+    def outputs(state):
+        z = jax.random.normal(purpose_key(state.key, SYNTHESIS, 0), (replay_nets.BATCH, replay_nets.LATENT))
+        images = apply(replay_nets.generator(), state.aux.inner.variables, z, train=True).value
+        seen = problem.teacher(teacher, images, capture=(FEATURES,))
+        return seen.value, problem.student(state.student.variables, images).value, seen.features
+
+    t, s, features = (np.asarray(x, np.float64) for x in outputs(state))
     mean_p = softmax(t, axis=1).mean(axis=0)
     js = (jensenshannon(softmax(t / 3, axis=1), softmax(s / 3, axis=1), axis=1) ** 2).sum() / t.size
-    oh, feature = -np.mean(log_softmax(t, axis=1).max(axis=1)), -np.abs(np.asarray(seen.features)).mean()
+    oh, feature = -np.mean(log_softmax(t, axis=1).max(axis=1)), -np.abs(features).mean()
     for name, value in {
         "class_loss": oh,
         "balance_loss": np.sum(mean_p * np.log(mean_p)),
@@ -214,27 +220,34 @@ def test_objective_of_mb_dfkd_written_out(run):
 def test_student_of_mb_dfkd_minimises_l1_over_new_and_replayed_images(run):
     method, teacher, state = run
     problem = rounds.problem(method)
-    stored = jax.random.uniform(jax.random.key(1), state.aux.ring.values.shape[1:])
-    state = state.replace(aux=state.aux.replace(ring=state.aux.ring.push(stored)))
+    stored = np.random.default_rng(1).random(state.aux.ring.values.shape[1:], np.float32)
+    state = state.replace(aux=state.aux.replace(ring=jax.jit(Ring.push)(state.aux.ring, stored)))
     after = replay_nets.step("student", method)(state, teacher)
-    images = method.sample(state.aux, None, purpose_key(state.key, STUDENT, 0), SINGLE)
+
+    @replay_nets.jit
+    def seen(state):
+        images = method.sample(state.aux, None, purpose_key(state.key, STUDENT, 0), SINGLE)
+        student = problem.student(state.student.variables, images, train=True)
+        return images, problem.teacher(teacher, images).value, student.value
+
+    images, *logits = map(np.asarray, seen(state))
     assert images.shape[0] == replay_nets.BATCH * 9 // 8
     np.testing.assert_array_equal(images[replay_nets.BATCH :], stored)
-    t = np.asarray(problem.teacher(teacher, images).value, np.float64)
-    s = np.asarray(problem.student(state.student.variables, images, train=True).value, np.float64)
+    t, s = (x.astype(np.float64) for x in logits)
     np.testing.assert_allclose(after.training.last["student_loss"], np.abs(t - s).mean(), rtol=1e-4)
 
 
 def test_new_images_are_normalised_with_their_own_batch(run):
     method, _, state = run
-    other = jax.tree.map(lambda x: 3 * x + 1, state.aux.inner.batch_stats)
+    other = jax.tree.map(lambda x: 3 * x + 1, jax.device_get(state.aux.inner.batch_stats))
     changed = state.aux.replace(inner=state.aux.inner.replace(batch_stats=other))
-    images, same = (method.sample(a, None, jax.random.key(0), SINGLE) for a in (state.aux, changed))
+    sample = replay_nets.jit(lambda aux: method.sample(aux, None, jax.random.key(0), SINGLE))
+    images, same = (np.asarray(sample(aux)) for aux in (state.aux, changed))
     np.testing.assert_array_equal(images, same)
     new = np.asarray(images[: replay_nets.BATCH], np.float64)
     np.testing.assert_allclose(new.mean(axis=(0, 1, 2)), replay_nets.MEAN, atol=1e-5)
     np.testing.assert_allclose(new.std(axis=(0, 1, 2)), replay_nets.STD, rtol=0.1)  # BatchNorm's epsilon
-    shown = method.preview(state.aux, jax.random.key(0), 5)
+    shown = np.asarray(replay_nets.jit(lambda aux: method.preview(aux, jax.random.key(0), 5))(state.aux))
     assert shown.shape == (5, *nets.IMAGE_SHAPE) and not (shown[0] == images[0]).all()
 
 
