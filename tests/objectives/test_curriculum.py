@@ -22,6 +22,12 @@ lams = st.floats(0.05, 30.0)
 losses_of_size_8 = st.lists(st.floats(0.0, 60.0, allow_subnormal=False), min_size=8, max_size=8)
 
 
+# Compiled as a whole for each strategy, for any λ.
+by_strategy = functools.partial(jax.jit, static_argnums=0)
+spl_weights, spl_regulariser = by_strategy(curriculum.spl_weights), by_strategy(curriculum.spl_regulariser)
+latent_objective, majoriser = by_strategy(curriculum.latent_objective), by_strategy(curriculum.majoriser)
+
+
 def literal_v(strategy: str, loss: float, lam: float) -> float:
     """Computes the formulas of §V-E as printed."""
     return {
@@ -42,8 +48,8 @@ def literal_v(strategy: str, loss: float, lam: float) -> float:
     ],
 )
 def test_weights_at_lambda_2(strategy, expected):
-    losses = jnp.array([0.0, 1.0, 2.0, 3.0], jnp.float32)
-    np.testing.assert_allclose(curriculum.spl_weights(strategy, losses, 2.0), expected, rtol=3e-7)
+    losses = np.array([0.0, 1.0, 2.0, 3.0], np.float32)
+    np.testing.assert_allclose(spl_weights(strategy, losses, 2.0), expected, rtol=3e-7)
 
 
 @pytest.mark.parametrize(
@@ -57,8 +63,8 @@ def test_weights_at_lambda_2(strategy, expected):
     ],
 )
 def test_regulariser_at_lambda_2(strategy, expected):
-    v = jnp.array([0.0, 0.5, 1.0], jnp.float32)
-    np.testing.assert_allclose(curriculum.spl_regulariser(strategy, v, 2.0), expected, rtol=1e-6, atol=1e-7)
+    v = np.array([0.0, 0.5, 1.0], np.float32)
+    np.testing.assert_allclose(spl_regulariser(strategy, v, 2.0), expected, rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -67,8 +73,7 @@ def test_regulariser_at_lambda_2(strategy, expected):
 def test_weights_lie_in_0_1_and_fall_with_the_loss(strategy, losses, lam):
     for dtype in (np.float32, np.float64):
         with jax.enable_x64(True):
-            ordered = jnp.asarray(sorted(losses), dtype)
-            v = np.asarray(curriculum.spl_weights(strategy, ordered, lam))
+            v = np.asarray(spl_weights(strategy, np.array(sorted(losses), dtype), lam))
         assert v.dtype == dtype
         assert np.all((v >= 0) & (v <= 1))
         # A rounding step of the sigmoid is not an increase.
@@ -84,9 +89,9 @@ def test_weights_minimise_the_spl_objective(strategy, losses, lam):
     grid = np.linspace(0.0, 1.0, 2001)
     L = np.asarray(losses)
     with jax.enable_x64(True):
-        g_of_grid = np.asarray(curriculum.spl_regulariser(strategy, jnp.asarray(grid), lam))
-        v = curriculum.spl_weights(strategy, jnp.asarray(L), lam)
-        g_of_v = np.asarray(curriculum.spl_regulariser(strategy, v, lam))
+        g_of_grid = np.asarray(spl_regulariser(strategy, grid, lam))
+        v = spl_weights(strategy, L, lam)
+        g_of_v = np.asarray(spl_regulariser(strategy, v, lam))
     v = np.asarray(v)
     on_grid = grid * L[:, None] + g_of_grid
     assert np.all(v * L + g_of_v <= on_grid.min(-1) + 1e-12 * (1 + lam + L))
@@ -101,8 +106,14 @@ def test_weights_minimise_the_spl_objective(strategy, losses, lam):
 def test_latent_objective_is_the_integral_of_the_weights(strategy, loss, lam):
     expected, _ = integrate.quad(lambda x: literal_v(strategy, x, lam), 0.0, loss, points=[min(lam, loss)])
     with jax.enable_x64(True):
-        actual = curriculum.latent_objective(strategy, jnp.asarray(loss, jnp.float64), lam)
+        actual = latent_objective(strategy, np.float64(loss), lam)
     assert actual == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def value_and_slopes(function, strategy, losses, lam):
+    value, pull = jax.vjp(lambda x: function(strategy, x, lam), losses)
+    return value, *pull(jnp.ones_like(losses))
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -111,9 +122,9 @@ def test_latent_objective_is_the_integral_of_the_weights(strategy, loss, lam):
 def test_derivative_of_the_latent_objective_is_the_weight(strategy, losses, lam):
     hypothesis.assume(all(loss not in (0.0, lam) for loss in losses))  # one-sided there
     with jax.enable_x64(True):
-        L = jnp.asarray(losses)
-        slope = jax.grad(lambda x: jnp.sum(curriculum.latent_objective(strategy, x, lam)))(L)
-        v = curriculum.spl_weights(strategy, L, lam)
+        L = np.asarray(losses)
+        _, slope = value_and_slopes(curriculum.latent_objective, strategy, L, lam)
+        v = spl_weights(strategy, L, lam)
     np.testing.assert_allclose(slope, v, rtol=1e-9, atol=1e-13)
 
 
@@ -123,56 +134,55 @@ def test_derivative_of_the_latent_objective_is_the_weight(strategy, losses, lam)
 def test_majoriser_bounds_the_latent_objective_and_touches_it(strategy, losses, lam):
     """Checks Eq. 8 for all pairs of a loss and a reference."""
     with jax.enable_x64(True):
-        at, ref = jnp.meshgrid(jnp.asarray(losses), jnp.asarray(losses))
-        F = np.asarray(curriculum.latent_objective(strategy, at, lam))
-        Q = np.asarray(curriculum.majoriser(strategy, at, ref, lam))
+        at, ref = np.meshgrid(losses, losses)
+        F = np.asarray(latent_objective(strategy, at, lam))
+        Q = np.asarray(majoriser(strategy, at, ref, lam))
     assert np.all(F <= Q + 1e-11)
     np.testing.assert_allclose(np.diagonal(Q), np.diagonal(F), rtol=1e-14)
 
 
 def test_majoriser_by_hand():
     # soft, λ = 2, tangent at 1: F = 0.75, slope 0.5.
-    q = curriculum.majoriser("soft", jnp.array([0.0, 1.0, 3.0]), jnp.ones(3), 2.0)
+    q = majoriser("soft", np.array([0.0, 1.0, 3.0]), np.ones(3), 2.0)
     np.testing.assert_allclose(q, [0.25, 0.75, 1.75], rtol=1e-6)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("lam", [1e-3, 2.0, 88.0, 1e4, 1e30])
 def test_extreme_losses_stay_finite_with_their_gradients(strategy, lam):
-    losses = jnp.array([0.0, 1e-30, 1e-3, 88.0, 1e4, 1e30], jnp.float32)
+    losses = np.array([0.0, 1e-30, 1e-3, 88.0, 1e4, 1e30], np.float32)
     for function in (curriculum.spl_weights, curriculum.latent_objective):
-        value, pull = jax.vjp(lambda x, f=function: f(strategy, x, lam), losses)
-        (gradient,) = pull(jnp.ones_like(losses))
+        value, gradient = value_and_slopes(function, strategy, losses, lam)
         assert np.all(np.isfinite(value))
         assert np.all(np.isfinite(gradient))
-    v = curriculum.spl_weights(strategy, losses, lam)
-    assert np.all(np.isfinite(curriculum.spl_regulariser(strategy, v, lam)))
+    v = spl_weights(strategy, losses, lam)
+    assert np.all(np.isfinite(spl_regulariser(strategy, v, lam)))
 
 
 def test_latent_objective_saturates_at_the_area_under_the_weights():
-    huge = jnp.array([1e20], jnp.float32)
-    assert curriculum.latent_objective("hard", huge, 2.0) == pytest.approx(2.0)
-    assert curriculum.latent_objective("soft", huge, 2.0) == pytest.approx(1.0)
+    huge = np.array([1e20], np.float32)
+    assert latent_objective("hard", huge, 2.0) == pytest.approx(2.0)
+    assert latent_objective("soft", huge, 2.0) == pytest.approx(1.0)
     # (1 + e⁻²)·ln(1 + e²)
-    assert curriculum.latent_objective("log", huge, 2.0) == pytest.approx(2.4147747, rel=1e-6)
+    assert latent_objective("log", huge, 2.0) == pytest.approx(2.4147747, rel=1e-6)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_loss_rounded_below_zero_weighs_one(strategy):
-    v = curriculum.spl_weights(strategy, jnp.array([-4e-5], jnp.float32), 20.0)
+    v = spl_weights(strategy, np.array([-4e-5], np.float32), 20.0)
     assert v == 1
-    assert np.isfinite(curriculum.spl_regulariser(strategy, v, 20.0))
+    assert np.isfinite(spl_regulariser(strategy, v, 20.0))
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_float32_stays_float32_under_a_float64_lambda(strategy):
     with jax.enable_x64(True):
-        lam = jnp.asarray(2.0, jnp.float64)
-        losses = jnp.ones((3,), jnp.float32)
-        assert curriculum.spl_weights(strategy, losses, lam).dtype == jnp.float32
-        assert curriculum.spl_regulariser(strategy, losses, lam).dtype == jnp.float32
-        assert curriculum.latent_objective(strategy, losses, lam).dtype == jnp.float32
-        assert curriculum.majoriser(strategy, losses, losses, lam).dtype == jnp.float32
+        lam = np.float64(2.0)
+        losses = np.ones(3, np.float32)
+        assert spl_weights(strategy, losses, lam).dtype == jnp.float32
+        assert spl_regulariser(strategy, losses, lam).dtype == jnp.float32
+        assert latent_objective(strategy, losses, lam).dtype == jnp.float32
+        assert majoriser(strategy, losses, losses, lam).dtype == jnp.float32
 
 
 def test_one_weight_per_batch_takes_a_scalar_loss():
@@ -209,8 +219,8 @@ def alpha_by_epoch(kind, *, initial, slope, k_begin, k_end, epochs, steps_per_ep
         epochs=epochs,
         steps_per_epoch=steps_per_epoch,
     )
-    steps = jnp.arange(epochs, dtype=jnp.int32) * steps_per_epoch
-    return np.asarray(schedule(steps) * jnp.ones(epochs))
+    steps = np.arange(epochs, dtype=np.int32) * steps_per_epoch
+    return np.asarray(schedule(steps)) * np.ones(epochs, np.float32)
 
 
 # epochs, α, k_begin, k_end, initial; final values of the released scripts and of the linear ramp.
