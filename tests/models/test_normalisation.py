@@ -1,5 +1,7 @@
 """Compares batch statistics and BatchNorm in the form for oneDNN with flax in float32."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -14,16 +16,15 @@ from cudfkd_jax.models.normalisation import column_sums, moments
 @pytest.mark.parametrize("shape", [(6, 7, 5, 4), (32, 8, 8, 16), (3, 5), (16, 1), (2, 5, 3, 2)])
 def test_sums_hold_every_row_once(shape):
     """Covers the remainder when the rows are not a multiple of the parts."""
-    a, b = (jax.random.normal(jax.random.key(seed), shape) for seed in range(2))
-    exact = np.asarray(a, np.float64) * np.asarray(b, np.float64)
-    np.testing.assert_allclose(
-        column_sums(jnp.multiply, a, b), exact.reshape(-1, shape[-1]).sum(0), rtol=1e-5, atol=1e-5
-    )
+    a, b = np.random.default_rng(0).standard_normal((2, *shape), np.float32)
+    exact = a.astype(np.float64) * b.astype(np.float64)
+    found = jax.jit(functools.partial(column_sums, jnp.multiply))(a, b)
+    np.testing.assert_allclose(found, exact.reshape(-1, shape[-1]).sum(0), rtol=1e-5, atol=1e-5)
 
 
 def test_a_large_mean_does_not_drown_the_variance():
-    x = jnp.asarray(1000 + np.random.default_rng(0).standard_normal((64, 8, 8, 3)), jnp.float32)
-    mean, var = moments(x)
+    x = (1000 + np.random.default_rng(0).standard_normal((64, 8, 8, 3))).astype(np.float32)
+    mean, var = jax.jit(moments)(x)
     np.testing.assert_allclose(mean, np.mean(x, (0, 1, 2), np.float64), rtol=1e-6)
     np.testing.assert_allclose(var, np.var(np.asarray(x, np.float64), (0, 1, 2)), rtol=1e-3)
 
@@ -48,9 +49,10 @@ class Norm(nn.Module):
 @pytest.mark.parametrize("module", [Norm(), Norm(scale=False), Norm(mode="argument")], ids=str)
 def test_training_in_bfloat16_is_that_of_flax_in_float32(module, monkeypatch):
     monkeypatch.setattr(normalisation, "in_use", lambda dtype: jnp.dtype(dtype) == jnp.bfloat16)
-    x = (3 * jax.random.normal(jax.random.key(1), (6, 7, 5, 4)) + 5).astype(jnp.bfloat16)
-    weights = jax.random.normal(jax.random.key(2), x.shape)
-    variables = module.init(jax.random.key(0), x, train=False)
+    random = np.random.default_rng(1)
+    x = (3 * random.standard_normal((6, 7, 5, 4)) + 5).astype(jnp.bfloat16)
+    weights = random.standard_normal(x.shape, np.float32)
+    variables = jax.jit(functools.partial(module.init, train=False))(jax.random.key(0), x)
 
     def objective(x, params):
         given = {"params": params, "batch_stats": variables["batch_stats"]}
@@ -58,9 +60,9 @@ def test_training_in_bfloat16_is_that_of_flax_in_float32(module, monkeypatch):
         captured = sum(jnp.sum(jnp.sin(layer.mean)) + jnp.sum(layer.var**2) for layer in out.bn)
         return jnp.sum(out.value.astype(jnp.float32) * weights) + captured, (out.value, out.batch_stats)
 
-    differentiate = jax.grad(objective, (0, 1), has_aux=True)
+    differentiate = jax.jit(jax.grad(objective, (0, 1), has_aux=True))
     params = variables.get("params", {})
-    ours, exact = differentiate(x, params), differentiate(x.astype(jnp.float32), params)
+    ours, exact = differentiate(x, params), differentiate(x.astype(np.float32), params)
     assert ours[0][0].dtype == ours[1][0].dtype == jnp.bfloat16
 
     def close(a, b):

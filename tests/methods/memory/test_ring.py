@@ -20,7 +20,7 @@ def filled(pushes: int) -> Ring:
     """Returns rows that encode their push: 10 · push + row."""
     ring = Ring.create(SLOTS, ROWS, (2,), jnp.int32)
     for push in range(1, pushes + 1):
-        ring = jax.jit(Ring.push)(ring, jnp.broadcast_to(10 * push + jnp.arange(ROWS)[:, None], (ROWS, 2)))
+        ring = jax.jit(Ring.push)(ring, np.broadcast_to(10 * push + np.arange(ROWS)[:, None], (ROWS, 2)))
     return ring
 
 
@@ -41,7 +41,8 @@ def test_the_newest_slots_are_remembered(pushes):
 @pytest.mark.parametrize("pushes", [1, 2, SLOTS, SLOTS + 1])
 def test_slots_are_drawn_whole_and_equally_often(pushes):
     ring = filled(pushes)
-    slots = np.asarray(jax.vmap(ring.draw_slot)(jax.random.split(jax.random.key(0), 900)))[..., 0]
+    draw = jax.jit(jax.vmap(Ring.draw_slot, (None, 0)))
+    slots = np.asarray(draw(ring, jax.random.split(jax.random.key(0), 900)))[..., 0]
     assert np.all(slots - slots[:, :1] == np.arange(ROWS))
     numbers, counts = np.unique(slots[:, 0] // 10, return_counts=True)
     assert set(numbers) == {value // 10 for value in held(pushes)}
@@ -51,7 +52,8 @@ def test_slots_are_drawn_whole_and_equally_often(pushes):
 @pytest.mark.parametrize(("first", "last"), [(0, None), (1, 3), (3, None)])
 @pytest.mark.parametrize("pushes", [1, 2, SLOTS + 2])
 def test_rows_are_drawn_equally_often_from_their_part_of_each_slot(pushes, first, last):
-    rows = np.asarray(filled(pushes).draw_rows(jax.random.key(1), 2400, first, last))
+    draw = jax.jit(Ring.draw_rows, static_argnames=("count", "first", "last"))
+    rows = np.asarray(draw(filled(pushes), jax.random.key(1), count=2400, first=first, last=last))
     assert rows.shape == (2400, 2)
     expected = {value for value in held(pushes) if value % 10 in range(ROWS)[first:last]}
     values, counts = np.unique(rows[:, 0], return_counts=True)
@@ -75,27 +77,32 @@ def test_distinct_rows_are_as_many_as_there_are(pushes, count):
 def test_every_set_of_distinct_rows_is_as_likely():
     ring = filled(1)
     keys = jax.random.split(jax.random.key(3), 1800)
-    rows, _ = jax.vmap(functools.partial(ring.draw_distinct, count=2))(keys)
-    pairs, counts = np.unique(np.sort(rows[..., 0], axis=1), axis=0, return_counts=True)
+    rows, _ = jax.jit(jax.vmap(functools.partial(ring.draw_distinct, count=2)))(keys)
+    pairs, counts = np.unique(np.sort(np.asarray(rows)[..., 0], axis=1), axis=0, return_counts=True)
     assert len(pairs) == 6
     assert ((counts - 300) ** 2 / 300).sum() < 30  # chi-squared with 5 degrees of freedom
 
 
 def test_pixels_are_kept_to_256_levels():
     levels = np.arange(256, dtype=np.uint8)
-    np.testing.assert_array_equal(to_uint8(from_uint8(jnp.asarray(levels))), levels)
-    np.testing.assert_array_equal(to_uint8(jnp.asarray([-0.3, 0.4 / 255, 0.6 / 255, 1.7])), [0, 0, 1, 255])
-    np.testing.assert_allclose(from_uint8(jnp.asarray([0, 51, 255], jnp.uint8)), [0, 0.2, 1])
+    np.testing.assert_array_equal(jax.jit(lambda levels: to_uint8(from_uint8(levels)))(levels), levels)
+    np.testing.assert_array_equal(jax.jit(to_uint8)(np.array([-0.3, 0.4 / 255, 0.6 / 255, 1.7])), [0, 0, 1, 255])
+    np.testing.assert_allclose(jax.jit(from_uint8)(np.array([0, 51, 255], np.uint8)), [0, 0.2, 1])
 
 
 def test_the_best_iterate_is_kept_with_its_own_values():
     best = Best.start((jnp.ones(2), jnp.ones((), jnp.uint8)))
     assert np.isinf(best.loss)
-    for loss, value in ((3.0, 1), (1.0, 2), (1.0, 3), (jnp.nan, 4), (2.0, 5)):
-        best = jax.jit(Best.offer)(best, jnp.asarray(loss), (jnp.full(2, value * 1.0), jnp.uint8(value)))
+    for loss, value in ((3.0, 1), (1.0, 2), (1.0, 3), (np.nan, 4), (2.0, 5)):
+        best = jax.jit(Best.offer)(best, np.float32(loss), (np.full(2, value, np.float32), np.uint8(value)))
     assert float(best.loss) == 1
     np.testing.assert_array_equal(best.value[0], [2, 2])  # the earlier of two equal iterates
     assert int(best.value[1]) == 2 and best.value[1].dtype == jnp.uint8
+
+
+push_images = jax.jit(ImagePool.push, static_argnums=0)
+sample = jax.jit(ImagePool.sample, static_argnums=(0, 3))
+show = jax.jit(ImagePool.preview, static_argnums=(0, 3))
 
 
 def pool(**changes) -> ImagePool:
@@ -107,8 +114,8 @@ def pushed(images: ImagePool, pushes: int) -> Ring:
     """Returns uniformly grey images of level 10 · push + row of 255."""
     ring = images.create()
     for push in range(1, pushes + 1):
-        levels = (10 * push + jnp.arange(ROWS)) / 255
-        ring = images.push(ring, jnp.broadcast_to(levels[:, None, None, None], (ROWS, 4, 4, 1)))
+        levels = (10 * push + np.arange(ROWS, dtype=np.float32)) / 255
+        ring = push_images(images, ring, np.broadcast_to(levels[:, None, None, None], (ROWS, 4, 4, 1)))
     return ring
 
 
@@ -124,8 +131,8 @@ def test_student_and_preview_share_no_image_where_some_are_held_out(pushes, held
     images = pool(held_out=held_out)
     ring = pushed(images, pushes)
     assert ring.values.dtype == jnp.uint8
-    student = seen(images.sample(ring, jax.random.key(0), SINGLE))
-    preview = images.preview(ring, jax.random.key(1), 300)
+    student = seen(sample(images, ring, jax.random.key(0), SINGLE))
+    preview = show(images, ring, jax.random.key(1), 300)
     assert preview.shape == (300, 4, 4, 1)
     assert student == {value for value in held(pushes) if value % 10 < ROWS - held_out}
     assert seen(preview) == (held(pushes) - student if held_out else held(pushes))
@@ -133,23 +140,22 @@ def test_student_and_preview_share_no_image_where_some_are_held_out(pushes, held
 
 def test_each_image_of_the_student_is_augmented_by_itself():
     images = pool(padding=1, flip=True)
-    ring = images.push(
-        images.create(), jnp.broadcast_to((1 + jnp.arange(16.0).reshape(4, 4, 1)) / 255, (4, 4, 4, 1))
-    )
-    drawn = np.asarray(images.sample(ring, jax.random.key(0), SINGLE))
+    image = (1 + np.arange(16, dtype=np.float32).reshape(4, 4, 1)) / 255
+    ring = push_images(images, images.create(), np.broadcast_to(image, (4, 4, 4, 1)))
+    drawn = np.asarray(sample(images, ring, jax.random.key(0), SINGLE))
     assert len(np.unique(drawn.round(4), axis=0)) == 18  # 3 × 3 places, mirrored or not
     np.testing.assert_array_equal(
-        images.preview(ring, jax.random.key(0), 5), np.broadcast_to(from_uint8(ring.values[0, :1]), (5, 4, 4, 1))
+        show(images, ring, jax.random.key(0), 5),
+        np.broadcast_to(jax.jit(from_uint8)(np.asarray(ring.values)[0, :1]), (5, 4, 4, 1)),
     )
 
 
 def test_devices_share_a_student_batch():
     images = pool(student_batch_size=8, padding=1)
     ring = pushed(images, 2)
-    whole = images.sample(ring, jax.random.key(0), SINGLE)
-    parts = jax.vmap(lambda _: images.sample(ring, jax.random.key(0), Axis("devices", 2)), axis_name="devices")(
-        jnp.arange(2)
-    )
+    whole = sample(images, ring, jax.random.key(0), SINGLE)
+    share = jax.vmap(lambda _: images.sample(ring, jax.random.key(0), Axis("devices", 2)), axis_name="devices")
+    parts = np.asarray(jax.jit(share)(np.arange(2)))
     np.testing.assert_array_equal(parts.reshape(whole.shape), whole)
 
 
