@@ -109,7 +109,7 @@ def initial_state(name: str) -> RunState:
 
 
 def _equal(a, b):
-    return all(jax.tree.leaves(jax.tree.map(lambda x, y: bool((x == y).all()), a, b)))
+    return all(jax.tree.leaves(jax.tree.map(lambda x, y: bool((x == y).all()), *jax.device_get((a, b)))))
 
 
 # The objectives, written out with NumPy.
@@ -171,7 +171,8 @@ def test_objective_and_its_gradient_are_those_written_out_with_numpy(name):
 
     with jax.enable_x64(True):
         arguments = (seen.t, seen.s, seen.features, seen.bn)
-        (found, found_values), gradients = jax.value_and_grad(objective, (0, 1, 2), has_aux=True)(*arguments)
+        compute = jax.jit(jax.value_and_grad(objective, (0, 1, 2), has_aux=True))
+        (found, found_values), gradients = compute(*arguments)
     np.testing.assert_allclose(found, loss, rtol=1e-6)
     assert found_values.keys() == values.keys()
     for term, value in values.items():
@@ -253,7 +254,7 @@ def test_attention_loss_is_that_of_the_original_release_times_the_classes(maps):
     )
     student_loss = zskt.attention_student_loss(sample_loss=KL, attention_weight=250.0 * 5)
     with jax.enable_x64(True):
-        loss, metrics = student_loss(student, teacher, None, jnp.zeros((), int), SINGLE)
+        loss, metrics = jax.jit(functools.partial(student_loss, axis=SINGLE))(student, teacher, None, 0)
     np.testing.assert_allclose(loss, 5 * (kl + 250 * attention), rtol=1e-10)
     np.testing.assert_allclose(metrics["student_loss"], loss)
     np.testing.assert_allclose(metrics["attention_loss"], attention, rtol=1e-10)
@@ -263,7 +264,7 @@ def test_attention_loss_is_that_of_the_original_release_times_the_classes(maps):
 def test_gradient_of_attention_is_that_of_finite_differences(maps):
     a_t, a_s = maps[1].stages[1], maps[0].stages[1]
     with jax.enable_x64(True):
-        gradient = jax.grad(lambda a: zskt.attention_distance(jnp.asarray(a_t), a).mean())(jnp.asarray(a_s))
+        gradient = jax.jit(jax.grad(lambda a: zskt.attention_distance(a_t, a).mean()))(a_s)
     expected = np.empty_like(a_s)
     for at in np.ndindex(a_s.shape):
         sides = []
@@ -277,19 +278,23 @@ def test_gradient_of_attention_is_that_of_finite_differences(maps):
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_a_map_of_zeros_has_a_finite_distance_and_no_gradient(dtype):
-    a_t = jax.random.normal(jax.random.key(0), (1, 2, 2, 3), dtype)
-    distance, gradient = jax.value_and_grad(lambda a: zskt.attention_distance(a_t, a).sum())(jnp.zeros_like(a_t))
+    a_t = np.random.default_rng(0).normal(size=(1, 2, 2, 3)).astype(dtype)
+    slope = jax.jit(jax.value_and_grad(lambda a: zskt.attention_distance(jnp.asarray(a_t), a).sum()))
+    distance, gradient = slope(np.zeros_like(a_t))
     assert distance.dtype == jnp.float32
     np.testing.assert_allclose(distance, 1 / 4, rtol=1e-6)  # a vector of length 1 over four pixels
-    np.testing.assert_array_equal(gradient.astype(float), 0)
+    np.testing.assert_array_equal(np.asarray(gradient, float), 0)
 
 
 def test_without_weight_the_loss_is_the_plain_one_and_sees_no_maps(maps):
     student, teacher = (outputs._replace(stages=()) for outputs in maps)
-    loss, metrics = zskt.attention_student_loss(sample_loss=KL, attention_weight=0.0)(
-        student, teacher, None, 0, SINGLE
+    (loss, metrics), (plain, plain_metrics) = (
+        jax.jit(functools.partial(student_loss, axis=SINGLE))(student, teacher, None, 0)
+        for student_loss in (
+            zskt.attention_student_loss(sample_loss=KL, attention_weight=0.0),
+            plain_student_loss(KL),
+        )
     )
-    plain, plain_metrics = plain_student_loss(KL)(student, teacher, None, 0, SINGLE)
     assert float(loss) == float(plain)
     assert metrics.keys() == plain_metrics.keys()
     assert zskt.student_capture(0.0) == ()
@@ -334,6 +339,7 @@ def test_stages_that_do_not_correspond_are_refused_with_the_remedy(teacher, size
 EPOCH = Epoch(rounds=2, synthesis_steps=1, student_steps=2)
 
 
+@jax.jit
 def _copy(state):
     """Copies the buffers, because the loops donate those of their state."""
     return jax.tree.map(jnp.copy, state)
@@ -347,7 +353,8 @@ def test_two_rounds_and_resuming_at_any_step_give_the_same_bits(name):
     assert (int(whole.step), int(whole.synthesis_step), bool(whole.failed)) == (4, 2, False)
     assert not _equal(whole.student.params, state.student.params)
     assert all(
-        not bool((a == b).all()) for a, b in zip(*map(jax.tree.leaves, (whole.aux, state.aux)), strict=True)
+        not bool((a == b).all())
+        for a, b in zip(*map(jax.tree.leaves, jax.device_get((whole.aux, state.aux))), strict=True)
     )  # every array of the method's state: parameters, statistics, moments, averages
     reported = {**whole.synthesis.total, **whole.training.total}
     assert {term.name for term in TERMS[name.partition("_")[0]]} <= reported.keys()
@@ -382,20 +389,30 @@ def test_images_come_from_the_exponential_average_of_the_generator():
         rest = (teacher, student, key, step, SINGLE)
         return plain.synthesise(state, *rest)[0], averaged.synthesise(aux, *rest)[0]
 
-    state, aux = plain.init(key), averaged.init(key)
+    state, aux = jax.jit(plain.init)(key), jax.jit(averaged.init)(key)
     expected = jax.tree.map(lambda x: np.asarray(x, np.float64), state.variables)
     assert _equal(aux.average, state.variables)
     for step in range(3):
         state, aux = synthesise(state, aux, step)
         assert _equal(aux.state, state)  # training does not depend on the average
-        expected = jax.tree.map(lambda mean, new: decay * mean + (1 - decay) * new, expected, state.variables)
+        new = jax.device_get(state.variables)
+        expected = jax.tree.map(lambda mean, new: decay * mean + (1 - decay) * new, expected, new)
         jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), aux.average, expected)
 
-    z = jax.random.normal(key, (BATCH_SIZE, LATENT_DIM))
-    images = generator().apply(expected, z, train=False)
-    np.testing.assert_allclose(averaged.sample(aux, teacher, key, SINGLE), images, atol=1e-5)
-    np.testing.assert_allclose(averaged.preview(aux, key, BATCH_SIZE), images, atol=1e-5)
-    assert np.abs(plain.sample(state, teacher, key, SINGLE) - images).max() > 1e-3
+    @jax.jit
+    def images(state, aux, average):
+        z = jax.random.normal(key, (BATCH_SIZE, LATENT_DIM))
+        return (
+            generator().apply(average, z, train=False),
+            averaged.sample(aux, teacher, key, SINGLE),
+            averaged.preview(aux, key, BATCH_SIZE),
+            plain.sample(state, teacher, key, SINGLE),
+        )
+
+    expected, sampled, shown, without = map(np.asarray, images(state, aux, expected))
+    np.testing.assert_allclose(sampled, expected, atol=1e-5)
+    np.testing.assert_allclose(shown, expected, atol=1e-5)
+    assert np.abs(without - expected).max() > 1e-3
 
 
 def test_the_average_starts_in_buffers_of_its_own():
