@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -153,8 +154,9 @@ def test_they_are_refused_where_nothing_would_look_at_them(method, key):
 def _updates(optimiser, gradients):
     """What an optimiser adds to a parameter of 0, step by step."""
     state, parameter, steps = optimiser.init(jnp.zeros(2)), jnp.zeros(2), []
+    compiled = jax.jit(optimiser.update)
     for gradient in gradients:
-        update, state = optimiser.update(jnp.asarray(gradient), state, parameter)
+        update, state = compiled(np.array(gradient, np.float32), state, parameter)
         steps.append(np.asarray(update))
     return steps
 
