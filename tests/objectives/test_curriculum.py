@@ -219,8 +219,8 @@ def alpha_by_epoch(kind, *, initial, slope, k_begin, k_end, epochs, steps_per_ep
         epochs=epochs,
         steps_per_epoch=steps_per_epoch,
     )
-    steps = np.arange(epochs, dtype=np.int32) * steps_per_epoch
-    return np.asarray(schedule(steps)) * np.ones(epochs, np.float32)
+    steps = np.arange(500, dtype=np.int32) * steps_per_epoch  # always as many, so that operations compile once
+    return np.asarray(schedule(steps))[:epochs]
 
 
 # epochs, α, k_begin, k_end, initial; final values of the released scripts and of the linear ramp.

@@ -92,7 +92,7 @@ def test_a_batch_ends_with_a_whole_slot_and_each_is_as_likely():
 def test_until_something_is_stored_all_images_are_new():
     method = _with_memory()
     aux = method.init(jax.random.key(0)).replace(inner=jnp.asarray(5.0))
-    images = np.asarray(method.sample(aux, None, jax.random.key(3), SINGLE))
+    images = np.asarray(jax.jit(lambda aux: method.sample(aux, None, jax.random.key(3), SINGLE))(aux))
     assert images.shape == (B + R, *SHAPE)
     assert len(np.unique(images)) == images.size and abs(images[B:].mean() - 5) < 2
 
