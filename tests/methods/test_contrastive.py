@@ -109,8 +109,8 @@ def _images(aux):
 def test_head_is_two_layers_and_a_unit_vector():
     x = np.random.default_rng(0).normal(size=(4, 9)).astype(np.float32)
     head = contrast.Head(5)
-    params = head.init(jax.random.key(0), x)["params"]
-    np.testing.assert_allclose(head.apply({"params": params}, x), _project(params, x), atol=1e-6)
+    params = jax.jit(head.init)(jax.random.key(0), x)["params"]
+    np.testing.assert_allclose(jax.jit(head.apply)({"params": params}, x), _project(params, x), atol=1e-6)
     assert params["hidden"]["kernel"].shape == (9, 9) and params["out"]["kernel"].shape == (9, 5)
     for leaf in jax.tree.leaves(params):  # U(−1/3, 1/3)
         assert 0.2 < np.abs(leaf).max() <= 1 / 3
@@ -118,8 +118,9 @@ def test_head_is_two_layers_and_a_unit_vector():
 
 def test_head_has_a_gradient_where_its_output_is_zero():
     head = contrast.Head(5)
-    params = jax.tree.map(jnp.zeros_like, head.init(jax.random.key(0), jnp.ones((1, 3)))["params"])
-    gradient = jax.grad(lambda p: jnp.sum(head.apply({"params": p}, jnp.ones((2, 3)))))(params)
+    shapes = jax.eval_shape(head.init, jax.random.key(0), jnp.ones((1, 3)))["params"]
+    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    gradient = jax.jit(jax.grad(lambda p: jnp.sum(head.apply({"params": p}, jnp.ones((2, 3))))))(params)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
 
 
@@ -131,7 +132,8 @@ def test_contrast_of_batch_and_bank_is_that_of_the_rows_there_are(filled):
     hidden = [np.where(np.arange(10)[:, None] < 4 + filled, x, 1e3) for x in (local, whole)]
     batch, bank = Views(*(x[:4] for x in hidden)), Views(*(x[4:] for x in hidden))
     drawn = np.arange(6) < filled
-    found = contrast.contrastive_loss(lambda x: x, batch, bank, drawn, TEMPERATURE)
+    loss = jax.jit(lambda *rows: contrast.contrastive_loss(lambda x: x, *rows, TEMPERATURE))
+    found = loss(batch, bank, drawn)
     n = 4 + filled
     np.testing.assert_allclose(found, _contrast(local[:n], whole[:n], 4), rtol=1e-5)
 
@@ -147,7 +149,7 @@ def test_gradient_of_the_contrast_leaves_out_the_global_side(filled):
         batch, bank = Views(local[:4], whole[:4]), Views(local[4:], whole[4:])
         return contrast.contrastive_loss(lambda x: x * scale, batch, bank, drawn, 1.0)
 
-    of_local, of_whole, of_scale = jax.grad(loss, (0, 1, 2))(local, whole, 1.0)
+    of_local, of_whole, of_scale = jax.jit(jax.grad(loss, (0, 1, 2)))(local, whole, 1.0)
     n = 4 + filled
     p = softmax(local[:n] @ whole[:n].T, axis=1)
     share = np.r_[np.full(4, 1 / 4), np.full(filled, 1 / max(filled, 1))]
@@ -175,9 +177,10 @@ def test_instance_features_are_channel_means_at_the_inputs():
     means = tuple(random.normal(size=(2, n)).astype(np.float32) for n in (3, 5))
     maps = tuple(random.normal(size=(2, 4, 3, n)).astype(np.float32) for n in (3, 2, 6))
     outputs = Outputs(jnp.zeros((2, 10)), {}, instances=means, stages=maps)
-    np.testing.assert_array_equal(contrast.instance_features(outputs, "bn"), np.hstack(means))
+    features = jax.jit(contrast.instance_features, static_argnums=1)
+    np.testing.assert_array_equal(features(outputs, "bn"), np.hstack(means))
     expected = np.hstack([np.einsum("bhwc->bc", m) / 12 for m in maps[:2]])  # the last map is not an input
-    np.testing.assert_allclose(contrast.instance_features(outputs, "stages"), expected, atol=1e-6)
+    np.testing.assert_allclose(features(outputs, "stages"), expected, atol=1e-6)
     assert contrast.FEATURES == {"bn": INSTANCES, "stages": STAGES}
 
 
@@ -204,11 +207,11 @@ def test_step_reports_the_terms_of_its_images(teacher, parts):
         state = parts.begin(state, teacher)
         before = jax.device_get(state.aux)
         images = _images(before)
-        seen = _seen(teacher, images)
+        seen = jax.device_get(_seen(teacher, images))
         t = np.asarray(seen.value, np.float64)
         s = np.asarray(_student_logits(state.student, images), np.float64)
         state = parts.finish(parts.synthesis(state, teacher), teacher)
-        metrics = state.synthesis.last
+        metrics = jax.device_get(state.synthesis.last)
 
         bn = sum(
             np.linalg.norm(layer.mean - layer.running_mean) + np.linalg.norm(layer.var - layer.running_var)
@@ -239,7 +242,7 @@ def test_step_reports_the_terms_of_its_images(teacher, parts):
 def test_a_round_resets_all_but_head_pool_and_bank(teacher, parts):
     state = parts.finish(parts.synthesis(_state(), teacher), teacher)
     old = jax.device_get(state.aux)
-    new = parts.begin(state, teacher).aux
+    new = jax.device_get(parts.begin(state, teacher).aux)
     for name in ("head", "pool", "bank"):
         jax.tree.map(np.testing.assert_array_equal, getattr(new, name), getattr(old, name))
     assert any(np.any(leaf) for leaf in jax.tree.leaves(old.head.opt_state))
@@ -255,7 +258,7 @@ def test_a_round_resets_all_but_head_pool_and_bank(teacher, parts):
 def test_generator_latents_and_head_are_trained(teacher, parts):
     state = _state()
     old = jax.device_get(state.aux)
-    new = parts.synthesis(state, teacher).aux
+    new = jax.device_get(parts.synthesis(state, teacher).aux)
     for a, b in ((old.synthesis, new.synthesis), (old.head, new.head)):
         moved = jax.tree.map(lambda x, y: bool(np.any(x != y)), a.params, b.params)
         assert all(jax.tree.leaves(moved))
@@ -333,13 +336,14 @@ def test_student_and_preview_are_from_the_pool(teacher, parts):
     aux, rows = state.aux, np.asarray(state.aux.pool.values[0]) / 255
 
     def found(images):
-        return {int(np.abs(rows - image).max((1, 2, 3)).argmin()) for image in np.asarray(images)}
+        return {int(np.abs(rows - image).max((1, 2, 3)).argmin()) for image in images}
 
-    drawn = np.concatenate([PLAIN.sample(aux, None, jax.random.key(i), SINGLE) for i in range(8)])
-    shown = PLAIN.preview(aux, jax.random.key(1), 20)
+    sample = quick_jit(lambda aux, key: PLAIN.sample(aux, None, key, SINGLE))
+    drawn = np.concatenate([sample(aux, jax.random.key(i)) for i in range(8)])
+    shown = np.asarray(quick_jit(lambda aux: PLAIN.preview(aux, jax.random.key(1), 20))(aux))
     assert found(drawn) == set(range(6)) and found(shown) == {6, 7}
     for image in (*drawn, *shown):
-        assert np.abs(rows - np.asarray(image)).max((1, 2, 3)).min() < 1e-6
+        assert np.abs(rows - image).max((1, 2, 3)).min() < 1e-6
 
 
 def test_two_rounds_run_and_resume_with_the_same_bits():
