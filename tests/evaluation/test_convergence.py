@@ -61,16 +61,21 @@ def _bits(state):
 
 def _by_hand(problem, state):
     """Computes objective, bound and outcome of each update by quadrature of v*, without `majoriser`."""
-    images = problem.method.preview(state.aux, purpose_key(state.key, HELD_OUT), BATCH_SIZE)
-    teacher = problem.teacher(nets.teacher_variables(), images).value
 
     @jax.jit
-    def logits(variables):
-        return problem.student(variables, images, train=True, key=jax.random.key(0)).value
+    def fixed(state, teacher):
+        images = problem.method.preview(state.aux, purpose_key(state.key, HELD_OUT), BATCH_SIZE)
+        return images, problem.teacher(teacher, images).value
+
+    images, teacher_logits = fixed(state, nets.teacher_variables())
+
+    @jax.jit
+    def sample_losses(variables):
+        student = problem.student(variables, images, train=True, key=jax.random.key(0)).value
+        return l1_distance(teacher_logits, student)
 
     def losses(state):
-        student = logits(state.student.variables)
-        return np.asarray(l1_distance(teacher, student), np.float64)
+        return np.asarray(sample_losses(state.student.variables), np.float64)
 
     def weight(loss, lam):
         return (1 + np.exp(-lam)) / (1 + np.exp(loss - lam))
