@@ -76,7 +76,7 @@ def _tv(x):
 
 def test_total_variation_is_the_mean_of_neighbours_in_four_directions():
     x = np.random.default_rng(0).normal(size=(2, 4, 5, 3))
-    np.testing.assert_allclose(adi.total_variation(jnp.asarray(x)), _tv(x), rtol=1e-5)
+    np.testing.assert_allclose(jax.jit(adi.total_variation)(x), _tv(x), rtol=1e-5)
 
 
 def test_competition_is_jensen_shannon_at_a_temperature_and_no_more():
@@ -84,7 +84,7 @@ def test_competition_is_jensen_shannon_at_a_temperature_and_no_more():
     p, q = softmax(t / 3, axis=1), softmax(s / 3, axis=1)
     m = (p + q) / 2
     expected = (rel_entr(p, m).sum(1) + rel_entr(q, m).sum(1)) / 2
-    np.testing.assert_allclose(adi.competition(jnp.asarray(t), jnp.asarray(s), 3.0), expected, rtol=1e-4)
+    np.testing.assert_allclose(jax.jit(adi.competition)(t, s, 3.0), expected, rtol=1e-4)
 
 
 @pytest.mark.parametrize("flip", [True, False])
@@ -223,14 +223,17 @@ def test_student_sees_the_pool_without_the_held_out_rows_which_are_the_preview()
     state = rounds.initial_state(made)
     levels = np.arange(16).reshape(2, 8)
     ring = state.aux.pool
+    push = quick_jit(lambda ring, images: ring.push(to_uint8(images)))
     for batch in levels:
         images = np.broadcast_to(batch[:, None, None, None] / 255, (8, *nets.IMAGE_SHAPE))
-        ring = ring.push(to_uint8(jnp.asarray(images)))
+        ring = push(ring, images)
     aux = state.aux.replace(pool=ring)
-    drawn = np.asarray(made.sample(aux, None, jax.random.key(0), SINGLE)) * 255
+    draw = quick_jit(lambda aux: made.sample(aux, None, jax.random.key(0), SINGLE))
+    drawn = np.asarray(draw(aux)) * 255
     assert drawn.shape == (200, *nets.IMAGE_SHAPE) and np.allclose(drawn, np.rint(drawn), atol=1e-4)
     assert set(np.rint(drawn[:, 0, 0, 0]).astype(int)) == set(levels[:, :6].ravel())
-    shown = np.asarray(made.preview(aux, jax.random.key(1), 100)) * 255
+    show = quick_jit(lambda aux: made.preview(aux, jax.random.key(1), 100))
+    shown = np.asarray(show(aux)) * 255
     assert set(np.rint(shown[:, 0, 0, 0]).astype(int)) == set(levels[:, 6:].ravel())
 
 

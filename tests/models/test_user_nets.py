@@ -1,5 +1,6 @@
 """Tests of user networks by import path, with arbitrary call signatures and files."""
 
+import functools
 import json
 import re
 
@@ -31,8 +32,13 @@ def _here(monkeypatch, request):
     monkeypatch.chdir(request.config.rootpath)
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def _variables(module=None):
     return Classifier(module or user_nets.Plain(), (0.3,), (0.3,)).init(jax.random.key(0), SHAPE)
+
+
+def _images():
+    return np.random.default_rng(1).standard_normal((4, *SHAPE), np.float32)
 
 
 # The mode of a module
@@ -70,9 +76,11 @@ def test_a_mode_that_is_not_there_is_refused(module, named, text):
 
 @pytest.mark.parametrize("module", [user_nets.Training(), user_nets.UseRunningAverage()])
 def test_the_mode_reaches_the_module(module):
-    variables, x = _variables(module), jax.random.normal(jax.random.key(1), (4, *SHAPE))
-    moved = apply(module, variables, x, train=True).batch_stats["BatchNorm_0"]["mean"]
-    kept = apply(module, variables, x, train=False).batch_stats["BatchNorm_0"]["mean"]
+    variables, x = _variables(module), _images()
+    moved, kept = (
+        jax.jit(functools.partial(apply, module, train=train))(variables, x).batch_stats["BatchNorm_0"]["mean"]
+        for train in (True, False)
+    )
     assert np.any(moved) and not np.any(kept)
 
 
@@ -88,10 +96,11 @@ def test_dropout_has_a_key_in_training_alone():
 
 def test_further_collections_are_updated_in_training_alone():
     network = Classifier(user_nets.Collections(), (0.0,), (1.0,))
-    variables = network.init(jax.random.key(0), (8, 8, 1))
-    images = jax.random.uniform(jax.random.key(1), (4, 8, 8, 1))
-    assert network(variables, images).collections == {"seen": variables["seen"]}
-    trained = network(variables, images, train=True, key=jax.random.key(2), capture=("bn",)).collections["seen"]
+    variables = _variables(user_nets.Collections())
+    images = np.random.default_rng(1).random((4, *SHAPE), np.float32)
+    assert jax.jit(network)(variables, images).collections == {"seen": variables["seen"]}
+    train = jax.jit(functools.partial(network, train=True, capture=("bn",)))
+    trained = train(variables, images, key=jax.random.key(2)).collections["seen"]
     assert trained["steps"] == 1 and trained["mean"] == pytest.approx(0.1 * float(images.mean()))
 
 
@@ -99,8 +108,7 @@ def test_the_train_state_of_other_networks_has_no_further_field():
     """Else their checkpoints of earlier versions would no longer load."""
     optimiser = optax.sgd(0.1)
     for module, kind in ((user_nets.Plain(), TrainState), (user_nets.Collections(), CollectionsTrainState)):
-        network = Classifier(module, (0.0,), (1.0,))
-        state = TrainState.create(network.init(jax.random.key(0), (8, 8, 1)), optimiser)
+        state = TrainState.create(_variables(module), optimiser)
         assert type(state) is kind
         stepped = state.update(state.params, state.batch_stats, optimiser).with_collections({"seen": 1})
         assert type(stepped) is kind and stepped.variables.get("seen") == (
@@ -112,20 +120,20 @@ def test_the_train_state_of_other_networks_has_no_further_field():
 
 
 def test_features_are_the_inputs_of_the_last_layer():
-    module, x = user_nets.Plain(), jax.random.normal(jax.random.key(1), (4, *SHAPE))
-    variables = _variables(module)
-    outputs = apply(module, variables, x, capture=(FEATURES,))
-    head = variables["params"]["Dense_0"]
-    np.testing.assert_allclose(outputs.features @ head["kernel"] + head["bias"], outputs.value, rtol=1e-5)
+    variables = _variables()
+    outputs = jax.jit(functools.partial(apply, user_nets.Plain(), capture=(FEATURES,)))(variables, _images())
+    head = jax.tree.map(np.asarray, variables["params"]["Dense_0"])
+    expected = np.asarray(outputs.features) @ head["kernel"] + head["bias"]
+    np.testing.assert_allclose(expected, outputs.value, rtol=1e-5)
     assert outputs.features.shape == (4, 16) and outputs.bn == outputs.instances == outputs.stages == ()
 
 
 def test_instances_average_to_the_batch_statistics():
-    module, x = user_nets.Plain(), jax.random.normal(jax.random.key(1), (4, *SHAPE))
-    outputs = apply(module, _variables(module), x, capture=(BN, INSTANCES))
+    captured = jax.jit(functools.partial(apply, user_nets.Plain(), capture=(BN, INSTANCES)))
+    outputs = captured(_variables(), _images())
     assert [i.shape for i in outputs.instances] == [(4, 8), (4, 16)]
     for instances, bn in zip(outputs.instances, outputs.bn, strict=True):
-        np.testing.assert_allclose(instances.mean(0), bn.mean, atol=1e-6)
+        np.testing.assert_allclose(np.mean(instances, 0), bn.mean, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -149,12 +157,12 @@ def test_stages_are_the_maps_between_the_blocks(arch, sizes):
     ("capture", "module", "text"),
     [
         (STAGES, user_nets.Plain(), "Plain does not offer the maps between its stages"),
-        (FEATURES, nn.Sequential([nn.Conv(10, (8, 8), padding="VALID"), lambda x: x[:, 0, 0]]), "there is none"),
+        (FEATURES, nn.Sequential((nn.Conv(10, (8, 8), padding="VALID"), lambda x: x[:, 0, 0])), "there is none"),
     ],
 )
 def test_what_cannot_be_captured_is_refused(capture, module, text):
     with pytest.raises(UserError, match=text):
-        apply(module, _variables(module), jnp.ones((2, *SHAPE)), capture=(capture,))
+        jax.eval_shape(functools.partial(apply, module, capture=(capture,)), _variables(module), _images())
 
 
 # Names

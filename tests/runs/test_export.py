@@ -75,7 +75,7 @@ def _refused(folder, format_) -> str:
 def _logits(trained: Trained, images: np.ndarray) -> np.ndarray:
     net = trained.net
     network = Classifier(models.build_classifier(net.arch, net.num_classes), net.mean, net.std)
-    return np.asarray(network(trained.variables, images).value)
+    return np.asarray(jax.jit(network)(trained.variables, images).value)
 
 
 def _random_student(arch: str, image_shape=(8, 8, 1)) -> Trained:
