@@ -264,7 +264,8 @@ def test_attention_loss_is_that_of_the_original_release_times_the_classes(maps):
 def test_gradient_of_attention_is_that_of_finite_differences(maps):
     a_t, a_s = maps[1].stages[1], maps[0].stages[1]
     with jax.enable_x64(True):
-        gradient = jax.jit(jax.grad(lambda a: zskt.attention_distance(a_t, a).mean()))(a_s)
+        # Waited for, because `a_s` changes below.
+        gradient = np.asarray(jax.jit(jax.grad(lambda a: zskt.attention_distance(a_t, a).mean()))(a_s))
     expected = np.empty_like(a_s)
     for at in np.ndindex(a_s.shape):
         sides = []

@@ -222,7 +222,7 @@ def test_a_process_that_is_killed_takes_the_other_with_it(other, tmp_path):
     ids=["found by the first", "another setting", "found by the second"],
 )
 def test_an_error_of_one_process_is_one_line_and_ends_all(tmp_path, arguments, own, text):
-    images, labels = np.zeros((40, 8, 8, 1), np.uint8), np.arange(40) % 10
+    images, labels = np.full((40, 8, 8, 1), 200, np.uint8), np.arange(40) % 10
     np.savez(tmp_path / "data.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
     if "data.dir" in str(own):
         source = ("--config.data.source=npz", f"--config.data.dir={tmp_path / 'data.npz'}")
