@@ -141,6 +141,43 @@ def test_everything_else_is_left_to_jax(in_use, monkeypatch, change):
         assert (ours == jax_s).all()
 
 
+@pytest.mark.parametrize(
+    ("extent", "size", "stride", "padding"),
+    [
+        ((2, 2), (3, 3), 1, "SAME"),
+        ((4, 4), (3, 3), 2, "SAME"),  # whose input gradient is a convolution of 2x2
+        ((2, 2), (3, 3), 2, ((1, 1), (1, 1))),
+        ((1, 5), (3, 3), 1, "SAME"),
+        ((5, 3), (2, 5), 1, ((0, 1), (2, 2))),
+        ((2, 2), (3, 3), 1, ((2, 1), (0, 3))),
+    ],
+    ids=str,
+)
+def test_a_kernel_larger_than_the_maps_is_a_product(extent, size, stride, padding):
+    arguments = {"window_strides": (stride, stride), "padding": padding, "dimension_numbers": LAYOUT}
+    ours, jax_s = (functools.partial(f, **arguments) for f in (conv_general_dilated, lax.conv_general_dilated))
+    x, kernel = normal(0, 3, *extent, 4), normal(1, *size, 4, 6)
+    gradient = normal(2, *jax.eval_shape(jax_s, x, kernel).shape)
+    with jax.enable_x64(True):
+        found, wanted = (value_and_gradients(f, x, kernel, gradient) for f in (ours, jax_s))
+    for one, other in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-12)
+    for dtype in (jnp.float32, jnp.float64):
+        with jax.enable_x64(dtype == jnp.float64):
+            operands = (a.astype(dtype) for a in (x, kernel, gradient))
+            program = jax.jit(lambda x, kernel, gradient: jax.vjp(ours, x, kernel)[1](gradient)).lower(*operands)
+        assert "dot_general" in program.as_text() and "convolution" not in program.as_text()
+
+
+@pytest.mark.parametrize("extent", [(3, 3), (5, 4)])
+def test_a_kernel_that_fits_is_left_to_jax(monkeypatch, extent):
+    monkeypatch.setattr(convolution, "_by_products", None)
+    arguments = {"window_strides": (1, 1), "padding": "SAME", "dimension_numbers": LAYOUT}
+    ours, jax_s = (functools.partial(f, **arguments) for f in (conv_general_dilated, lax.conv_general_dilated))
+    operands = normal(0, 3, *extent, 4).astype(np.float32), normal(1, 3, 3, 4, 6).astype(np.float32)
+    np.testing.assert_array_equal(jax.jit(ours)(*operands), jax.jit(jax_s)(*operands))
+
+
 class Users(nn.Module):
     @nn.compact
     def __call__(self, x):
