@@ -26,6 +26,10 @@ _CAUSES = (
     "it may have been trained with another activation, stem, stride or pooling, with another data.mean or "
     "data.std, with BGR images or with classes in another order"
 )
+_OR_DEEP = (
+    "; or nothing is wrong, for in training mode they fit, and a deep network can amplify small differences: "
+    "compare its accuracy with the one that it should have"
+)
 
 
 def find_teacher(
@@ -184,8 +188,9 @@ def verify_teacher(
             f"teacher.arch={teacher.net.arch}, but {_CAUSES}. Set --config.teacher.verify=false to go on"
         )
     if found.is_guessing or found.is_strange:
+        or_deep = _OR_DEEP if found.may_amplify and not found.is_guessing else ""
         what = "accuracy is near chance" if found.is_guessing else "BatchNorm statistics do not fit these images"
-        say(f"warning: the teacher's {what}: {_CAUSES}")
+        say(f"warning: the teacher's {what}: {_CAUSES}{or_deep}")
 
 
 def _is_matched_by_name(source: TeacherSource) -> bool:

@@ -18,7 +18,7 @@ from cudfkd_jax.config.budget import Pace
 from cudfkd_jax.config.jobs import teacher_source
 from cudfkd_jax.evaluation import verification
 from cudfkd_jax.evaluation.verification import Verification
-from cudfkd_jax.models.capture import BNStatistics, batch_norm_layers
+from cudfkd_jax.models.capture import BN, BNStatistics, batch_norm_layers
 from cudfkd_jax.models.classifier import Classifier
 from cudfkd_jax.runs import outlook, stages, timing
 from cudfkd_jax.runs.teacher import find_teacher
@@ -117,6 +117,51 @@ def test_statistics_of_mixed_images_are_known(trained, share, is_strange):
     assert found.is_strange == is_strange, found
 
 
+class Amplifying(nn.Module):
+    """Between its two BatchNorms, a small difference becomes a large one."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.BatchNorm(use_running_average=not train, name="first")(x)
+        x = nn.BatchNorm(use_running_average=not train, name="second")(jnp.exp(3 * x))
+        return nn.Dense(10)(x.reshape(len(x), -1))
+
+
+def test_a_teacher_that_amplifies_differences_is_measured_in_training_mode(trained):
+    network = Classifier(Amplifying(), (0.3,), (0.3,))
+    variables = network.init(jax.random.key(0), (8, 8, 1))
+    images = jnp.asarray(trained[1].images / 255, jnp.float32)
+
+    @jax.jit
+    def remembered(variables):
+        first, second = network(variables, images, train=True, capture=(BN,)).bn
+        statistics = {"first": {"mean": first.mean, "var": 1.2 * first.var}}
+        return {**variables, "batch_stats": {**statistics, "second": {"mean": second.mean, "var": second.var}}}
+
+    variables = remembered(variables)
+    found = verification.verify(network, variables, trained[1], padding=0, flip=False)
+    assert found.is_strange and found.deviation > 0.05 and found.layer == "second"
+    assert found.may_amplify and found.in_training < 0.01
+    other = verification.verify(
+        Classifier(Amplifying(), (0.5,), (0.3,)), variables, trained[1], padding=0, flip=False
+    )
+    assert other.is_strange and other.in_training > 0.02 and not other.may_amplify
+
+
+class EvaluationOnly(Amplifying):
+    @nn.compact
+    def __call__(self, x, train=False):
+        assert not train
+        return super().__call__(x)
+
+
+def test_a_teacher_need_not_be_able_to_train(trained):
+    network = Classifier(EvaluationOnly(), (0.3,), (0.3,))
+    variables = network.init(jax.random.key(0), (8, 8, 1))
+    found = verification.verify(network, variables, trained[1], padding=0, flip=False)
+    assert found.is_strange and found.in_training is None and not found.may_amplify
+
+
 class Softmax(nn.Module):
     @nn.compact
     def __call__(self, x, train=False):
@@ -177,12 +222,14 @@ def _told(trained, tmp_path, monkeypatch, found, **settings):
     [
         (RIGHT, "teacher: 95.0 % of 360 test images right; BatchNorm statistics deviate by 0.010 at most, at bn1"),
         (RIGHT._replace(deviation=0.5), "warning: the teacher's BatchNorm statistics do not fit these images"),
+        (RIGHT._replace(deviation=0.5, in_training=0.004), "or nothing is wrong, for in training mode they fit"),
     ],
 )
 def test_what_is_found_is_said(trained, tmp_path, monkeypatch, found, text):
     told = _told(trained, tmp_path, monkeypatch, found)
     assert text in told
     assert ("warning" in told) == found.is_strange
+    assert ("nothing is wrong" in told) == found.may_amplify
 
 
 def test_weights_that_fit_by_name_and_guess_stop_the_run(trained, tmp_path, monkeypatch):
