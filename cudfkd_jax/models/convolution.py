@@ -10,6 +10,7 @@ on 2x2, the last stage of a ResNet on 16 pixels), ten to fifty times as slowly a
 """
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -87,6 +88,8 @@ def conv_general_dilated(
 def _exceeds_the_maps(x: Array, kernel: Array, strides: Pair, padding: Padding) -> bool:
     """Returns whether XLA's CPU backend would use a plain loop for the convolution or its input gradient."""
     if jax.default_backend() != "cpu" or x.dtype not in (jnp.float32, jnp.float64):
+        return False
+    if math.prod(kernel.shape) >= 2**31:  # no machine holds it, and only convolutions of it can be traced
         return False
     sizes = [
         (min(length, (length + low + high - size) // stride + 1), size)

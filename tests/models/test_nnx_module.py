@@ -108,8 +108,9 @@ def test_dropout_has_a_key_in_training_alone(x):
 def test_batch_norm_folds_into_convolutions(x):
     module, variables = _wrapped(_used())
     _close(_apply(module, variables, x, fold=True).value, _apply(module, variables, x).value, rtol=1e-4)
+    images = jnp.ones((2, 16, 16, 1))  # large enough for convolutions in every layer
     folded, plain = (
-        str(jax.make_jaxpr(lambda v, x, fold=fold: apply(module, v, x, fold=fold).value)(variables, x))
+        str(jax.make_jaxpr(lambda v, x, fold=fold: apply(module, v, x, fold=fold).value)(variables, images))
         for fold in (True, False)
     )
     assert folded.count("conv_general_dilated") == 4 and plain.count("conv_general_dilated") == 2
