@@ -18,7 +18,6 @@ from cudfkd_jax.runtime import processes
 from cudfkd_jax.runtime.errors import UserError
 from cudfkd_jax.storage import workdir
 
-_STAGES = ("", "teacher", "scratch", "kd")  # folders of a run that hold settings
 _SHAPE = "data.image_shape"
 _OF_TRAINING = ("data.mean", "data.std")
 _DIGITS = 4
@@ -64,8 +63,7 @@ def _with_tuples(found: dict[str, Any]) -> dict[str, Any]:
 
 def _recorded(folder: Path) -> dict[str, Any] | None:
     """Returns the settings of the run in a folder; None without a run."""
-    stages = (folder / stage for stage in _STAGES)
-    return next((workdir.read_settings(stage) for stage in stages if (stage / workdir.CONFIG).exists()), None)
+    return next(map(workdir.read_settings, workdir.begun_stages(folder).values()), None)
 
 
 def _of_folder(config: ConfigDict, missing: Sequence[str]) -> dict[str, Any]:

@@ -110,10 +110,10 @@ def read_config(folder: Path) -> ConfigDict:
     Raises:
         UserError: the folder holds no run, or its configuration cannot be read.
     """
-    places = (folder, *(folder / part for part in ("teacher", "scratch", "kd")))
-    path = next((p / workdir.CONFIG for p in places if (p / workdir.CONFIG).exists()), None)
-    if path is None:
+    place = next(iter(workdir.begun_stages(folder).values()), None)
+    if place is None:
         raise UserError(f"--workdir={folder} holds no run (no {workdir.CONFIG}); name a run's folder")
+    path = place / workdir.CONFIG
     config, what = defaults.get_config().lock(), " or of another version; restore it"
     saved = read_object(path, what, "config")
     try:

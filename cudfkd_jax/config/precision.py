@@ -19,7 +19,6 @@ _CPU_INFO = Path("/proc/cpuinfo")
 # Speed-ups by CPU flag, measured for whole rounds (docs/performance.md).
 _GAINS = {"amx_bf16": "2 to 3 times", "avx512_bf16": "about twice"}
 _NEWER_PYTHON = (3, 12)  # required by jaxlib 0.11
-_STAGES = ("", "teacher", "scratch", "kd")  # folders of a run that hold settings
 
 
 def settle(config: ConfigDict, folder: Path | None = None) -> None:
@@ -66,8 +65,7 @@ def advice(config: ConfigDict) -> str | None:
 
 
 def _recorded(folder: Path) -> str | None:
-    stages = (folder / stage for stage in _STAGES)
-    held = (workdir.read_settings(stage) for stage in stages if (stage / workdir.CONFIG).exists())
+    held = map(workdir.read_settings, workdir.begun_stages(folder).values())
     return next((settings["compute_dtype"] for settings in held if "compute_dtype" in settings), None)
 
 

@@ -32,11 +32,10 @@ def check_own(config: ConfigDict, folder: Path) -> None:
     from_folder.settle(config, folder)
     precision.settle(config, folder)
     budget.settle(config, folder)
-    places = {"distill": folder, **{part: folder / part for part in ("teacher", "scratch", "kd")}}
-    part = next((part for part, place in places.items() if (place / workdir.CONFIG).exists()), None)
-    if part:
-        teacher = {k: v for k, v in workdir.read_settings(places[part]).items() if k == workdir.TEACHER}
-        workdir.check_config(places[part], identity.result_settings(config, part) | teacher)
+    if begun := workdir.begun_stages(folder):
+        stage, place = next(iter(begun.items()))
+        teacher = {k: v for k, v in workdir.read_settings(place).items() if k == workdir.TEACHER}
+        workdir.check_config(place, identity.result_settings(config, stage) | teacher)
 
 
 def evaluate_run(config: ConfigDict, folder: Path, say: Callable[[str], None] = print) -> dict[str, Any]:

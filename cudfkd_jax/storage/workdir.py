@@ -15,8 +15,15 @@ from cudfkd_jax.storage.files import read_object, write_json
 CONFIG = "config.json"
 TEACHER = "teacher weights (sha256)"  # the setting that replaces all of a teacher's
 TEST_IMAGES = "test images (sha256)"  # the key of their digest, beside the settings
+_STAGES = {"distill": "", "teacher": "teacher", "scratch": "scratch", "kd": "kd"}  # folders that hold settings
 _LOCK = ".lock"
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP)  # of a file system without flock
+
+
+def begun_stages(workdir: Path) -> dict[str, Path]:
+    """Returns the stages that have begun in a run's folder, the data-free one first, and the folder of each."""
+    folders = {stage: workdir / name for stage, name in _STAGES.items()}
+    return {stage: folder for stage, folder in folders.items() if (folder / CONFIG).exists()}
 
 
 def check_writable(workdir: Path) -> None:
