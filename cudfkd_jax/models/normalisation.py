@@ -54,7 +54,12 @@ def column_sums(term: Callable[..., Array], *maps: Array) -> Array:
     return total + jnp.sum(terms(_PARTS * length, _PARTS * length + rest), axis=0) if rest else total
 
 
+# Traced once per shape; many layers have the same, and every network is traced several times.
+_inlined = functools.partial(jax.jit, inline=True)
+
+
 @jax.custom_vjp
+@_inlined
 def moments(x: Array) -> tuple[Array, Array]:
     """Computes mean and biased variance over all axes but the last: `[..., C]` -> `[C]`, `[C]`, float32."""
     count = float(x.size // x.shape[-1])  # float: XLA, not int32, is to reject sizes beyond any memory
@@ -106,8 +111,13 @@ def _normalise_backward(
     epsilon: float, residuals: tuple[Array, Array, Array, Array], gradients: tuple[Array, Array, Array]
 ) -> tuple[Array, Array, Array]:
     del epsilon
-    x, scale, mean, inverse = residuals
-    g = gradients[0]
+    return _by_input_scale_bias(*residuals, gradients[0])
+
+
+@_inlined
+def _by_input_scale_bias(
+    x: Array, scale: Array, mean: Array, inverse: Array, g: Array
+) -> tuple[Array, Array, Array]:
     by_bias = column_sums(lambda v: v, g)
     by_scale = column_sums(lambda v, w: v * ((w - mean) * inverse), g, x)
     normalised = (x.astype(jnp.float32) - mean) * inverse
