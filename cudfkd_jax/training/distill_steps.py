@@ -5,6 +5,7 @@ A step with non-finite metrics or gradients marks the state as failed and change
 a failed state unchanged, so the loop may check the flag at any interval.
 """
 
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -31,9 +32,11 @@ from cudfkd_jax.training.state import (
     keep_if_finite,
     purpose_key,
 )
+from cudfkd_jax.training.tracing import traced_once
 
 
-class Problem(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class Problem:
     """The constants of a data-free distillation run."""
 
     method: Method
@@ -82,8 +85,17 @@ def student_batch(
     aux: Any, key: jax.Array, step: jax.Array, teacher_variables: Variables, *, problem: Problem, axis: Axis
 ) -> Batch:
     """Returns the batch of student step `step`; `aux` and the root `key` are those of any state in its round."""
+    batch: Batch = traced_once(_student_batch, problem, axis)(
+        aux, purpose_key(key, STUDENT, step), teacher_variables
+    )
+    return batch
+
+
+def _student_batch(
+    aux: Any, key: jax.Array, teacher_variables: Variables, *, problem: Problem, axis: Axis
+) -> Batch:
     method, teacher = problem.method, functools.partial(problem.teacher, teacher_variables, axis=axis)
-    images = method.sample(aux, teacher, purpose_key(key, STUDENT, step), axis)
+    images = method.sample(aux, teacher, key, axis)
     outputs = teacher(images, capture=method.student_capture, fold=problem.fold)
     return Batch(images, outputs._replace(batch_stats={}, collections=()))
 
@@ -144,31 +156,56 @@ def _turn(
 def _synthesise(
     state: RunState, teacher_variables: Variables, problem: Problem, axis: Axis
 ) -> tuple[Any, Metrics]:
-    return problem.method.synthesise(
-        state.aux,
-        functools.partial(problem.teacher, teacher_variables, axis=axis),
-        functools.partial(problem.student, state.student.variables, axis=axis),
-        purpose_key(state.key, SYNTHESIS, state.synthesis_step),
-        state.step,
-        axis,
-    )
+    key = purpose_key(state.key, SYNTHESIS, state.synthesis_step)
+    synthesise = traced_once(_synthesis, problem, axis)
+    aux, metrics = synthesise(state.aux, teacher_variables, state.student.variables, key, state.step)
+    return aux, metrics
+
+
+def _synthesis(
+    aux: Any,
+    teacher_variables: Variables,
+    student_variables: Variables,
+    key: jax.Array,
+    step: jax.Array,
+    *,
+    problem: Problem,
+    axis: Axis,
+) -> tuple[Any, Metrics]:
+    teacher = functools.partial(problem.teacher, teacher_variables, axis=axis)
+    student = functools.partial(problem.student, student_variables, axis=axis)
+    return problem.method.synthesise(aux, teacher, student, key, step, axis)
 
 
 def _train(state: RunState, batch: Batch, problem: Problem, axis: Axis) -> tuple[TrainState, Metrics]:
-    method = problem.method
     dropout_key = purpose_key(state.key, DROPOUT, state.step)
+    train = traced_once(_update, problem, axis)
+    student, metrics = train(state.student, state.aux, state.step, dropout_key, batch)
+    return student, metrics
+
+
+def _update(
+    student: TrainState,
+    aux: Any,
+    step: jax.Array,
+    dropout_key: jax.Array,
+    batch: Batch,
+    *,
+    problem: Problem,
+    axis: Axis,
+) -> tuple[TrainState, Metrics]:
+    method = problem.method
 
     def objective(params):
-        variables = state.student.variables | {"params": params}
+        variables = student.variables | {"params": params}
         outputs = problem.student(
             variables, batch.images, train=True, capture=method.student_capture, axis=axis, key=dropout_key
         )
-        loss, metrics = method.student_loss(outputs, batch.teacher, state.aux, state.step, axis)
+        loss, metrics = method.student_loss(outputs, batch.teacher, aux, step, axis)
         return loss, (outputs.batch_stats, outputs.collections, metrics)
 
-    gradients, (batch_stats, collections, metrics) = jax.grad(objective, has_aux=True)(state.student.params)
+    gradients, (batch_stats, collections, metrics) = jax.grad(objective, has_aux=True)(student.params)
     gradients = axis.mean(gradients)
     metrics["student_gradient_norm"] = gradient_norm(gradients)
-    metrics["learning_rate"] = problem.learning_rate(state.step)
-    student = state.student.update(gradients, batch_stats, problem.optimiser)
-    return student.with_collections(collections), metrics
+    metrics["learning_rate"] = problem.learning_rate(step)
+    return student.update(gradients, batch_stats, problem.optimiser).with_collections(collections), metrics

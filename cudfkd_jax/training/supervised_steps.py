@@ -1,5 +1,6 @@
 """Training with data: a teacher, a student from scratch, and ordinary distillation for comparison."""
 
+import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -25,6 +26,7 @@ from cudfkd_jax.training.state import (
     keep_if_finite,
     purpose_key,
 )
+from cudfkd_jax.training.tracing import traced_once
 
 HostOrDeviceArray = jax.Array | np.ndarray
 
@@ -40,7 +42,8 @@ class Distillation(NamedTuple):
     weight: float  # in [0, 1]
 
 
-class SupervisedProblem(NamedTuple):
+@dataclasses.dataclass(frozen=True, eq=False)
+class SupervisedProblem:
     """The constants of a supervised training run."""
 
     network: Classifier
@@ -96,16 +99,31 @@ def _train(
     problem: SupervisedProblem,
     axis: Axis,
 ) -> tuple[TrainState, Metrics]:
-    rows = _batch_rows(state, images.shape[0], problem.batch_size)
+    train = traced_once(_update, problem, axis)
+    student, metrics = train(state.student, state.key, state.step, images, labels, *teacher_variables)
+    return student, metrics
+
+
+def _update(
+    network: TrainState,
+    root_key: jax.Array,
+    step: jax.Array,
+    images: jax.Array,
+    labels: jax.Array,
+    *teacher_variables: Variables,
+    problem: SupervisedProblem,
+    axis: Axis,
+) -> tuple[TrainState, Metrics]:
+    rows = _batch_rows(root_key, step, images.shape[0], problem.batch_size)
     # Every device augments the whole batch, which is cheap, so that the crops do not depend on the device count.
-    key = purpose_key(state.key, AUGMENTATION, state.step)
+    key = purpose_key(root_key, AUGMENTATION, step)
     batch = random_crop_flip(key, images[rows], padding=problem.padding, flip=problem.flip)
     x, y = axis.shard(batch).astype(float) / 255, labels[axis.shard(rows)]
 
-    dropout_key = purpose_key(state.key, DROPOUT, state.step)
+    dropout_key = purpose_key(root_key, DROPOUT, step)
 
     def objective(params):
-        variables = state.student.variables | {"params": params}
+        variables = network.variables | {"params": params}
         outputs = problem.network(variables, x, train=True, axis=axis, key=dropout_key)
         loss, metrics = _loss(
             outputs.value, x, y, *teacher_variables, distillation=problem.distillation, axis=axis
@@ -113,12 +131,11 @@ def _train(
         metrics["train_acc1"] = 100 * jnp.mean(jnp.argmax(outputs.value, -1) == y)
         return loss, (outputs.batch_stats, outputs.collections, {"loss": loss, **metrics})
 
-    gradients, (batch_stats, collections, metrics) = jax.grad(objective, has_aux=True)(state.student.params)
+    gradients, (batch_stats, collections, metrics) = jax.grad(objective, has_aux=True)(network.params)
     gradients, metrics = axis.mean(gradients), axis.mean(metrics)
     metrics["gradient_norm"] = gradient_norm(gradients)
-    metrics["learning_rate"] = problem.learning_rate(state.step)
-    student = state.student.update(gradients, batch_stats, problem.optimiser)
-    return student.with_collections(collections), metrics
+    metrics["learning_rate"] = problem.learning_rate(step)
+    return network.update(gradients, batch_stats, problem.optimiser).with_collections(collections), metrics
 
 
 def _loss(
@@ -139,7 +156,7 @@ def _loss(
     return loss, {"class_loss": class_loss, "kd_loss": kd_loss}
 
 
-def _batch_rows(state: RunState, count: int, batch_size: int) -> jax.Array:
-    epoch, position = jnp.divmod(state.step, count // batch_size)
-    order = jax.random.permutation(purpose_key(state.key, ORDER, epoch), count)
+def _batch_rows(root_key: jax.Array, step: jax.Array, count: int, batch_size: int) -> jax.Array:
+    epoch, position = jnp.divmod(step, count // batch_size)
+    order = jax.random.permutation(purpose_key(root_key, ORDER, epoch), count)
     return jax.lax.dynamic_slice_in_dim(order, position * batch_size, batch_size)

@@ -1,5 +1,6 @@
 """Tests Eq. 8 before and after real student steps, against another formulation and in cases with known results."""
 
+import dataclasses
 import functools
 
 import jax
@@ -33,7 +34,7 @@ def _config():
 
 @functools.cache
 def _problem(learning_rate: float):
-    return nets.problem(_config())._replace(optimiser=optax.sgd(learning_rate))
+    return dataclasses.replace(nets.problem(_config()), optimiser=optax.sgd(learning_rate))
 
 
 def _state(problem):

@@ -1,5 +1,6 @@
 """Compares one step's changes with an independent computation, and checks that nothing else changes."""
 
+import dataclasses
 import functools
 import itertools
 import re
@@ -243,7 +244,7 @@ def test_a_gradient_that_is_not_finite_is_named_where_the_loss_is_finite(run):
         loss, metrics = problem.method.student_loss(outputs, *more)
         return loss + jnp.sqrt(jnp.sum(0 * outputs.value)), metrics  # 0, with an infinite slope
 
-    broken = problem._replace(method=problem.method._replace(student_loss=student_loss))
+    broken = dataclasses.replace(problem, method=problem.method._replace(student_loss=student_loss))
     failed = jax.jit(functools.partial(distill_steps.student_step, problem=broken, axis=SINGLE))(state, teacher)
     assert bool(failed.failed) and _equal(failed.student, state.student)
     kind, terms = _message(failed)
