@@ -83,7 +83,7 @@ def _check_result(result, digits, folder):
         result.predict(digits.images / 255)
     assert [record["epoch"] for record in result.history] == [1]
     acc1 = result.metrics["acc1_last"]
-    assert repr(result).startswith("Result(wrn10_1, ") and f"acc@1 {acc1:.2f} %" in repr(result)
+    assert repr(result).startswith("Result(user_nets:Training, ") and f"acc@1 {acc1:.2f} %" in repr(result)
     assert "student" in result._repr_html_()
     saved = weights.load_net(result.save(folder / "saved"))
     assert saved.sha256 == result.student.sha256
@@ -129,12 +129,12 @@ def test_the_package_shows_its_public_names():
 
 @pytest.mark.long
 def test_test_images_only_measure(digits, tmp_path):
-    arguments = _arguments(student="wrn10_1", workdir=tmp_path / "run")
+    arguments = _arguments(workdir=tmp_path / "run")
     epochs = _Epochs()
     with_data = cudfkd_jax.distill(**arguments, test=digits, callbacks=[epochs])
     assert epochs.seen == [1]
     assert {"acc1_last", "agree1", "loyalty"} <= with_data.metrics.keys()
-    without = cudfkd_jax.distill(**_arguments(student="wrn10_1"))
+    without = cudfkd_jax.distill(**_arguments())
     jax.tree.map(np.testing.assert_array_equal, with_data.student.variables, without.student.variables)
     before = snapshot(tmp_path)
     again = cudfkd_jax.distill(**arguments, test=digits)  # already complete

@@ -15,7 +15,7 @@ from cudfkd_jax.runs import stages
 _get_config = runpy.run_path(str(Path(__file__).parents[2] / "configs" / "digits.py"))["get_config"]
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(name="optimised")
 def _optimised():
     """The digits compute for longer than they compile; see `conftest.py`."""
     jax.config.update("jax_disable_most_optimizations", False)
@@ -24,6 +24,7 @@ def _optimised():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("optimised")
 def test_digits(tmp_path):
     summary = _run(_get_config(), tmp_path)
     assert summary["teacher"]["acc1"] >= 98.5

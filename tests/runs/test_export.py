@@ -189,8 +189,7 @@ def test_stablehlo_takes_images_of_any_number(run_copy):
     "arch",
     [
         "vgg8",
-        "wrn10_2",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("resnet18", "resnet10_imagenet")),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("wrn10_2", "resnet18", "resnet10_imagenet")),
     ],
 )
 def test_stablehlo_of_every_family(arch, tmp_path):
@@ -279,6 +278,8 @@ def test_the_same_written_by_other_versions_is_the_same(run_copy):
 
 @pytest.mark.parametrize("damage", ["another student", "flipped byte", "no description", "noise", "empty folder"])
 def test_something_else_is_never_overwritten(run_copy, format_, damage):
+    if format_ == "stablehlo" and damage in ("no description", "noise", "empty folder"):
+        pytest.skip("the same for every format, and a second of tracing for this one")
     _export(run_copy, format_)
     place = run_copy / "export" / format_
     if damage == "another student":

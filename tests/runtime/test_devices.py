@@ -80,9 +80,9 @@ for count in (1, 2, 1):
 """
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_run_resumes_on_another_number_of_devices(tmp_path):
-    """Saves on one device, resumes on two, and then on one again."""
+    """Saves on one device, resumes on two, and then on one again; `test_processes.py` resumes on one of two."""
     process = subprocess.run(
         [sys.executable, "-c", _RESUMED, tmp_path],
         env=os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"},

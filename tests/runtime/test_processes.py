@@ -35,7 +35,7 @@ SETTINGS = (
     *("--config.distill.rounds_per_epoch=1", "--config.distill.loss=l1", f"--config.distill.epochs={EPOCHS}"),
     *("--config.log.samples_every_epochs=2", "--config.checkpoint.every_seconds=0"),
 )
-# A process that gets a signal at the message of its first distillation epoch.
+# A process that gets a signal at the message of the first epoch of a stage.
 _SIGNALLED = """
 import os, sys
 from cudfkd_jax import main
@@ -44,7 +44,7 @@ from cudfkd_jax.training import progress
 shown = progress.Progress.epoch
 def epoch(self, record):
     shown(self, record)
-    if self._stage == "distill":
+    if self._stage == {!r}:
         os.kill(os.getpid(), {})
 progress.Progress.epoch = epoch
 cli.leave(main.main)
@@ -106,14 +106,14 @@ def _run(count: int, workdir: Path, *arguments: str, own=None, signalled=None, s
         workdir: the first process's; the others get folders that do not exist.
         arguments: for all processes, added to `SETTINGS`.
         own: further arguments, by process.
-        signalled: (process, number) of a signal at the end of the process's first distillation epoch.
+        signalled: (process, stage, number) of a signal at the end of the process's first epoch of the stage.
         slurm: whether processes find each other through SLURM's environment and not through arguments.
     """
     address, commands = _address(), []
     for index in range(count):
         program = ["-m", "cudfkd_jax.main"]
         if signalled and signalled[0] == index:
-            program = ["-c", _SIGNALLED.format(int(signalled[1]))]
+            program = ["-c", _SIGNALLED.format(signalled[1], int(signalled[2]))]
         folder = workdir if index == 0 else workdir.with_name(f"{workdir.name}_of_{index}")
         joined = [f"--config.distributed.{name}" for name in (f"processes={count}", f"process={index}")]
         joined = [f"--config.distributed.coordinator={address}", *joined] if count > 1 else []
@@ -144,7 +144,7 @@ def _other(tmp_path_factory):
     """Begins the same on two processes under SLURM and continues on one; returns the outcomes."""
     folder = tmp_path_factory.mktemp("other") / "run"
     # Only the second process gets the signal.
-    first = _run(2, folder, signalled=(1, signal.SIGTERM), slurm=True)
+    first = _run(2, folder, signalled=(1, "distill", signal.SIGTERM), slurm=True)
     epochs = len(_records(folder))
     return folder, [first, _run(1, folder)], epochs
 
@@ -204,9 +204,9 @@ def test_a_run_does_not_record_its_place(other):
 
 
 @pytest.mark.long
-def test_a_process_that_is_killed_takes_the_other_with_it(other, tmp_path):
-    teacher = f"--config.teacher.checkpoint={other[0]}"
-    first, second = _run(2, tmp_path / "run", teacher, signalled=(1, signal.SIGKILL))
+def test_a_process_that_is_killed_takes_the_other_with_it(tmp_path):
+    longer = ("--stage=teacher", "--config.teacher.epochs=2")
+    first, second = _run(2, tmp_path / "run", *longer, signalled=(1, "teacher", signal.SIGKILL))
     assert second.status == -signal.SIGKILL
     assert first.status not in (0, -signal.SIGKILL)  # the process's own error, or termination by JAX
 
