@@ -16,9 +16,10 @@ _UNITS = {"h": 3600, "min": 60, "s": 1}
 _SHARE_OF_STEPS = 0.9
 _FEWEST_EPOCHS = 20  # curves with fewer points show little, and α_adv(t) moves once per epoch
 _IN_EPOCHS = (("memory", "every_epochs"), ("evaluation", "stability_from"), ("log", "samples_every_epochs"))
+_IN_ROUNDS = (("distill", "warmup_rounds"), ("fastdfkd", "reset_round"))
 _KEYS = (  # of what `fit` changes
     *("distill.epochs", "distill.rounds_per_epoch", "curriculum.alpha", "curriculum.lambda_slope"),
-    *(".".join(key) for key in _IN_EPOCHS),
+    *(".".join(key) for key in (*_IN_EPOCHS, *_IN_ROUNDS)),
 )
 
 
@@ -62,15 +63,16 @@ def _given_length(folder: Path, wanted: str) -> dict[str, Any]:
     if not (folder / workdir.CONFIG).exists():
         return {}
     begun = read_object(folder / workdir.CONFIG, "; restore it", "config")
-    return {key: begun[key] for key in _KEYS} if begun.get("distill.budget") == wanted else {}
+    return {key: begun[key] for key in _KEYS if key in begun} if begun.get("distill.budget") == wanted else {}
 
 
 def fit(config: ConfigDict, seconds: float, pace: Pace) -> float:
     """Shortens a data-free run, in place, to fit into `seconds`; a run that fits is unchanged.
 
     All schedules are compressed with the run, so that they pass through the same values: λ(t) and α_adv(t) get
-    steeper slopes; the cosine of the learning rate and the ends of the ramp follow the number of epochs. Epochs
-    keep their length unless fewer than 20 would fit; then they get shorter.
+    steeper slopes; the cosine of the learning rate and the ends of the ramp follow the number of epochs; warm-up
+    and FastDFKD's reset end after the same share of the rounds. Epochs keep their length unless fewer than 20
+    would fit; then they get shorter.
 
     Args:
         config: the run's configuration.
@@ -95,9 +97,11 @@ def fit(config: ConfigDict, seconds: float, pace: Pace) -> float:
 def _set_length(config: ConfigDict, epochs: int, rounds_per_epoch: int) -> None:
     d, c = config.distill, config.curriculum
     epochs_share = epochs / d.epochs
+    rounds_share = epochs_share * rounds_per_epoch / d.rounds_per_epoch
     c.alpha = c.alpha / epochs_share
-    c.lambda_slope = c.lambda_slope / (epochs_share * rounds_per_epoch / d.rounds_per_epoch)
-    for section, key in _IN_EPOCHS:
-        if config[section][key]:
-            config[section][key] = max(round(config[section][key] * epochs_share), 1)
+    c.lambda_slope = c.lambda_slope / rounds_share
+    for keys, share in ((_IN_EPOCHS, epochs_share), (_IN_ROUNDS, rounds_share)):
+        for section, key in keys:
+            if config[section][key]:
+                config[section][key] = max(round(config[section][key] * share), 1)
     d.epochs, d.rounds_per_epoch = epochs, rounds_per_epoch

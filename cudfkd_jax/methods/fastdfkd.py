@@ -105,8 +105,14 @@ def learning_rates(own: Settings, synthesis_steps: int) -> tuple[float, float]:
 
 
 def check(settings: MethodSettings) -> None:
-    """Rejects a number of synthesis steps without learning rates."""
+    """Rejects a number of synthesis steps without learning rates, and the setting of those of other generators."""
     learning_rates(settings.own, settings.distill.synthesis_steps)
+    rate = settings.generator.learning_rate
+    if rate != benchmark.LARGE_GENERATOR["learning_rate"]:
+        raise UserError(
+            f"generator.learning_rate={rate} is not read by fastdfkd; leave it out and set "
+            "--config.fastdfkd.learning_rate"
+        )
 
 
 def build(context: MethodContext) -> Method:

@@ -71,7 +71,7 @@ def build(
     Raises:
         UserError: there are no terms, or the batch size does not suit the memory.
     """
-    if not terms:
+    if not terms and stateful is None:
         raise UserError(
             "every weight of the generator's objective is 0; set one of --config.synthesis.bn_weight, "
             "class_weight, balance_weight, --config.curriculum.adv or alpha"

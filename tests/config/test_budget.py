@@ -56,3 +56,11 @@ def test_a_method_of_one_round_per_epoch_gets_fewer_epochs():
     config = loading.load("configs/cifar10.py:method=cmi")
     assert budget.fit(config, 5.0, Pace(0.0, 1.0)) == pytest.approx(5 / 200)
     assert (config.distill.epochs, config.distill.rounds_per_epoch) == (5, 1)
+
+
+def test_warm_up_and_reset_come_after_the_same_share_of_the_rounds():
+    config = loading.load("configs/cifar10.py:method=fastdfkd")
+    before = config.copy_and_resolve_references()
+    share = budget.fit(config, 50.0, Pace(0.0, 1.0))
+    assert config.distill.warmup_rounds == round(before.distill.warmup_rounds * share) >= 1
+    assert config.fastdfkd.reset_round == round(before.fastdfkd.reset_round * share) >= 1
