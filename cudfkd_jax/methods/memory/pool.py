@@ -31,7 +31,7 @@ class Best(struct.PyTreeNode):
     @classmethod
     def start(cls, value: Any) -> "Best":
         """Returns the state before the first iterate; `value` provides only shapes and dtypes."""
-        return cls(jnp.full((), jnp.inf), jax.tree.map(jnp.zeros_like, value))
+        return cls(jnp.full((), jnp.inf, float), jax.tree.map(jnp.zeros_like, value))
 
     def offer(self, loss: jax.Array, value: Any) -> "Best":
         """Returns the iterate with the lower loss, the earlier one on ties."""
