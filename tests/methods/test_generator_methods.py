@@ -10,9 +10,11 @@ import sys
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import nets
 import numpy as np
 import optax
 import pytest
+import rounds
 from flax import traverse_util
 from scipy.special import log_softmax, softmax
 
@@ -30,7 +32,7 @@ from cudfkd_jax.objectives.terms import STUDENT, Synthetic
 from cudfkd_jax.runtime.devices import SINGLE, local_devices
 from cudfkd_jax.runtime.errors import UserError
 from cudfkd_jax.training import distill_steps
-from cudfkd_jax.training.loops import Epoch, distillation_steps, make_epoch_function
+from cudfkd_jax.training.loops import Epoch, Steps, distillation_steps, make_epoch_function
 from cudfkd_jax.training.state import RunState
 
 KL = functools.partial(losses.kl_divergence, temperature=1.0)
@@ -48,7 +50,7 @@ METHODS = ("dafl", "zskt", "dfad", "dfq_averaged")  # the last with the average 
 
 
 class StagedNet(nn.Module):
-    """A network with two captured stages."""
+    """A network with a stage, and maps before and after it to be captured."""
 
     features: int
 
@@ -56,17 +58,17 @@ class StagedNet(nn.Module):
     def __call__(self, x, train: bool):
         x = nn.Conv(self.features, (3, 3), use_bias=False)(x)
         self.sow("intermediates", "stages", x)
-        for stride in (1, 2):
-            x = nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.9)(x))
-            x = nn.Conv(self.features, (3, 3), stride, use_bias=False)(x)
-            self.sow("intermediates", "stages", x)
+        x = nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.9)(x))
+        x = nn.Conv(self.features, (3, 3), 2, use_bias=False)(x)
+        self.sow("intermediates", "stages", x)
         return nn.Dense(10)(x.mean((1, 2)))
 
 
 def generator() -> Generator:
-    return Generator(IMAGE_SHAPE, LATENT_DIM, ngf=4, size="small", initialisation="torch")
+    return Generator(IMAGE_SHAPE, LATENT_DIM, ngf=4, stages=1, size="small", initialisation="torch")
 
 
+@functools.cache
 def method(name: str, *, ema_decay: float = 0.0):
     name, _, averaged = name.partition("_")
     student_losses = {
@@ -95,17 +97,25 @@ def problem(name: str) -> distill_steps.Problem:
     return distill_steps.Problem(method(name), classifier(8), classifier(4), optimiser, schedule)
 
 
-@jax.jit
 def teacher_variables():
-    variables = classifier(8).init(jax.random.key(7, impl="rbg"), IMAGE_SHAPE)
-    keys = iter(jax.random.split(jax.random.key(8, impl="rbg"), 100))
-    return jax.tree.map(lambda x: x + 0.3 * jax.random.uniform(next(keys), x.shape), variables)
+    return nets.variables(classifier(8))
 
 
 @functools.cache
 def initial_state(name: str) -> RunState:
+    """Returns the state of a method; the methods' differ in the metrics alone, and in the average."""
     init = functools.partial(distill_steps.init_state, problem=problem(name), image_shape=IMAGE_SHAPE)
-    return jax.jit(init)(jax.random.key(3, impl="rbg"), teacher_variables())
+    arguments = jax.random.key(3), teacher_variables()
+    if name == "dfq_averaged":
+        return jax.jit(init)(*arguments)
+    start, new = initial_state("dfq_averaged"), jax.eval_shape(init, *arguments)
+    zeros = functools.partial(jax.tree.map, lambda x: jnp.zeros(x.shape, x.dtype))
+    return start.replace(aux=start.aux.state, synthesis=zeros(new.synthesis), training=zeros(new.training))
+
+
+@functools.cache
+def steps(name: str) -> Steps:
+    return distillation_steps(problem(name))
 
 
 def _equal(a, b):
@@ -324,7 +334,7 @@ def test_networks_of_one_family_and_other_widths_have_attention_in_common():
     ("teacher", "sizes"),
     [
         (VGG(((4,), (4,), (4,), (4,)), 10), "8x8, 4x4, 2x2 and the teacher's 2x2, 1x1, 1x1:"),
-        (StagedNet(4), "8x8, 4x4, 2x2 and the teacher's 8x8, 4x4:"),
+        (StagedNet(4), "8x8, 4x4, 2x2 and the teacher's 4x4:"),
     ],
     ids=["sizes", "number"],
 )
@@ -340,17 +350,11 @@ def test_stages_that_do_not_correspond_are_refused_with_the_remedy(teacher, size
 EPOCH = Epoch(rounds=2, synthesis_steps=1, student_steps=2)
 
 
-@jax.jit
-def _copy(state):
-    """Copies the buffers, because the loops donate those of their state."""
-    return jax.tree.map(jnp.copy, state)
-
-
 @pytest.mark.parametrize("name", METHODS)
 def test_two_rounds_and_resuming_at_any_step_give_the_same_bits(name):
     teacher, state = teacher_variables(), initial_state(name)
-    loop = make_epoch_function("python", EPOCH, local_devices(1), distillation_steps(problem(name)))
-    whole = loop(_copy(state), teacher, progress=lambda _: False)
+    loop = make_epoch_function("python", EPOCH, rounds.ONE_DEVICE, steps(name))
+    whole = loop(rounds.copy(state), teacher, progress=lambda _: False)
     assert (int(whole.step), int(whole.synthesis_step), bool(whole.failed)) == (4, 2, False)
     assert not _equal(whole.student.params, state.student.params)
     assert all(
@@ -361,7 +365,7 @@ def test_two_rounds_and_resuming_at_any_step_give_the_same_bits(name):
     assert {term.name for term in TERMS[name.partition("_")[0]]} <= reported.keys()
     assert ("attention_loss" in reported) == (name == "zskt")
 
-    piecewise, stops = _copy(state), []
+    piecewise, stops = rounds.copy(state), []
     while int(piecewise.step) < EPOCH.steps:
         calls = itertools.count()
         piecewise = loop(piecewise, teacher, progress=lambda _, calls=calls: next(calls) == 0)  # one step per call
@@ -369,6 +373,7 @@ def test_two_rounds_and_resuming_at_any_step_give_the_same_bits(name):
     assert stops == [(1, 0), (1, 1), (1, 2), (2, 2), (2, 3), (2, 4)]
     ends = (end.replace(key=jax.random.key_data(end.key)) for end in (whole, piecewise))
     assert _equal(*ends)
+    assert jax.tree.map(jax.typeof, state) == jax.tree.map(jax.typeof, whole)
 
 
 # The average of the generator.
@@ -379,38 +384,35 @@ def test_without_decay_the_state_is_a_train_state():
 
 
 def test_images_come_from_the_exponential_average_of_the_generator():
-    decay = 0.75
-    plain, averaged = method("dfad"), method("dfad", ema_decay=decay)
-    teacher = functools.partial(classifier(8), teacher_variables())
-    student = functools.partial(classifier(4), initial_state("dfad").student.variables)
+    decay, averaged, plain = 0.75, method("dfq_averaged"), method("dfq")
+    teacher, start = teacher_variables(), initial_state("dfq_averaged")
+    synthesise = steps("dfq_averaged").compile(rounds.ONE_DEVICE).synthesis
+    state = rounds.copy(start)
+    expected = jax.tree.map(lambda x: np.asarray(x, np.float64), state.aux.state.variables)
+    assert _equal(state.aux.average, state.aux.state.variables)
+    for _ in range(3):
+        state = synthesise(state, teacher)
+        new = jax.device_get(state.aux.state.variables)
+        expected = jax.tree.map(lambda mean, new: decay * mean + (1 - decay) * new, expected, new)
+        close = functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7)
+        jax.tree.map(close, state.aux.average, expected)
+    other = start.replace(aux=start.aux.replace(average=jax.device_get(state.aux.average)))
+    one, two = (synthesise(rounds.copy(each), teacher).aux for each in (start, other))
+    assert _equal(one.state, two.state) and not _equal(one.average, two.average)  # training ignores the average
+
     key = jax.random.key(4)
 
     @jax.jit
-    def synthesise(state, aux, step):
-        rest = (teacher, student, key, step, SINGLE)
-        return plain.synthesise(state, *rest)[0], averaged.synthesise(aux, *rest)[0]
-
-    state, aux = jax.jit(plain.init)(key), jax.jit(averaged.init)(key)
-    expected = jax.tree.map(lambda x: np.asarray(x, np.float64), state.variables)
-    assert _equal(aux.average, state.variables)
-    for step in range(3):
-        state, aux = synthesise(state, aux, step)
-        assert _equal(aux.state, state)  # training does not depend on the average
-        new = jax.device_get(state.variables)
-        expected = jax.tree.map(lambda mean, new: decay * mean + (1 - decay) * new, expected, new)
-        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), aux.average, expected)
-
-    @jax.jit
-    def images(state, aux, average):
+    def images(aux, average):
         z = jax.random.normal(key, (BATCH_SIZE, LATENT_DIM))
         return (
             generator().apply(average, z, train=False),
-            averaged.sample(aux, teacher, key, SINGLE),
+            averaged.sample(aux, None, key, SINGLE),
             averaged.preview(aux, key, BATCH_SIZE),
-            plain.sample(state, teacher, key, SINGLE),
+            plain.sample(aux.state, None, key, SINGLE),
         )
 
-    expected, sampled, shown, without = map(np.asarray, images(state, aux, expected))
+    expected, sampled, shown, without = map(np.asarray, images(state.aux, expected))
     np.testing.assert_allclose(sampled, expected, atol=1e-5)
     np.testing.assert_allclose(shown, expected, atol=1e-5)
     assert np.abs(without - expected).max() > 1e-3
@@ -516,7 +518,7 @@ def _measure(name: str) -> dict[str, float]:
     def update(count):
         devices = local_devices(count)
         start, teacher = cast(initial_state(name)), cast(teacher_variables())
-        after = devices.compile(step)(devices.replicate(_copy(start)), devices.replicate(teacher))
+        after = devices.compile(step)(devices.replicate(rounds.copy(start)), devices.replicate(teacher))
         one = devices.unreplicate(after)
         assert not one.failed and not _equal(one.aux, start.aux), "the step changed nothing"
         return one

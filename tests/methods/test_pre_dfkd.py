@@ -50,13 +50,12 @@ def test_shapes_and_parameters(module, given, parameters):
         assert "scale" not in variables["params"].get("output", {})
 
 
-def test_weights_are_uniform_and_biases_zero():
-    for module, given in ((replay_nets.generator(), (1, 6)), (Encoder(6, **CIFAR, width=3), (1, 8, 8, 3))):
-        init = replay_nets.jit(functools.partial(module.init, train=False))
-        params = init(jax.random.key(0), jnp.zeros(given))["params"]
-        for layer in params.values():
+def test_weights_are_uniform_and_biases_zero(run):
+    _, _, state = run
+    for network in (state.aux.memory.decoder, state.aux.memory.encoder):
+        for layer in network.params.values():
             if "kernel" in layer:
-                assert np.abs(layer["kernel"]).max() <= 0.08 and np.abs(layer["kernel"]).std() > 0.01
+                assert np.abs(layer["kernel"]).max() <= 0.08 and np.std(layer["kernel"]) > 0.01
             assert not np.any(layer["bias"])
 
 
@@ -171,10 +170,9 @@ def test_encoder_matches_pytorch(train):
         np.testing.assert_allclose(value, x @ tensor(head["kernel"]) + tensor(head["bias"]), atol=1e-4)
 
 
-def test_spectral_norm_brings_singular_values_to_one_and_its_state_is_saved(tmp_path):
+def test_spectral_norm_brings_singular_values_to_one_and_its_state_is_saved(run, tmp_path):
     generator = replay_nets.generator(spectral_norm=True)
-    init = replay_nets.jit(functools.partial(generator.init, train=False))
-    variables = init(jax.random.key(0), jnp.zeros((1, 6)))
+    variables = run[-1].aux.generator.variables
     z = np.random.default_rng(1).normal(size=(4, 6)).astype(np.float32)
     call = jax.jit(lambda v: apply(generator, v, z, train=True).batch_stats)
     for _ in range(60):
@@ -333,8 +331,8 @@ def _same(a, b):
 
 @pytest.fixture(scope="module", name="finished")
 def _finished(run):
-    _, teacher, state = run
-    return replay_nets.step("finish", replay_nets.pre_method(memory_steps=2))(state, teacher)
+    method, teacher, state = run
+    return replay_nets.step("finish", method)(state, teacher)
 
 
 def test_the_memory_is_trained_between_synthesis_and_student(run, finished):
@@ -346,7 +344,7 @@ def test_the_memory_is_trained_between_synthesis_and_student(run, finished):
     for network in ("encoder", "decoder"):
         old, new = getattr(before.memory, network), getattr(after.memory, network)
         assert not _same(old.params, new.params) and not _same(old.batch_stats, new.batch_stats)
-        assert int(new.opt_state[0].count) == 2
+        assert int(new.opt_state[0].count) == 1
     assert _same(state.student, finished.student)
 
 
@@ -372,18 +370,16 @@ def test_only_the_first_round_learns_from_new_images_alone(run, monkeypatch):
 
 def test_a_student_batch_is_new_images_and_replays(run, finished):
     method, teacher, _ = run
-    key = jax.random.key(9)
-    classify = functools.partial(rounds.problem(method).teacher, teacher)
-    draw = replay_nets.jit(lambda aux: method.sample(aux, classify, key, SINGLE))
-    images = np.asarray(draw(finished.aux))
+    draw = replay_nets.student_batch(method)
+    images = np.asarray(draw(finished, teacher, jax.random.key(9))[0])
     assert images.shape == (replay_nets.BATCH + 4, *nets.IMAGE_SHAPE)
     new = images[: replay_nets.BATCH]
     np.testing.assert_allclose(new.mean(axis=(0, 1, 2)), MEAN, atol=1e-5)  # the statistics of their batch
     decoder = finished.aux.memory.decoder.replace(
         batch_stats=jax.tree.map(lambda x: x + 0.5, jax.device_get(finished.aux.memory.decoder.batch_stats))
     )
-    memory = finished.aux.memory.replace(decoder=decoder)
-    changed = np.asarray(draw(finished.aux.replace(memory=memory)))
+    aux = finished.aux.replace(memory=finished.aux.memory.replace(decoder=decoder))
+    changed = np.asarray(draw(finished.replace(aux=aux), teacher, jax.random.key(9))[0])
     np.testing.assert_array_equal(changed[: replay_nets.BATCH], new)
     # Replays follow the decoder and its running statistics.
     assert np.abs(changed[replay_nets.BATCH :] - images[replay_nets.BATCH :]).max() > 0.01
@@ -391,17 +387,10 @@ def test_a_student_batch_is_new_images_and_replays(run, finished):
 
 def test_student_minimises_l1_on_all_of_them(run, finished):
     method, teacher, _ = run
-    problem = rounds.problem(method)
     after = replay_nets.step("student", method)(finished, teacher)
-    classify = functools.partial(problem.teacher, teacher)
-
-    @replay_nets.jit
-    def outputs(state):
-        images = method.sample(state.aux, classify, purpose_key(state.key, STUDENT, 0), SINGLE)
-        student = problem.student(state.student.variables, images, train=True)
-        return classify(images).value, student.value
-
-    t, s = (np.asarray(logits, np.float64) for logits in outputs(finished))
+    key = purpose_key(finished.key, STUDENT, 0)
+    _, *logits = replay_nets.student_batch(method)(finished, teacher, key)
+    t, s = (np.asarray(x, np.float64) for x in logits)
     np.testing.assert_allclose(after.training.last["student_loss"], np.abs(t - s).mean(), rtol=1e-4)
     assert _same(after.aux, finished.aux)
 

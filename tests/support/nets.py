@@ -1,7 +1,10 @@
 """A problem small enough to compile in a second: two-layer classifiers and a small generator at 8×8."""
 
+import functools
+
 import flax.linen as nn
 import jax
+import numpy as np
 from jax.typing import DTypeLike
 from ml_collections import ConfigDict
 
@@ -42,7 +45,7 @@ def classifier(features: int = 6, dtype: DTypeLike | None = None) -> Classifier:
 def config() -> ConfigDict:
     c = defaults.get_config()
     c.data.update(image_shape=IMAGE_SHAPE, padding=1)
-    c.generator.update(latent_dim=8, width=4)
+    c.generator.update(latent_dim=8, width=4, stages=1)
     c.distill.update(epochs=4, rounds_per_epoch=3, student_steps=2, batch_size=16, loss="kl")
     c.curriculum.adv = 1.5  # so that the first step already has an adversarial term
     for section in (c.teacher, c.scratch, c.kd):
@@ -57,9 +60,20 @@ def problem(c: ConfigDict) -> Problem:
     return build.problem(c, pair)
 
 
-@jax.jit
 def teacher_variables():
-    variables = classifier(8).init(jax.random.key(7), IMAGE_SHAPE)
-    keys = iter(jax.random.split(jax.random.key(8), 100))
-    # Statistics other than the initial ones, so that no term vanishes.
-    return jax.tree.map(lambda x: x + 0.3 * jax.random.uniform(next(keys), x.shape), variables)
+    return variables(classifier(8))
+
+
+@functools.cache
+def variables(network: Classifier, image_shape: tuple[int, int, int] = IMAGE_SHAPE):
+    """Returns variables none of which is 0 or 1, so that no term vanishes."""
+    random = np.random.default_rng(7)  # compiles nothing
+
+    def draw(path, leaf):
+        if path[-1].key == "kernel":
+            return random.normal(0.15, np.prod(leaf.shape[:-1]) ** -0.5, leaf.shape).astype(np.float32)
+        start = 1 if path[-1].key in ("scale", "var") else 0
+        return (start + random.uniform(0, 0.3, leaf.shape)).astype(np.float32)
+
+    shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), image_shape))
+    return jax.tree_util.tree_map_with_path(draw, shapes)

@@ -18,7 +18,7 @@ from cudfkd_jax.objectives import losses
 from cudfkd_jax.objectives.student import plain_student_loss
 from cudfkd_jax.runtime.devices import SINGLE, local_devices
 from cudfkd_jax.training import distill_steps
-from cudfkd_jax.training.loops import EpochFunction, distillation_steps, make_epoch_function
+from cudfkd_jax.training.loops import EpochFunction, make_epoch_function
 from cudfkd_jax.training.state import RunState
 
 LATENT, BATCH, WIDTH = 6, 16, 3
@@ -87,14 +87,28 @@ def jit(function):
 
 
 def step(kind: str, method: Method):
-    """Returns a compiled step `(state, teacher variables) -> state`."""
-    return jit(functools.partial(_STEPS[kind], problem=rounds.problem(method), axis=SINGLE))
+    """Returns a compiled step `(state, teacher variables) -> state`, that of the loop, which keeps its state."""
+    compiled = getattr(rounds.compiled(method), kind)
+    return lambda state, teacher: compiled(rounds.copy(state), teacher)
+
+
+@functools.cache
+def student_batch(method: Method):
+    """Returns a compiled `(state, teacher variables, key) -> (images, teacher's logits, student's logits)`."""
+    task = rounds.problem(method)
+
+    @jit
+    def batch(state, teacher, key):
+        classify = functools.partial(task.teacher, teacher)
+        images = method.sample(state.aux, classify, key, SINGLE)
+        return images, classify(images).value, task.student(state.student.variables, images, train=True).value
+
+    return batch
 
 
 @functools.cache
 def _loop(method: Method) -> EpochFunction:
-    parts = distillation_steps(rounds.problem(method))
-    return make_epoch_function("python", rounds.EPOCH, rounds.ONE_DEVICE, parts)
+    return make_epoch_function("python", rounds.EPOCH, rounds.ONE_DEVICE, rounds.steps(method))
 
 
 def run_epochs(method: Method, state: RunState, epochs: int, *, piecewise: bool) -> list[RunState]:

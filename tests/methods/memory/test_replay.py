@@ -219,18 +219,11 @@ def test_objective_of_mb_dfkd_written_out(run):
 
 def test_student_of_mb_dfkd_minimises_l1_over_new_and_replayed_images(run):
     method, teacher, state = run
-    problem = rounds.problem(method)
     stored = np.random.default_rng(1).random(state.aux.ring.values.shape[1:], np.float32)
     state = state.replace(aux=state.aux.replace(ring=jax.jit(Ring.push)(state.aux.ring, stored)))
     after = replay_nets.step("student", method)(state, teacher)
-
-    @replay_nets.jit
-    def seen(state):
-        images = method.sample(state.aux, None, purpose_key(state.key, STUDENT, 0), SINGLE)
-        student = problem.student(state.student.variables, images, train=True)
-        return images, problem.teacher(teacher, images).value, student.value
-
-    images, *logits = map(np.asarray, seen(state))
+    key = purpose_key(state.key, STUDENT, 0)
+    images, *logits = map(np.asarray, replay_nets.student_batch(method)(state, teacher, key))
     assert images.shape[0] == replay_nets.BATCH * 9 // 8
     np.testing.assert_array_equal(images[replay_nets.BATCH :], stored)
     t, s = (x.astype(np.float64) for x in logits)
@@ -238,11 +231,13 @@ def test_student_of_mb_dfkd_minimises_l1_over_new_and_replayed_images(run):
 
 
 def test_new_images_are_normalised_with_their_own_batch(run):
-    method, _, state = run
+    method, teacher, state = run
     other = jax.tree.map(lambda x: 3 * x + 1, jax.device_get(state.aux.inner.batch_stats))
     changed = state.aux.replace(inner=state.aux.inner.replace(batch_stats=other))
-    sample = replay_nets.jit(lambda aux: method.sample(aux, None, jax.random.key(0), SINGLE))
-    images, same = (np.asarray(sample(aux)) for aux in (state.aux, changed))
+    images, same = (
+        np.asarray(replay_nets.student_batch(method)(state.replace(aux=aux), teacher, jax.random.key(0))[0])
+        for aux in (state.aux, changed)
+    )
     np.testing.assert_array_equal(images, same)
     new = np.asarray(images[: replay_nets.BATCH], np.float64)
     np.testing.assert_allclose(new.mean(axis=(0, 1, 2)), replay_nets.MEAN, atol=1e-5)
