@@ -13,6 +13,7 @@ import jaxlib.version
 import nets
 import numpy as np
 import pytest
+import rounds
 from hypothesis import strategies as st
 from jax import lax
 
@@ -20,8 +21,8 @@ from cudfkd_jax.models import convolution, normalisation
 from cudfkd_jax.models.capture import apply
 from cudfkd_jax.models.convolution import conv_general_dilated, conv_of_upsampled, upsample_2x
 from cudfkd_jax.runtime import onednn
-from cudfkd_jax.runtime.devices import SINGLE, local_devices
-from cudfkd_jax.training import distill_steps
+from cudfkd_jax.runtime.devices import local_devices
+from cudfkd_jax.training.loops import distillation_steps
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 EPSILON = 2.0**-8  # bfloat16's rounding error
@@ -271,19 +272,16 @@ def test_a_loop_calls_onednn_with_the_same_layouts(stride):
     assert results(looped) == results(once)
 
 
-@pytest.mark.parametrize("kind", ["synthesis", "student"])
-def test_a_step_in_these_forms_is_that_of_jax(kind, monkeypatch):
+def test_steps_in_these_forms_are_those_of_jax(monkeypatch):
     """Checks in float32 that all forms, including those of the statistics, only change rounding."""
-    problem = nets.problem(nets.config())
-    step = {"synthesis": distill_steps.synthesis_step, "student": distill_steps.student_step}[kind]
-    init = jax.jit(functools.partial(distill_steps.init_state, problem=problem, image_shape=nets.IMAGE_SHAPE))
-    state = init(jax.random.key(0), nets.teacher_variables())
-    leaves = {}
-    for taken in (True, False):
+    problem, teacher, leaves = nets.problem(nets.config()), nets.teacher_variables(), {}
+    state = nets.initial_state(problem)
+    for taken in (False, True):
         for module in (onednn, normalisation):
             monkeypatch.setattr(module, "in_use", lambda dtype, taken=taken: taken)
-        after = jax.jit(functools.partial(step, problem=problem, axis=SINGLE))(state, nets.teacher_variables())
-        kept = (after.student, after.aux, after.synthesis.total, after.training.total)
+        steps = distillation_steps(problem).compile(rounds.ONE_DEVICE)
+        after = [step(rounds.copy(state), teacher) for step in (steps.synthesis, steps.student)]
+        kept = [(each.student, each.aux, each.synthesis.total, each.training.total) for each in after]
         leaves[taken] = [np.asarray(x, np.float64) for x in jax.tree.leaves(kept)]
     assert any(np.any(a != b) for a, b in zip(leaves[True], leaves[False], strict=True))  # the forms were used
     for found, expected in zip(leaves[True], leaves[False], strict=True):

@@ -8,25 +8,18 @@ import jax
 import nets
 import numpy as np
 import pytest
+import rounds
 
 from cudfkd_jax import models
 from cudfkd_jax.config import validate
 from cudfkd_jax.models.capture import BN, FEATURES, STAGES
 from cudfkd_jax.models.classifier import Classifier
-from cudfkd_jax.runtime.devices import local_devices
+from cudfkd_jax.models.vgg import VGG
 from cudfkd_jax.runtime.errors import UserError
 from cudfkd_jax.training import batching
-from cudfkd_jax.training.distill_steps import init_state
 from cudfkd_jax.training.loops import Epoch, distillation_steps, make_epoch_function
 
 _SHAPE = (16, 16, 3)
-
-
-def _shaken(classifier, shape):
-    """Returns variables that all differ from their initial values, with positive variances."""
-    variables = jax.device_get(jax.jit(lambda: classifier.init(jax.random.key(0), shape))())
-    random = np.random.default_rng(1)
-    return jax.tree.map(lambda x: (x * random.uniform(1, 1.4, x.shape) + 0.03).astype(np.float32), variables)
 
 
 def _images(shape):
@@ -37,8 +30,8 @@ _outputs = jax.jit(Classifier.__call__, static_argnums=0, static_argnames=("trai
 
 
 def test_folding_changes_no_logits():
-    classifier = Classifier(models.build_classifier("vgg8", 10, None), (0.5,) * 3, (0.3,) * 3)
-    variables = _shaken(classifier, _SHAPE)
+    classifier = Classifier(VGG(((4,), (4, 8)), 10), (0.5,) * 3, (0.3,) * 3)
+    variables = nets.variables(classifier, _SHAPE)
     plain, folded = (
         np.asarray(_outputs(classifier, variables, _images(_SHAPE), fold=fold).value) for fold in (False, True)
     )
@@ -61,7 +54,7 @@ class _Mixed(nn.Module):
 
 def test_all_kinds_of_convolutions_and_norms():
     classifier = Classifier(_Mixed(), (0.5,) * 3, (0.3,) * 3)
-    variables = _shaken(classifier, _SHAPE)
+    variables = nets.variables(classifier, _SHAPE)
     plain, folded = (_outputs(classifier, variables, _images(_SHAPE), fold=fold) for fold in (False, True))
     np.testing.assert_allclose(folded.value, plain.value, rtol=1e-5, atol=1e-6)
     assert not np.array_equal(folded.value, plain.value)
@@ -69,13 +62,13 @@ def test_all_kinds_of_convolutions_and_norms():
 
 def test_what_is_captured_stays():
     classifier = Classifier(models.build_classifier("wrn10_1", 10, None), (0.5,) * 3, (0.3,) * 3)
-    variables = _shaken(classifier, _SHAPE)
+    variables = nets.variables(classifier, _SHAPE)
     images = _images(_SHAPE)
     plain, folded = (
-        _outputs(classifier, variables, images, capture=(BN, FEATURES, STAGES), fold=fold)
+        str(jax.make_jaxpr(functools.partial(classifier, capture=(BN,), fold=fold))(variables, images))
         for fold in (False, True)
     )
-    jax.tree.map(np.testing.assert_array_equal, folded, plain)  # no folding with captured BatchNorm inputs
+    assert plain == folded  # no folding with captured BatchNorm inputs
     capture = (FEATURES, STAGES)
     plain, folded = (_outputs(classifier, variables, images, capture=capture, fold=fold) for fold in (False, True))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), folded, plain)
@@ -91,22 +84,28 @@ def test_training_is_never_folded():
 EPOCH = Epoch(rounds=2, synthesis_steps=1, student_steps=4)
 
 
-def _epoch(batches, fold):
+def _synthesis(state, teacher, axis):
+    """Stands in for a step of synthesis: changes the generator and takes no time to compile."""
+    aux = state.aux.replace(params=jax.tree.map(lambda x: 1.5 * x, state.aux.params))
+    return state.replace(aux=aux, synthesis_step=state.synthesis_step + 1)
+
+
+def _epoch(kind, batches, fold):
     config = nets.config()
     config.fold_bn = fold
     problem, teacher = nets.problem(config), nets.teacher_variables()
-    init = functools.partial(init_state, jax.random.key(3), problem=problem, image_shape=nets.IMAGE_SHAPE)
-    drive = make_epoch_function("scan", EPOCH, local_devices(1), distillation_steps(problem), batches=batches)
-    return jax.device_get(drive(jax.jit(init)(teacher), teacher, progress=lambda _: False))
+    steps = distillation_steps(problem)._replace(synthesis=_synthesis)
+    drive = make_epoch_function(kind, EPOCH, rounds.ONE_DEVICE, steps, batches=batches)
+    return jax.device_get(drive(nets.initial_state(problem), teacher, progress=lambda _: False))
 
 
 def test_epoch_with_large_batches_for_the_teacher_is_the_same():
-    plain, batched = _epoch(1, False), _epoch(2, True)
+    plain, batched = _epoch("python", 1, False), _epoch("scan", 2, True)
     assert (int(batched.step), int(batched.synthesis_step), int(batched.training.count)) == (8, 2, 8)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-3, atol=1e-4),
-        (plain.student.params, plain.training.total, plain.synthesis.total),
-        (batched.student.params, batched.training.total, batched.synthesis.total),
+        (plain.student.params, plain.training.total),
+        (batched.student.params, batched.training.total),
     )
 
 

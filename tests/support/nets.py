@@ -10,7 +10,9 @@ from ml_collections import ConfigDict
 
 from cudfkd_jax.config import access, build, defaults, networks
 from cudfkd_jax.models.classifier import Classifier
+from cudfkd_jax.training import distill_steps
 from cudfkd_jax.training.distill_steps import Problem
+from cudfkd_jax.training.state import RunState
 
 IMAGE_SHAPE = (8, 8, 3)
 
@@ -58,6 +60,11 @@ def problem(c: ConfigDict) -> Problem:
     dtype = access.compute_dtype(c)
     pair = networks.Pair(classifier(8, dtype), net, teacher_variables(), classifier(4, dtype), net)
     return build.problem(c, pair)
+
+
+def initial_state(problem: Problem) -> RunState:
+    init = functools.partial(distill_steps.init_state, problem=problem, image_shape=IMAGE_SHAPE)
+    return jax.jit(init)(jax.random.key(3), teacher_variables())
 
 
 def teacher_variables():

@@ -10,8 +10,11 @@ import jax.numpy as jnp
 import nets
 import numpy as np
 import pytest
+import rounds
 from scipy.special import log_softmax, softmax
 
+from cudfkd_jax.models.capture import BN, Outputs, apply
+from cudfkd_jax.models.generator import Generator
 from cudfkd_jax.models.train_state import TrainState
 from cudfkd_jax.runtime.devices import SINGLE, local_devices
 from cudfkd_jax.training import distill_steps, trainer
@@ -22,16 +25,17 @@ from cudfkd_jax.training.state import STUDENT, SYNTHESIS, RunState, purpose_key
 
 @pytest.fixture(scope="module", name="run")
 def _run():
-    """A tiny configuration, problem and teacher, with the compiled initial state and steps."""
+    """A tiny configuration, problem and teacher, the initial state, and compiled steps that keep their state."""
     config = nets.config()
     problem = nets.problem(config)
-    teacher = nets.teacher_variables()
-    init = functools.partial(distill_steps.init_state, problem=problem, image_shape=nets.IMAGE_SHAPE)
-    compiled = {
-        name: jax.jit(functools.partial(step, problem=problem, axis=SINGLE))
-        for name, step in (("synthesis", distill_steps.synthesis_step), ("student", distill_steps.student_step))
-    }
-    return config, problem, teacher, jax.jit(init)(jax.random.key(3), teacher), compiled
+    steps = distillation_steps(problem)
+
+    def keeping(step):
+        return lambda state, teacher: step(rounds.copy(state), teacher)
+
+    compiled = steps.compile(rounds.ONE_DEVICE)
+    kept = {"synthesis": keeping(compiled.synthesis), "student": keeping(compiled.student), "all": steps}
+    return config, problem, nets.teacher_variables(), nets.initial_state(problem), kept
 
 
 def _equal(a, b):
@@ -65,22 +69,22 @@ def test_student_update_is_sgd_on_the_weighted_divergence(run):
     config, problem, teacher, state, compiled = run
     after = compiled["student"](state, teacher)
     d, lam = config.distill, config.curriculum.lambda_0
-    key = purpose_key(state.key, STUDENT, 0)
 
     @jax.jit
-    def sampled(state, teacher):
-        images = problem.method.sample(state.aux, None, key, SINGLE)
-        return images, problem.teacher(teacher, images).value
+    def computed(state, teacher, dz):
+        """Returns images, the logits of both, and the student's gradient for that of its logits."""
+        images = problem.method.sample(state.aux, None, purpose_key(state.key, STUDENT, 0), SINGLE)
 
-    images, teacher_logits = map(np.asarray, sampled(state, teacher))
+        def student_logits(params):
+            variables = {"params": params, "batch_stats": state.student.batch_stats}
+            return problem.student(variables, images, train=True).value
+
+        z, pull_back = jax.vjp(student_logits, state.student.params)
+        return images, problem.teacher(teacher, images).value, z, pull_back(dz)[0]
+
+    images, teacher_logits, z, _ = computed(state, teacher, np.zeros((d.batch_size, 10), np.float32))
     assert images.shape == (d.batch_size, *nets.IMAGE_SHAPE) and 0 <= images.min() < images.max() <= 1
-    teacher_logits = teacher_logits.astype(np.float64)
-
-    def student_logits(params):
-        variables = {"params": params, "batch_stats": state.student.batch_stats}
-        return problem.student(variables, images, train=True).value
-
-    z = np.asarray(jax.jit(student_logits)(state.student.params), np.float64)
+    teacher_logits, z = (np.asarray(logits, np.float64) for logits in (teacher_logits, z))
     p_teacher = softmax(teacher_logits / d.temperature, axis=1)
     log_ratio = log_softmax(teacher_logits / d.temperature, axis=1) - log_softmax(z / d.temperature, axis=1)
     losses = d.temperature**2 * np.sum(p_teacher * log_ratio, axis=1)
@@ -95,8 +99,7 @@ def test_student_update_is_sgd_on_the_weighted_divergence(run):
     # d loss / d z = v T (softmax(z_s/T) − softmax(z_t/T)) / B: v is a constant.
     dz = v[:, None] * d.temperature * (softmax(z / d.temperature, axis=1) - p_teacher) / d.batch_size
     params = jax.device_get(state.student.params)
-    pull_back = jax.jit(lambda params, dz: jax.vjp(student_logits, params)[1](dz))
-    (gradient,) = jax.device_get(pull_back(params, dz))
+    gradient = jax.device_get(computed(state, teacher, dz.astype(np.float32))[-1])
     expected = jax.tree.map(lambda w, g: w - d.learning_rate * (g + d.weight_decay * w), params, gradient)
     close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
     jax.tree.map(close, after.student.params, expected)
@@ -135,9 +138,6 @@ def test_synthesis_loss_is_the_weighted_sum_of_its_terms(run):
     """Computes Eq. 4 and 5 on the same images with NumPy."""
     config, problem, teacher, state, compiled = run
     last = _host(compiled["synthesis"](state, teacher).synthesis.last)
-    from cudfkd_jax.models.capture import BN, apply
-    from cudfkd_jax.models.generator import Generator
-
     g = config.generator
     generator = Generator(nets.IMAGE_SHAPE, g.latent_dim, g.width, g.stages)
 
@@ -180,15 +180,22 @@ def test_synthesis_loss_is_the_weighted_sum_of_its_terms(run):
         ("curriculum", None, "adversarial_loss"),
     ],
 )
-def test_a_term_without_weight_is_not_computed(section, key, term):
+def test_a_term_without_weight_is_not_computed(run, section, key, term):
+    *_, teacher, state, _ = run
     config = nets.config()
     if key:
         config[section][key] = 0.0
     else:
         config.curriculum.update(adv=0.0, alpha=0.0)
-    init = functools.partial(distill_steps.init_state, problem=nets.problem(config), image_shape=nets.IMAGE_SHAPE)
-    state = jax.eval_shape(init, jax.random.key(0), nets.teacher_variables())
-    assert term not in state.synthesis.total and len(state.synthesis.total) >= 4
+    problem = nets.problem(config)
+    networks = (
+        functools.partial(problem.teacher, teacher),
+        functools.partial(problem.student, state.student.variables),
+    )
+    _, metrics = jax.eval_shape(
+        lambda aux: problem.method.synthesise(aux, *networks, state.key, state.step, SINGLE), state.aux
+    )
+    assert term not in metrics and len(metrics) >= 4
 
 
 @pytest.mark.parametrize("name", ["synthesis", "student"])
@@ -245,7 +252,10 @@ def test_a_gradient_that_is_not_finite_is_named_where_the_loss_is_finite(run):
         return loss + jnp.sqrt(jnp.sum(0 * outputs.value)), metrics  # 0, with an infinite slope
 
     broken = dataclasses.replace(problem, method=problem.method._replace(student_loss=student_loss))
-    failed = jax.jit(functools.partial(distill_steps.student_step, problem=broken, axis=SINGLE))(state, teacher)
+    images, logits = np.random.default_rng(0).random((16, *nets.IMAGE_SHAPE), np.float32), np.eye(16, 10)
+    batch = distill_steps.Batch(images, Outputs(logits.astype(np.float32), {}))
+    step = jax.jit(functools.partial(distill_steps.student_step, problem=broken, axis=SINGLE))
+    failed = step(state, teacher, batch)
     assert bool(failed.failed) and _equal(failed.student, state.student)
     kind, terms = _message(failed)
     assert kind == "student" and [term for term in terms if terms[term] == "nan"] == ["student_gradient_norm"]
@@ -256,15 +266,8 @@ EPOCH = Epoch(rounds=3, synthesis_steps=1, student_steps=2)
 
 @pytest.fixture(scope="module", name="loops")
 def _loops(run):
-    _, problem, *_ = run
-    parts = distillation_steps(problem)
-    return {kind: make_epoch_function(kind, EPOCH, local_devices(1), parts) for kind in ("python", "scan")}
-
-
-@jax.jit
-def _copy(state):
-    """Copies the buffers, because the loops donate those of their state."""
-    return jax.tree.map(jnp.copy, state)
+    parts = run[-1]["all"]
+    return {kind: make_epoch_function(kind, EPOCH, rounds.ONE_DEVICE, parts) for kind in ("python", "scan")}
 
 
 def _bits(state):
@@ -273,7 +276,7 @@ def _bits(state):
 
 def test_both_loops_agree(run, loops):
     *_, teacher, state, _ = run
-    ends = {kind: loop(_copy(state), teacher, progress=lambda _: False) for kind, loop in loops.items()}
+    ends = {kind: loop(rounds.copy(state), teacher, progress=lambda _: False) for kind, loop in loops.items()}
     for end in ends.values():
         assert (int(end.step), int(end.synthesis_step)) == (6, 3)
         assert (int(end.training.count), int(end.synthesis.count)) == (6, 3)
@@ -283,8 +286,8 @@ def test_both_loops_agree(run, loops):
 
 def test_python_loop_resumes_at_any_step_with_the_same_bits(run, loops):
     *_, teacher, state, _ = run
-    whole = loops["python"](_copy(state), teacher, progress=lambda _: False)
-    piecewise = _copy(state)
+    whole = loops["python"](rounds.copy(state), teacher, progress=lambda _: False)
+    piecewise = rounds.copy(state)
     for stop in range(1, EPOCH.steps + 1):
         piecewise = loops["python"](piecewise, teacher, progress=lambda done, stop=stop: done == stop)
         assert int(piecewise.step) == stop
@@ -293,9 +296,9 @@ def test_python_loop_resumes_at_any_step_with_the_same_bits(run, loops):
 
 def test_scan_finishes_an_epoch_that_was_saved_inside_a_round(run, loops):
     *_, teacher, state, _ = run
-    part = loops["python"](_copy(state), teacher, progress=lambda done: done == 3)
+    part = loops["python"](rounds.copy(state), teacher, progress=lambda done: done == 3)
     end = loops["scan"](part, teacher, progress=lambda _: False)
-    whole = loops["python"](_copy(state), teacher, progress=lambda _: False)
+    whole = loops["python"](rounds.copy(state), teacher, progress=lambda _: False)
     assert all((a == b).all() for a, b in zip(_bits(whole), _bits(end), strict=True))
 
 
@@ -304,7 +307,7 @@ def test_loop_stops_at_a_failed_step(run, loops):
     broken = jax.tree.map(lambda x: x * np.nan, jax.device_get(teacher))
     seen = []
     for loop in loops.values():
-        end = loop(_copy(state), broken, progress=lambda done: seen.append(done))
+        end = loop(rounds.copy(state), broken, progress=lambda done: seen.append(done))
         assert bool(end.failed) and int(end.step) == 0
 
 
@@ -324,7 +327,7 @@ def test_rounds_of_warmup_come_before_the_first_student_step(kind):
     start = RunState.create(jax.random.key(0), TrainState({}, {}, ()), jnp.int32(0))
     done = []
     for stop in (False, True):  # in one go; and stopped after every step of the warm-up
-        state = _copy(start)
+        state = rounds.copy(start)
         while int(state.step) < epoch.steps:
             state = loop(state, progress=lambda step, stop=stop: stop and step == 0)
             done.append(int(state.synthesis_step))
