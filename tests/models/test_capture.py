@@ -5,6 +5,7 @@ import functools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import nets
 import numpy as np
 import pytest
 
@@ -53,22 +54,17 @@ def _x():
     return np.random.default_rng(1).standard_normal((6, 8, 8, 3), np.float32) * 3 + 5
 
 
-def _init(module, x):
-    return dict(jax.jit(functools.partial(module.init, train=False))(jax.random.key(0), x))
+def _drawn(module, x):
+    return nets.drawn(jax.eval_shape(functools.partial(module.init, train=False), jax.random.key(0), x))
 
 
 def _logits(module, variables, x):
     return jax.jit(functools.partial(module.apply, train=False))(variables, x)
 
 
-def _random_statistics(variables):
-    random = np.random.default_rng(2)
-    return jax.tree.map(lambda leaf: leaf + random.random(leaf.shape, np.float32), jax.device_get(variables))
-
-
 @pytest.mark.parametrize("wrap", ["", "remat", "jit"])
 def test_statistics_are_those_of_the_batch_norm_inputs(x, wrap):
-    variables = _random_statistics(_init(Net(wrap), x))
+    variables = _drawn(Net(wrap), x)
     outputs = jax.jit(lambda v, x: apply(Net(wrap), v, x, capture=(BN,)))(variables, x)
     plain = _logits(Net(wrap), variables, x)
     np.testing.assert_allclose(outputs.value, plain, rtol=1e-4)
@@ -84,7 +80,7 @@ def test_statistics_are_those_of_the_batch_norm_inputs(x, wrap):
 
 
 def test_capture_has_gradients(x):
-    variables = _init(Net(), x)
+    variables = _drawn(Net(), x)
 
     def total(x):
         return sum(bn.var.sum() for bn in apply(Net(), variables, x, capture=(BN,)).bn)
@@ -95,13 +91,13 @@ def test_capture_has_gradients(x):
 
 def test_layers_hidden_by_a_lifted_transform_are_refused_by_name():
     x = np.ones((2, 4, 4, 3), np.float32)
-    variables = _init(Scanned(), x)
+    variables = _drawn(Scanned(), x)
     with pytest.raises(UserError, match=r"BatchNorm layers cannot be seen \(.*BatchNorm_0.*nn\.scan"):
         apply(Scanned(), variables, x, capture=(BN,))
 
 
 def test_train_updates_running_statistics_and_evaluation_does_not(x):
-    variables = _init(Net(), x)
+    variables = _drawn(Net(), x)
     trained, kept = (
         jax.device_get(jax.jit(functools.partial(apply, Net(), train=train))(variables, x).batch_stats)
         for train in (True, False)
@@ -111,6 +107,7 @@ def test_train_updates_running_statistics_and_evaluation_does_not(x):
     assert not any(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), trained, old)))
 
 
+@pytest.mark.slow  # test_models has a small member of each family
 @pytest.mark.parametrize("arch", sorted(MODELS))
 def test_every_registered_model_is_captured_whole(arch):
     network = Classifier(build_classifier(arch, 10), (0.5,) * 3, (0.2,) * 3)
@@ -121,7 +118,7 @@ def test_every_registered_model_is_captured_whole(arch):
 
 
 def test_classifier_normalises(x):
-    variables = _init(Net(), x)
+    variables = _drawn(Net(), x)
     mean, std = (0.1, 0.2, 0.3), (1.0, 2.0, 4.0)
     expected = _logits(Net(), variables, (x - np.float32(mean)) / np.float32(std))
     np.testing.assert_allclose(jax.jit(Classifier(Net(), mean, std))(variables, x).value, expected, rtol=1e-5)
@@ -130,14 +127,13 @@ def test_classifier_normalises(x):
 def test_bfloat16_changes_the_alignment_by_less_than_a_percent():
     """Statistics are float32 sums of bfloat16 outputs, so rounding errors average out."""
     seen, others = np.random.default_rng(1).standard_normal((2, 32, 16, 16, 3), np.float32)
-    module = build_classifier("wrn10_1", 10, None)
-    variables = dict(jax.jit(lambda: module.init(jax.random.key(0), seen, False))())
-    train = jax.jit(lambda v: apply(module, v, seen, train=True).batch_stats)
+    variables = nets.variables(nets.classifier(8))
+    train = jax.jit(lambda v: apply(nets.TinyNet(8), v, seen, train=True).batch_stats)
     for _ in range(40):  # the running statistics become the images'
-        variables["batch_stats"] = train(variables)
+        variables = variables | {"batch_stats": train(variables)}
 
     def alignment(dtype):
-        rounded = build_classifier("wrn10_1", 10, dtype)
+        rounded = nets.TinyNet(8, dtype)
         return float(jax.jit(lambda v: bn_alignment(apply(rounded, v, others, capture=(BN,)).bn))(variables))
 
     exact = alignment(None)

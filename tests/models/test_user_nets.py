@@ -303,7 +303,8 @@ def test_a_run_with_user_networks(tmp_path, capsys):
     teacher = weights.load_net(first / "teacher/net")
     saved = _write(tmp_path / "saved", teacher.variables, "orbax")
     before = snapshot(saved)
-    assert _run(tmp_path / "second", *own, f"--config.teacher.checkpoint={saved}") == 0
+    second = (*own, f"--config.teacher.checkpoint={saved}", "--stage=distill")
+    assert _run(tmp_path / "second", *second) == 0
     assert snapshot(saved) == before
     same = [weights.load_net(folder / "student").sha256 for folder in (first, tmp_path / "second")]
     assert same[0] == same[1]
@@ -312,7 +313,7 @@ def test_a_run_with_user_networks(tmp_path, capsys):
 def test_a_teacher_without_batch_norm_is_distilled_without_its_term(tmp_path, capsys):
     saved = _write(tmp_path / "saved", _variables(user_nets.NoMode()), "msgpack")
     arguments = ("--config.teacher.module=user_nets:NoMode", f"--config.teacher.checkpoint={saved}")
-    assert _run(tmp_path / "run", *arguments) == 0
+    assert _run(tmp_path / "run", *arguments, "--stage=distill") == 0
     assert "the teacher has no BatchNorm: it is distilled without the BN term\n" in capsys.readouterr().out
     record, *_ = map(json.loads, (tmp_path / "run/metrics.jsonl").read_text().splitlines())
     assert "bn_loss" not in record and "class_loss" in record and "acc1" in record

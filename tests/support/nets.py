@@ -73,8 +73,12 @@ def teacher_variables():
 
 @functools.cache
 def variables(network: Classifier, image_shape: tuple[int, int, int] = IMAGE_SHAPE):
-    """Returns variables none of which is 0 or 1, so that no term vanishes."""
-    random = np.random.default_rng(7)  # compiles nothing
+    return drawn(jax.eval_shape(lambda: network.init(jax.random.key(0), image_shape)))
+
+
+def drawn(shapes):
+    """Returns variables none of which is 0 or 1, so that no term vanishes; NumPy compiles nothing for them."""
+    random = np.random.default_rng(7)
 
     def draw(path, leaf):
         if path[-1].key == "kernel":
@@ -82,5 +86,4 @@ def variables(network: Classifier, image_shape: tuple[int, int, int] = IMAGE_SHA
         start = 1 if path[-1].key in ("scale", "var") else 0
         return (start + random.uniform(0, 0.3, leaf.shape)).astype(np.float32)
 
-    shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), image_shape))
     return jax.tree_util.tree_map_with_path(draw, shapes)
