@@ -117,7 +117,7 @@ def _torch_layers(torch, variables):
 @pytest.mark.parametrize("spectral", [False, True])
 def test_generator_matches_pytorch(spectral, train):
     torch = pytest.importorskip("torch")
-    generator = replay_nets.generator(spectral_norm=spectral)
+    generator = replay_nets.generator(stages=2, spectral_norm=spectral)
     variables = _randomised(generator, (1, 6))
     z = np.asarray(jax.random.normal(jax.random.key(1), (5, 6)))
     first = apply(generator, variables, z, train=train)  # updates singular vectors, in training only
@@ -177,7 +177,7 @@ def test_spectral_norm_brings_singular_values_to_one_and_its_state_is_saved(run,
     call = jax.jit(lambda v: apply(generator, v, z, train=True).batch_stats)
     for _ in range(60):
         variables["batch_stats"] = call(variables)
-    for index in (1, 2, 3):
+    for index in (1, 2):
         kernel = np.asarray(variables["params"][f"conv{index}"]["kernel"])
         largest = np.linalg.svd(kernel.reshape(-1, kernel.shape[-1]), compute_uv=False)[0]
         np.testing.assert_allclose(

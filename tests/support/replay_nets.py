@@ -35,8 +35,8 @@ _STEPS = {
 }
 
 
-def generator(**settings) -> NormalisedGenerator:
-    return NormalisedGenerator(nets.IMAGE_SHAPE, LATENT, MEAN, STD, width=WIDTH, **settings)
+def generator(*, stages: int = 1, **settings) -> NormalisedGenerator:
+    return NormalisedGenerator(nets.IMAGE_SHAPE, LATENT, MEAN, STD, width=WIDTH, stages=stages, **settings)
 
 
 def objective(**settings):
