@@ -15,6 +15,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from cudfkd_jax.storage.files import write_bytes
@@ -46,7 +47,6 @@ _STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "lines.linewidth": 1.6,
     "lines.markersize": 3.5,
-    "figure.constrained_layout.use": True,
     **dict.fromkeys(_COLOURED, _INK),
 }
 
@@ -119,12 +119,12 @@ def picture(
     with mpl.rc_context({**_STYLE, "svg.hashsalt": name}):
         figure = Figure(figsize=(width, height))
         draw(figure)
-        text, png = io.StringIO(), io.BytesIO()
-        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
-        figure.set_layout_engine("none")  # keeps the finished layout instead of computing it again
+        ConstrainedLayoutEngine().execute(figure)  # once; an engine of the figure's own would draw for each format
+        png = io.BytesIO()
         figure.savefig(png, format="png", dpi=160, facecolor="white")
+        text = _svg(figure)
     white = '<rect width="100%" height="100%" fill="white"/>'
-    alone = re.sub(r"(<svg[^>]*>)", rf"\1{white}", _inline(text.getvalue(), name), count=1)
+    alone = re.sub(r"(<svg[^>]*>)", rf"\1{white}", _inline(text, name), count=1)
     for colour, by_page in _BY_PAGE.items():
         alone = alone.replace(by_page, colour)
     return Picture(name, title, caption, alone.encode(), png.getvalue())
@@ -195,12 +195,16 @@ def stacked(
 
 def inline(name: str, draw: Callable[[Figure], None]) -> str:
     """Draws a figure of the size of a part and returns it as an `<svg>` element for a page."""
-    with mpl.rc_context({**_STYLE, "figure.constrained_layout.use": False, "svg.hashsalt": name}):
+    with mpl.rc_context({**_STYLE, "svg.hashsalt": name}):
         figure = Figure(figsize=_PART)
         draw(figure)
-        text = io.StringIO()
-        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
-    return _inline(text.getvalue(), name)
+        return _inline(_svg(figure), name)
+
+
+def _svg(figure: Figure) -> str:
+    text = io.StringIO()
+    figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+    return text.getvalue()
 
 
 def zoom(lines: Sequence[Line], *more: float) -> tuple[float, float] | None:

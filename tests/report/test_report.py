@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 from PIL import Image
 from scipy.special import rel_entr, softmax
 
@@ -30,6 +29,7 @@ from cudfkd_jax.runtime.errors import UserError
 
 _EPOCHS = 6
 _CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-headless-shell", "google-chrome"))), None)
+_EMPTY = '<svg viewBox="0 0 1 1"></svg>'
 _VOID = {"meta", "link", "img", "br"}
 _EVIL = '<script>alert("x")</script>&'
 _UNPRINTABLE = "\0\x1b\ud800\n"
@@ -67,7 +67,8 @@ class _Page(html.parser.HTMLParser):
 
 
 def _record(epoch: int, **more) -> dict:
-    terms = {f"{name}_loss": 3.0 / epoch for name in ("adversarial", "bn", "class", "synthesis", "student")}
+    terms = {f"{name}_loss": 3.0 / epoch for name in ("adversarial", "class", "synthesis", "student")}
+    terms["bn_loss"] = 1000.0 / 4**epoch
     curriculum = {"alpha_adv": 0.1 * epoch, "lambda": 2 + 0.01 * epoch, "mean_v": 0.9, "difficulty": 1 / epoch}
     measured = {"acc1": 90 + epoch, "agree1": 91 + epoch, "loyalty": 0.9, "loyalty_released": 0.7}
     times = {"seconds": 2.0, "evaluation_seconds": 0.5, "images_per_s": 100.0}
@@ -100,28 +101,33 @@ def _make_run(folder: Path, *, epochs: int = _EPOCHS, **settings) -> Path:
     return folder
 
 
-def _save_empty(figure, file, *, format, **options):
-    if format == "svg":
-        file.write('<svg viewBox="0 0 1 1"></svg>')
-    else:
-        Image.new("L", (1, 1)).save(file, format)
-
-
 @pytest.fixture(autouse=True)
-def _empty_figures(request, monkeypatch):
-    """Most of the time of a report goes into figures; those that nobody looks at are drawn and not rendered."""
-    if "looked_at" not in request.fixturenames:
-        monkeypatch.setattr(Figure, "savefig", _save_empty)
+def drawn(monkeypatch) -> list[str]:
+    """How the names of the figures begin that are drawn, which takes most of the time of a report; "" for all."""
+    names: list[str] = []
+    picture, inline = plot.picture, plot.inline
+
+    def only_named(name, title, caption, draw, **size):
+        if name.startswith(tuple(names)):
+            return picture(name, title, caption, draw, **size)
+        return plot.Picture(name, title, caption, _EMPTY.encode(), b"")
+
+    monkeypatch.setattr(plot, "picture", only_named)
+    monkeypatch.setattr(
+        plot, "inline", lambda name, draw: inline(name, draw) if name.startswith(tuple(names)) else _EMPTY
+    )
+    return names
+
+
+@pytest.fixture(scope="module", name="finished")
+def _finished(tmp_path_factory):
+    return _make_run(tmp_path_factory.mktemp("finished") / "made")
 
 
 @pytest.fixture
-def looked_at():
-    """For reports whose figures are as users get them."""
-
-
-@pytest.fixture
-def made(tmp_path):
-    return _make_run(tmp_path / "made")
+def made(finished, tmp_path):
+    """A completed run of six epochs, free to be changed."""
+    return Path(shutil.copytree(finished, tmp_path / "made"))
 
 
 def _check_pictures(page: _Page) -> None:
@@ -152,7 +158,8 @@ def _report(folder: Path) -> _Page:
 # Contents
 
 
-def test_a_finished_run_has_every_part(looked_at, made):
+def test_a_finished_run_has_every_part(drawn, made):
+    drawn.append("")
     page = _report(made)
     figures = ("accuracy", "loyalty", "losses", "curriculum", "difficulty", "loyalty_histogram", "classes")
     for name in figures:
@@ -224,7 +231,8 @@ def test_an_older_run_without_observations_says_what_is_missing(made):
         assert text in page.text
 
 
-def test_the_majorise_minimise_curve(looked_at, made):
+def test_the_majorise_minimise_curve(drawn, made):
+    drawn.append("convergence")
     counted = {"latent_objective": 2.0, "majorised": 100.0, "minimised": 80.0, "descended": 90.0}
     assert "Eq. 8" not in _report(made).text
     _write_records(made, [_record(epoch, **counted) for epoch in (1, 2)])
@@ -244,12 +252,11 @@ def test_the_best_student_is_one_student(made):
     assert [label for label, *_ in tables.results([read(made)])] == ["", "teacher", "student, epoch 1"]
 
 
-def test_the_headline_is_of_the_last_student(tmp_path):
-    folder = _make_run(tmp_path / "run")
-    summary = json.loads((folder / "summary.json").read_text())
+def test_the_headline_is_of_the_last_student(made):
+    summary = json.loads((made / "summary.json").read_text())
     summary["student"] = summary["student"] | {"parameters": 61728, "acc1_best": 99.0}
-    (folder / "summary.json").write_text(json.dumps(summary))
-    text = _report(folder).text
+    (made / "summary.json").write_text(json.dumps(summary))
+    text = _report(made).text
     assert "2.0× smaller" in text and "61,728 of 123,456 parameters" in text
     assert "100.5 % of the teacher's accuracy" in text and "student 96.00 %, teacher 95.50 %" in text
 
@@ -264,8 +271,9 @@ def test_a_headline_of_what_is_known(made, changes):
     assert ("% agreement" in text) == ("summary" in changes)
 
 
-def test_curves_that_saturate_are_shown_again_where_they_do(made):
+def test_curves_that_saturate_are_shown_again_where_they_do(drawn, made):
     assert "zoomed" not in _report(made).text
+    drawn.append("accuracy")
     curve = [10, 40, 80, 95, 97, 98, 98.5, 98.8, 99, 99.1]
     _write_records(made, [_record(epoch, acc1=y, agree1=y + 0.2) for epoch, y in enumerate(curve, 1)])
     text = _report(made).text
@@ -287,10 +295,9 @@ def test_limits_of_a_zoom():
     assert low < 5 < high
 
 
-def test_losses_that_fall_over_powers_of_ten_have_a_logarithmic_axis(looked_at, made):
-    _write_records(
-        made, [_record(epoch, bn_loss=1000.0 / 4**epoch, class_loss=epoch - 3) for epoch in range(1, 7)]
-    )
+def test_losses_that_fall_over_powers_of_ten_have_a_logarithmic_axis(made):
+    """The complete page above has one, too."""
+    _write_records(made, [_record(epoch, class_loss=epoch - 3) for epoch in range(1, 7)])
     text = _report(made).text
     assert "bn loss, logarithmic" in text and "class loss, logarithmic" not in text
 
@@ -312,17 +319,17 @@ def test_descriptions_complete_the_rows(count):
     assert (count + two) % 2 == 0 and (count + three) % 3 == 0 and 1 <= three <= 3
 
 
-def test_many_classes(looked_at, tmp_path):
-    folder = _make_run(tmp_path / "many")
-    teacher, student = np.random.default_rng(0).normal(size=(2, 500, 100))
-    test = observations.of_test_images(teacher, student, np.arange(500) % 100)
-    observations.save(
-        observations.path_of(folder, 6), 6, {"loss": "l1", "difficulty": [1.0], "classes": [1]}, test
-    )
-    assert "each curve in its own order" in _report(folder).text
+def test_many_classes(drawn, made):
+    drawn.append("classes")
+    student, teacher = np.random.default_rng(0).integers(0, 6, (2, 100)).tolist()
+    loyalty = {"loyalty": [500], "loyalty_released": [500]}
+    test = {**loyalty, "images": [5] * 100, "student": student, "teacher": teacher}
+    observations.save(observations.path_of(made, 6), 6, {"loss": "l1", "difficulty": [1.0], "classes": [1]}, test)
+    assert "each curve in its own order" in _report(made).text
 
 
-def test_text_from_files_is_escaped(looked_at, tmp_path):
+def test_text_from_files_is_escaped(drawn, made, tmp_path):
+    drawn += ["losses", "training"]
     folder = _make_run(
         tmp_path / "<b>$x_1$&",
         **{"method": _EVIL, "data.name": _EVIL, "student.arch": _EVIL, "teacher.arch": _UNPRINTABLE},
@@ -333,8 +340,8 @@ def test_text_from_files_is_escaped(looked_at, tmp_path):
     page = _report(folder)
     assert "script" not in page.tags and "b" in page.tags
     assert page.text.count(_EVIL) >= 6
-    other = _make_run(tmp_path / "other")
-    page = _Page(report.write_comparison([folder, other], tmp_path))
+    drawn[:] = ["accuracy"]
+    page = _Page(report.write_comparison([folder, made], tmp_path))
     _check_pictures(page)
     assert "script" not in page.tags and "<b>$x_1$&" in page.text
 
@@ -342,7 +349,8 @@ def test_text_from_files_is_escaped(looked_at, tmp_path):
 # Incomplete or damaged runs
 
 
-def test_a_teacher_that_was_measured_before_the_first_epoch_is_drawn(looked_at, tmp_path):
+def test_a_teacher_that_was_measured_before_the_first_epoch_is_drawn(drawn, tmp_path):
+    drawn.append("accuracy")
     folder = _make_run(tmp_path / "going", epochs=3)
     observations.save_teacher(folder, {"arch": "resnet34", "parameters": 123456, "acc1": 95.5})
     assert "teacher, acc@1 95.50 %" in _report(folder).text
@@ -356,7 +364,8 @@ def test_a_run_in_progress(tmp_path):
 
 
 @pytest.mark.parametrize("epochs", [0, 1])
-def test_a_run_of_hardly_an_epoch(tmp_path, epochs):
+def test_a_run_of_hardly_an_epoch(drawn, tmp_path, epochs):
+    drawn += ["accuracy", "losses", "difficulty"]
     page = _report(_make_run(tmp_path / "short", epochs=epochs))
     assert (f"{epochs} of 6 epochs are finished" if epochs else "No epoch of 6 is finished") in page.text
     assert ("No losses have been recorded yet." in page.text) == (epochs == 0)
@@ -371,7 +380,8 @@ def test_a_truncated_line(made):
     assert "95.00" in page.text
 
 
-def test_numbers_that_are_not_finite(made):
+def test_numbers_that_are_not_finite(drawn, made):
+    drawn += ["accuracy", "losses", "difficulty"]
     bad = {"bn_loss": math.nan, "acc1": math.inf, "student_loss": "text", "mean_v": None}
     _write_records(made, [_record(1), _record(2, **bad), _record(3, acc1=math.nan)])
     path = observations.path_of(made, 6)
@@ -398,12 +408,14 @@ def test_numbers_that_are_not_finite(made):
         ),
     ],
 )
-def test_damaged_files_are_left_out_and_named(made, name, content):
+def test_damaged_files_are_left_out_and_named(drawn, made, name, content):
+    drawn.append("classes")
     (made / name).write_bytes(content)
     assert f"{Path(name).name} is damaged and left out." in _report(made).text
 
 
-def test_a_summary_of_another_shape(made):
+def test_a_summary_of_another_shape(drawn, made):
+    drawn.append("accuracy")
     (made / "summary.json").write_text(
         json.dumps({"teacher": 3, "student": None, "stability": [], "versions": "x"})
     )
@@ -429,7 +441,8 @@ def test_a_run_without_progress_causes_a_warning(made):
 # Several runs
 
 
-def test_runs_are_compared(looked_at, tmp_path, made):
+def test_runs_are_compared(drawn, tmp_path, made):
+    drawn.append("")
     other = _make_run(tmp_path / "b" / "made", **{"curriculum.lambda_0": 2.5})
     page = _Page(report.write_comparison([made, other], tmp_path / "page"))
     _check_pictures(page)
@@ -438,6 +451,7 @@ def test_runs_are_compared(looked_at, tmp_path, made):
         assert text in page.text
     observations.save_teacher(other, {"acc1": [95.5]})
     (other / "summary.json").unlink()
+    drawn[:] = ["accuracy"]
     assert "teacher, acc@1" not in _Page(report.write_comparison([made, other], tmp_path / "page")).text
     assert (tmp_path / "page/report/compare_accuracy.png").exists()
     assert not (tmp_path / "page/report.html").exists()
@@ -500,20 +514,20 @@ def test_a_report_that_cannot_be_made_writes_nothing(tmp_path):
 
 
 def test_observations_are_those_of_an_independent_computation():
-    teacher, student = np.random.default_rng(1).normal(size=(2, 40, 5)) * 2
-    images = np.random.default_rng(2).random((40, 4, 4, 3))
-    labels = np.arange(40) % 5
+    teacher, student = np.random.default_rng(1).normal(size=(2, 60, 10)) * 2
+    images = np.random.default_rng(2).random((60, 4, 4, 3))
+    labels = np.arange(60) % 10
     made = observations.of_test_images(teacher, student, labels)
     p, q = softmax(student, -1), softmax(teacher, -1)
     m = (p + q) / 2
     divergence = (rel_entr(p, m).sum(-1) + rel_entr(q, m).sum(-1)) / 2
     expected = np.histogram(1 - np.sqrt(divergence), observations.LOYALTY_BINS, (0, 1))[0]
     assert np.abs(np.cumsum(expected) - np.cumsum(made["loyalty"])).max() <= 1  # one on the border of two bins
-    assert made["images"] == [8] * 5
-    assert made["student"] == [int((student.argmax(1) == labels)[labels == c].sum()) for c in range(5)]
+    assert made["images"] == [6] * 10
+    assert made["student"] == [int((student.argmax(1) == labels)[labels == c].sum()) for c in range(10)]
     synthetic = observations.of_synthetic_images(images, teacher, student, losses.l1_distance, loss="l1")
     np.testing.assert_allclose(synthetic["difficulty"], np.abs(teacher - student).mean(1), rtol=1e-5)
-    assert synthetic["classes"] == [int((teacher.argmax(1) == c).sum()) for c in range(5)]
+    assert synthetic["classes"] == [int((teacher.argmax(1) == c).sum()) for c in range(10)]
     deviations = np.sqrt(((images - images.mean(0)) ** 2).mean(0))
     assert synthetic["spread"] == pytest.approx(deviations.mean())
 
@@ -535,8 +549,9 @@ def test_the_picture_by_class_has_a_row_per_class(tmp_path):
 
 @pytest.mark.skipif(_CHROMIUM is None, reason="needs Chromium")
 @pytest.mark.parametrize("width", [400, 1200])
-def test_a_browser_shows_it_without_complaint(looked_at, made, tmp_path, width):
+def test_a_browser_shows_it_without_complaint(drawn, made, tmp_path, width):
     """Checks for console messages, undecoded pictures and elements wider than the window."""
+    drawn.append("")
     path = report.write_report(made)
     markup = path.read_text()
     policy = re.search(r"<meta http-equiv[^>]+>", markup)[0]
