@@ -1,6 +1,7 @@
 """Loading of configurations: files (programs whose `get_config` changes the defaults), settings and overrides."""
 
 import difflib
+import functools
 import hashlib
 import json
 import re
@@ -157,13 +158,15 @@ def override(config: ConfigDict, arguments: Sequence[str]) -> dict[str, Any]:
         UserError: a key is unknown, a value has the wrong type, an argument is not an override, or the method
             changes without its recipe.
     """
-    given = (re.match(r"--?(?:no)?config\.([^=]*)", argument) for argument in arguments)
-    check_keys([match[1] for match in given if match], config)
-    values, method = flags.FlagValues(), config.method
+    values = flags.FlagValues()
     values.set_gnu_getopt()
-    arguments = ["cudfkd", *arguments]
     try:
-        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=arguments)
+        arguments = ["cudfkd", *values.read_flags_from_files(list(arguments), force_gnu=False)]
+        given = (re.match(r"--?(?:no)?config\.([^=]*)", argument) for argument in arguments)
+        keys = [match[1] for match in given if match]
+        check_keys(keys, config)
+        # With these settings alone: a flag is defined with its default as text, which takes long for all of them.
+        config_flags.DEFINE_config_dict("config", _part(config, keys), flag_values=values, sys_argv=arguments)
         stray = values(arguments)[1:]
     except flags.Error as error:
         wrong = re.match(r"flag --config\.([\w.]+)=(.*?): ", str(error), re.DOTALL)
@@ -173,9 +176,22 @@ def override(config: ConfigDict, arguments: Sequence[str]) -> dict[str, Any]:
         raise UserError(f"--config.{key}={wrong[2]} must be {_KINDS[type(value)]}, such as {value}") from error
     if stray:
         raise UserError(f"unexpected argument {stray[0]!r}; settings are given as --config.key=value")
-    if config.method != method:
+    changes = config_flags.get_override_values(values["config"])
+    if (method := changes.get("method", config.method)) != config.method:
         raise UserError(
-            f"--config.method={config.method}: choose a method after the colon of --config, as in "
-            f"--config=digits:method={config.method}, for its other settings come with it"
+            f"--config.method={method}: choose a method after the colon of --config, as in "
+            f"--config=digits:method={method}, for its other settings come with it"
         )
-    return config_flags.get_override_values(values["config"])
+    config.update_from_flattened_dict(changes)
+    return changes
+
+
+def _part(config: ConfigDict, keys: Iterable[str]) -> ConfigDict:
+    """Returns the settings at these dotted keys."""
+    part: dict[str, Any] = {}
+    for key in keys:
+        *sections, name = key.split(".")
+        functools.reduce(lambda node, section: node.setdefault(section, {}), sections, part)[name] = access.get(
+            config, key
+        )
+    return ConfigDict(part)

@@ -100,9 +100,10 @@ def check_recipe(config: ConfigDict, where: str) -> None:
     Raises:
         UserError: the method is unknown, or every setting of its recipe is at its default.
     """
-    default, wanted = get_config(), get_config()
-    use_method(wanted, config.method)
-    default, wanted, given = flatten(default), flatten(wanted), flatten(config)
+    changed = get_config()
+    default, given = flatten(changed), flatten(config)
+    use_method(changed, config.method)
+    wanted = flatten(changed)
     recipe = [key for key, value in default.items() if key != "method" and wanted[key] != value]
     if recipe and all(given[key] == default[key] for key in recipe):
         raise UserError(

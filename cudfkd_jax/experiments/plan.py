@@ -71,12 +71,14 @@ def plan(wanted: Sequence[RunSpec], folder: Path) -> list[PlannedRun]:
         UserError: a configuration is wrong; nothing is written.
     """
     weights: dict[str, str] = {}
-    return [_plan(each, folder, weights) for each in wanted]
+    # Runs that differ in their seed or stage share a configuration.
+    distinct_settings = {(each.file, each.overrides): each for each in wanted}
+    configs = {settings: load(each) for settings, each in distinct_settings.items()}
+    return [_plan(each, configs[each.file, each.overrides], folder, weights) for each in wanted]
 
 
-def _plan(wanted: RunSpec, folder: Path, weights: dict[str, str]) -> PlannedRun:
+def _plan(wanted: RunSpec, config: ConfigDict, folder: Path, weights: dict[str, str]) -> PlannedRun:
     """Plans one run; `weights` caches the digests of given teachers by their required settings."""
-    config = load(wanted)
     arguments = [f"--config={wanted.file}", f"--stage={wanted.stage}", *wanted.overrides]
     teacher, of_teacher = None, result_settings(config, "teacher")
     if (source := jobs.teacher_source(config)).is_given:
@@ -90,10 +92,10 @@ def _plan(wanted: RunSpec, folder: Path, weights: dict[str, str]) -> PlannedRun:
         teacher = _teacher_cell(wanted, config, folder / "teachers" / loading.digest(of_teacher)[:_NAME])
         identity = teacher.folder.name
         arguments.append(f"--config.teacher.checkpoint={teacher.folder}")
-    if wanted.seed is not None:
-        config.seed = wanted.seed
-        arguments.append(f"--config.seed={wanted.seed}")
     decisive = result_settings(config, wanted.stage) | {TEACHER: identity, "stage": wanted.stage}
+    if wanted.seed is not None:
+        decisive["seed"] = wanted.seed
+        arguments.append(f"--config.seed={wanted.seed}")
     if updates := config.log.majorise_minimise_updates:  # affects no result, only the records
         decisive["log.majorise_minimise_updates"] = updates
     where = folder / "cells" / loading.digest(decisive)[:_NAME]

@@ -1,5 +1,6 @@
 """Planning of an entry's runs in a workdir."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -51,14 +52,16 @@ def prepare(
     Raises:
         UserError: an override is wrong, or changes a setting that an entry varies.
     """
-    jobs = []
-    for entry in entries:
-        setting = entry.scales[scale]
-        _check_overrides(entry, setting, configs, overrides)
-        wanted = [_wanted(run, configs, overrides) for run in setting.runs]
-        planned = plan.plan(wanted, folder)
-        jobs.append(Job(entry, setting, [_recorded(each, recorded) for each in planned] if recorded else planned))
-    return jobs
+    settings = [entry.scales[scale] for entry in entries]
+    if overrides:
+        for entry, setting in zip(entries, settings, strict=True):
+            _check_overrides(entry, setting, configs, overrides)
+    wanted = [_wanted(run, configs, overrides) for setting in settings for run in setting.runs]
+    planned = iter(_recorded(each, recorded) if recorded else each for each in plan.plan(wanted, folder))
+    return [
+        Job(entry, setting, list(itertools.islice(planned, len(setting.runs))))
+        for entry, setting in zip(entries, settings, strict=True)
+    ]
 
 
 def _recorded(planned: PlannedRun, folder: Path) -> PlannedRun:
