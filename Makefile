@@ -6,9 +6,9 @@ BIN := $(VENV)/bin
 # The first of these that runs and can make environments; `make demo PYTHON=/path/to/python` names another. Python 3.12
 # and newer come first, with or without pyenv: only they get a JAX whose convolutions use a CPU's matrix units.
 PYENV := $(HOME)/.pyenv/versions
-PYTHON ?= $(firstword $(foreach python,python3.13 $(wildcard $(PYENV)/3.13.*/bin/python3.13) python3.12 \
-	$(wildcard $(PYENV)/3.12.*/bin/python3.12) python3.11 $(wildcard $(PYENV)/3.11.*/bin/python3.11) python3 python,$(shell \
-	$(python) -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(python))))
+PYTHON ?= $(shell for python in python3.13 $(wildcard $(PYENV)/3.13.*/bin/python3.13) python3.12 \
+	$(wildcard $(PYENV)/3.12.*/bin/python3.12) python3.11 $(wildcard $(PYENV)/3.11.*/bin/python3.11) python3 python; do \
+	$$python -c 'import sys, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 
 # The newest CUDA that the NVIDIA driver runs, as an extra of pyproject.toml; `make demo CUDA=` stays on the CPU.
 CUDA ?= $(shell nvidia-smi 2>/dev/null | sed -n 's/.*CUDA[^|]*Version: *\([0-9][0-9]*\).*/\1/p' \

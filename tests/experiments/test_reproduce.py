@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import functools
 import importlib.util
 import json
 import re
@@ -18,6 +19,7 @@ from cudfkd_jax.config.methods import method_settings
 from cudfkd_jax.evaluation import observations, samples
 from cudfkd_jax.experiments import paper_numbers, plan, reproduce
 from cudfkd_jax.experiments.launcher import Outcome
+from cudfkd_jax.experiments.plan import RunSpec
 from cudfkd_jax.experiments.reproduce import catalogue, estimate, page
 from cudfkd_jax.experiments.reproduce.entry import SCALES, Run, Setting
 from cudfkd_jax.experiments.reproduce.jobs import Job, Result, count, prepare
@@ -81,11 +83,11 @@ def test_every_run_has_a_checked_configuration_and_says_what_was_chosen(prepared
 
 
 def test_networks_and_epochs_are_those_that_the_runs_are_named_by(prepared):
+    load = functools.cache(lambda file, overrides: plan.load(RunSpec("", file, overrides)))
     for job in prepared.values():
         by_block: dict[str, set[int]] = {}
         for run, planned in zip(job.setting.runs, job.planned, strict=True):
-            config = loading.load(planned.wanted.file)
-            config.update_from_flattened_dict(run.changes)
+            config = load(planned.wanted.file, planned.wanted.overrides)
             assert run.block == f"{config.teacher.arch} → {config.student.arch}"
             assert ("noisy" in run.config) == (config.teacher.stop_accuracy > 0)
             by_block.setdefault(run.block, set()).add(config.distill.epochs)
