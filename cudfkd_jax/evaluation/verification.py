@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from cudfkd_jax.data import Split
@@ -89,13 +88,12 @@ def verify(network: Classifier, variables: Variables, test: Split, *, padding: i
     """
     count = min(_IMAGES, _PIXELS // math.prod(test.images.shape[1:3]), len(test.labels))
     chosen = np.linspace(0, len(test.labels) - 1, count).astype(int)
-    images, labels = jnp.asarray(test.images[chosen], jnp.float32) / 255, test.labels[chosen]
+    images, labels = test.images[chosen].astype(np.float32) / 255, test.labels[chosen]
     measure = _make_measure(network, variables)
-    outputs, plain = measure(images)
-    among_others = np.asarray(measure(images.at[1::2].set(0))[0])
-    logits = np.asarray(outputs, np.float64)
-    augmented = random_crop_flip(jax.random.key(0), images, padding=padding, flip=flip)
-    others = (augmented, _mixed(augmented))
+    logits, plain = measure(images)
+    every_other = np.arange(len(images)) % 2 == 0
+    among_others, _ = measure(images * every_other[:, None, None, None])
+    others = _augmented(images, padding=padding, flip=flip)
     deviation, layer = min(_largest(each, variables) for each in (plain, *(measure(x)[1] for x in others)))
     found = Verification(
         images=len(labels),
@@ -104,15 +102,15 @@ def verify(network: Classifier, variables: Variables, test: Split, *, padding: i
         deviation=deviation,
         layer=layer,
         probabilities=bool(np.all(logits >= 0) and np.allclose(logits.sum(axis=1), 1, atol=1e-3)),
-        depends=bool(np.abs(logits - among_others)[::2].max() > 0.01 * np.abs(logits).max()),
+        depends=bool(np.abs(logits - among_others)[every_other].max() > 0.01 * np.abs(logits).max()),
     )
     if found.is_strange and _can_train(network, variables, images):
         measure = _make_measure(network, variables, train=True)
-        found = found._replace(in_training=min(float(jnp.max(measure(x)[1])) for x in (images, *others)))
+        found = found._replace(in_training=min(float(np.max(measure(x)[1])) for x in (images, *others)))
     return found
 
 
-def _can_train(network: Classifier, variables: Variables, images: jax.Array) -> bool:
+def _can_train(network: Classifier, variables: Variables, images: np.ndarray) -> bool:
     """Returns whether a teacher computes something in training mode, which it does not need for anything else."""
     try:
         jax.eval_shape(functools.partial(network, variables, train=True, key=jax.random.key(0)), images)
@@ -132,11 +130,13 @@ def chance_limit(num_classes: int, images: int) -> float:
     return 100 * min(share + min(0.5 * share, 0.05) + deviations, (1 + share) / 2)
 
 
-def _mixed(images: jax.Array) -> jax.Array:
-    """Mixes each image with another one, in uniformly distributed shares."""
+@functools.partial(jax.jit, static_argnames=("padding", "flip"))
+def _augmented(images: jax.Array, *, padding: int, flip: bool) -> tuple[jax.Array, jax.Array]:
+    """Returns the images augmented, and these each mixed with another one, in uniformly distributed shares."""
+    augmented = random_crop_flip(jax.random.key(0), images, padding=padding, flip=flip)
     share_key, order_key = jax.random.split(jax.random.key(1))
     share = jax.random.uniform(share_key, (len(images), 1, 1, 1))
-    return share * images + (1 - share) * jax.random.permutation(order_key, images)
+    return augmented, share * augmented + (1 - share) * jax.random.permutation(order_key, augmented)
 
 
 def largest_deviation(network: Classifier, variables: Variables, images: jax.Array) -> tuple[float, str]:
@@ -151,46 +151,51 @@ def largest_deviation(network: Classifier, variables: Variables, images: jax.Arr
 
 def _make_measure(
     network: Classifier, variables: Variables, *, train: bool = False
-) -> Callable[[jax.Array], tuple[jax.Array, jax.Array]]:
+) -> Callable[[jax.Array | np.ndarray], tuple[np.ndarray, np.ndarray]]:
     """Returns a function from images in [0, 1] to logits and each layer's deviation; large images take passes."""
-    key = jax.random.key(0) if train else None
+    key, variables = jax.random.key(0) if train else None, jax.device_put(variables)
 
     @jax.jit
-    def outputs(images: jax.Array) -> tuple[jax.Array, tuple[BNStatistics, ...]]:
+    def outputs(variables: Variables, images: jax.Array) -> tuple[jax.Array, tuple[BNStatistics, ...]]:
         found = network(variables, images, train=train, capture=(BN,), key=key)
         return found.value, found.bn
 
-    def measure(images: jax.Array) -> tuple[jax.Array, jax.Array]:
-        passes = math.ceil(math.prod(images.shape[:3]) / _AT_ONCE)
-        parts = jnp.array_split(images, min(passes, len(images)))
-        logits, statistics = zip(*map(outputs, parts), strict=True)
-        shares = jnp.asarray([len(part) for part in parts]) / len(images)
+    def measure(images: jax.Array | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        parts = np.array_split(np.asarray(images), _passes(images.shape))
+        found = (jax.device_get(outputs(variables, part)) for part in parts)
+        logits, statistics = zip(*found, strict=True)
+        shares = np.array([len(part) for part in parts]) / len(images)
         layers = (_together(layer, shares) for layer in zip(*statistics, strict=True))
         deviations = [relative_deviation(layer) for layer in layers]
-        return jnp.concatenate(logits), jnp.stack(deviations) if deviations else jnp.zeros(1)
+        return np.concatenate(logits).astype(np.float64), np.array(deviations or [0.0])
 
     return measure
 
 
-def _together(parts: Sequence[BNStatistics], shares: jax.Array) -> BNStatistics:
+def _passes(shape: Sequence[int]) -> int:
+    """Returns into how many parts to split images; into equal ones if few more do, as each size is compiled."""
+    least = min(math.ceil(math.prod(shape[:3]) / _AT_ONCE), shape[0])
+    return next((count for count in range(least, 2 * least) if shape[0] % count == 0), least)
+
+
+def _together(parts: Sequence[BNStatistics], shares: np.ndarray) -> BNStatistics:
     """Returns a layer's statistics on all images from those on parts of them, with the shares of the parts."""
-    means, variances = (jnp.stack(values) for values in list(zip(*parts, strict=True))[:2])
+    means, variances = (np.stack(values) for values in list(zip(*parts, strict=True))[:2])
     mean = shares @ means
     return parts[0]._replace(mean=mean, var=shares @ (variances + (means - mean) ** 2))
 
 
-def _largest(deviations: jax.Array, variables: Variables) -> tuple[float, str]:
+def _largest(deviations: np.ndarray, variables: Variables) -> tuple[float, str]:
     layers, worst = batch_norm_layers(variables), int(np.argmax(deviations))
     return float(deviations[worst]), layers[worst] if len(layers) == len(deviations) else f"number {worst + 1}"
 
 
-def relative_deviation(layer: BNStatistics) -> jax.Array:
+def relative_deviation(layer: BNStatistics) -> float:
     """Computes (‖μ − μ_bn‖² + ‖σ − σ_bn‖²) / (‖μ_bn‖² + ‖σ_bn‖²), σ the standard deviations.
 
-    Returns:
-        `[]`, non-negative; 0 where all statistics are 0.
+    It is non-negative; 0 where all statistics are 0.
     """
-    std, running_std = jnp.sqrt(layer.var), jnp.sqrt(layer.running_var)
-    distance = jnp.sum(jnp.square(layer.mean - layer.running_mean)) + jnp.sum(jnp.square(std - running_std))
-    size = jnp.sum(jnp.square(layer.running_mean)) + jnp.sum(jnp.square(running_std))
-    return distance / jnp.maximum(size, jnp.finfo(size.dtype).tiny)
+    std, running_std = np.sqrt(layer.var), np.sqrt(layer.running_var)
+    distance = np.sum(np.square(layer.mean - layer.running_mean)) + np.sum(np.square(std - running_std))
+    size = np.sum(np.square(layer.running_mean)) + np.sum(np.square(running_std))
+    return float(distance / max(size, np.finfo(np.float32).tiny))
