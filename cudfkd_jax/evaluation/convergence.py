@@ -9,10 +9,12 @@ images does not guarantee. Both are evaluated before and after real updates, on 
 discarded.
 """
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from cudfkd_jax.objectives import curriculum
@@ -53,7 +55,7 @@ class MajoriseMinimise:
             updates: number of student steps to test, without a synthesis step in between.
         """
         self._problem, self._devices, self._frozen = problem, devices, teacher_variables
-        self._strategy, self._lambda_t, self._updates = strategy, lambda_t, updates
+        self._lambda_t, self._updates = lambda_t, updates
         self._step = devices.compile(distillation_steps(problem).student)
 
         def losses(state: RunState, teacher_variables: Any, images: jax.Array, axis: Axis) -> jax.Array:
@@ -65,6 +67,17 @@ class MajoriseMinimise:
             )
             return axis.gather(sample_loss(teacher, student.value))
 
+        def values(before: jax.Array, after: jax.Array, lam: jax.Array) -> jax.Array:
+            return jnp.stack(
+                [
+                    jnp.mean(curriculum.latent_objective(strategy, before, lam)),
+                    jnp.mean(curriculum.majoriser(strategy, after, before, lam)),
+                    jnp.mean(curriculum.latent_objective(strategy, after, lam)),
+                ]
+            )
+
+        self._values = jax.jit(values)
+        self._copy = jax.jit(functools.partial(jax.tree.map, jnp.copy))
         self._losses = devices.compile(losses, donate_state=False)
         self._images = jax.jit(
             lambda state: problem.method.preview(state.aux, purpose_key(state.key, HELD_OUT), batch_size)
@@ -79,27 +92,21 @@ class MajoriseMinimise:
             F_λ(L') ≤ F_λ(L), which the first two imply.
         """
         images = self._devices.replicate(self._images(state))
-        copy = self._devices.replicate(jax.tree.map(jnp.copy, state))  # the step donates its buffers
-        before, values = self._measured(copy, images), []
+        copy = self._devices.replicate(self._copy(state))  # the step donates its buffers
+        before, found = self._measured(copy, images), []
         for update in range(self._updates):
             lam = self._lambda_t(state.step + update)
             copy = self._step(copy, self._frozen)
             after = self._measured(copy, images)
-            values.append(
-                (
-                    jnp.mean(curriculum.latent_objective(self._strategy, before, lam)),
-                    jnp.mean(curriculum.majoriser(self._strategy, after, before, lam)),
-                    jnp.mean(curriculum.latent_objective(self._strategy, after, lam)),
-                )
-            )
+            found.append(self._values(before, after, lam))
             before = after
-        objective, bound, reached = jnp.asarray(values).T
-        slack = _ROUNDING * jnp.abs(objective)
+        objective, bound, reached = np.asarray(jax.device_get(found)).T
+        slack = _ROUNDING * np.abs(objective)
         return {
             "latent_objective": float(objective[0]),
-            "majorised": float(100 * jnp.mean(reached <= bound + slack)),
-            "minimised": float(100 * jnp.mean(bound <= objective + slack)),
-            "descended": float(100 * jnp.mean(reached <= objective + slack)),
+            "majorised": float(100 * np.mean(reached <= bound + slack)),
+            "minimised": float(100 * np.mean(bound <= objective + slack)),
+            "descended": float(100 * np.mean(reached <= objective + slack)),
         }
 
     def _measured(self, state: RunState, images: Any) -> jax.Array:

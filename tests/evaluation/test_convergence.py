@@ -33,24 +33,33 @@ def _config():
 
 
 @functools.cache
-def _problem(learning_rate: float):
-    return dataclasses.replace(nets.problem(_config()), optimiser=optax.sgd(learning_rate))
+def _problem():
+    optimiser = optax.inject_hyperparams(optax.sgd)(learning_rate=0.0)  # the same programs for every rate
+    return dataclasses.replace(nets.problem(_config()), optimiser=optimiser)
 
 
-def _state(problem):
-    init = functools.partial(distill_steps.init_state, problem=problem, image_shape=nets.IMAGE_SHAPE)
+@functools.cache
+def _initial_state():
+    init = functools.partial(distill_steps.init_state, problem=_problem(), image_shape=nets.IMAGE_SHAPE)
     return jax.jit(init)(jax.random.key(1), nets.teacher_variables())
 
 
-def _diagnostic(problem, *, updates=UPDATES, strategy="log"):
-    config = _config()
+def _state(learning_rate):
+    state = _initial_state()
+    hyperparams = {"learning_rate": jnp.float32(learning_rate)}
+    opt_state = state.student.opt_state._replace(hyperparams=hyperparams)
+    return state.replace(student=state.student.replace(opt_state=opt_state))
+
+
+def _diagnostic(*, updates=UPDATES, strategy="log"):
+    settings = method_settings(_config())
     return MajoriseMinimise(
-        problem,
+        _problem(),
         nets.teacher_variables(),
         local_devices(1),
-        sample_loss=method_settings(config).sample_loss(),
+        sample_loss=settings.sample_loss(),
         strategy=strategy,
-        lambda_t=method_settings(config).lambda_t(),
+        lambda_t=settings.lambda_t(),
         batch_size=BATCH_SIZE,
         updates=updates,
     )
@@ -60,15 +69,17 @@ def _bits(state):
     return jax.device_get(state.replace(key=jax.random.key_data(state.key)))
 
 
-def _by_hand(problem, state):
-    """Computes objective, bound and outcome of each update by quadrature of v*, without `majoriser`."""
+def _by_hand():
+    """Returns a function of the state: objective, bound and outcome of each update by quadrature of v*."""
+    problem = _problem()
 
     @jax.jit
     def fixed(state, teacher):
         images = problem.method.preview(state.aux, purpose_key(state.key, HELD_OUT), BATCH_SIZE)
         return images, problem.teacher(teacher, images).value
 
-    images, teacher_logits = fixed(state, nets.teacher_variables())
+    images, teacher_logits = fixed(_initial_state(), nets.teacher_variables())
+    step = jax.jit(functools.partial(distill_steps.student_step, problem=problem, axis=SINGLE))
 
     @jax.jit
     def sample_losses(variables):
@@ -81,44 +92,40 @@ def _by_hand(problem, state):
     def weight(loss, lam):
         return (1 + np.exp(-lam)) / (1 + np.exp(loss - lam))
 
-    step = jax.jit(functools.partial(distill_steps.student_step, problem=problem, axis=SINGLE))
-    found = []
-    for update in range(UPDATES):
-        lam = _LAMBDA_0 + 1e-4 * (int(state.step))
-        before = losses(state)
-        state = step(state, nets.teacher_variables())
-        after = losses(state)
-        latent, reached = (
-            np.array([quad(weight, 0, loss, args=(lam,), epsabs=1e-12)[0] for loss in each])
-            for each in (before, after)
-        )
-        bound = latent + weight(before, lam) * (after - before)
-        found.append((latent.mean(), bound.mean(), reached.mean()))
-        assert int(state.step) == update + 1
-    return np.array(found).T
+    def compute(state):
+        found = []
+        for update in range(UPDATES):
+            lam = _LAMBDA_0 + 1e-4 * (int(state.step))
+            before = losses(state)
+            state = step(state, nets.teacher_variables())
+            after = losses(state)
+            latent, reached = (
+                np.array([quad(weight, 0, loss, args=(lam,), epsabs=1e-12)[0] for loss in each])
+                for each in (before, after)
+            )
+            bound = latent + weight(before, lam) * (after - before)
+            found.append((latent.mean(), bound.mean(), reached.mean()))
+            assert int(state.step) == update + 1
+        return np.array(found).T
+
+    return compute
 
 
-@pytest.mark.parametrize("learning_rate", [0.1, -0.1])
-def test_shares_are_those_of_the_inequalities(learning_rate):
-    problem = _problem(learning_rate)
-    state = _state(problem)
-    before = _bits(state)
-    found = _diagnostic(problem)(state)
-    jax.tree.map(np.testing.assert_array_equal, before, _bits(state))  # training continues from the same state
+def test_shares_are_those_of_the_inequalities():
+    """A step downhill descends and one uphill does not."""
+    diagnostic, by_hand = _diagnostic(), _by_hand()
+    for learning_rate, share in ((0.1, 100), (-0.1, 0)):
+        state = _state(learning_rate)
+        before = _bits(state)
+        found = diagnostic(state)
+        jax.tree.map(np.testing.assert_array_equal, before, _bits(state))  # training continues from the same state
 
-    objective, bound, reached = _by_hand(problem, state)
-    assert found["latent_objective"] == pytest.approx(objective[0], rel=1e-4)
-    assert np.abs(bound - objective).min() > 1e-4 * objective[0]  # far from equality: the shares are unambiguous
-    assert found["minimised"] == pytest.approx(100 * np.mean(bound <= objective))
-    assert found["descended"] == pytest.approx(100 * np.mean(reached <= objective))
-    assert found["majorised"] == 100
-
-
-def test_a_step_downhill_descends_and_one_uphill_does_not():
-    down, up = (_diagnostic(_problem(rate), updates=1) for rate in (0.1, -0.1))
-    state = _state(_problem(0.1))
-    assert down(state)["descended"] == 100 and down(state)["minimised"] == 100
-    assert up(state)["descended"] == 0 and up(state)["minimised"] == 0 and up(state)["majorised"] == 100
+        objective, bound, reached = by_hand(state)
+        assert found["latent_objective"] == pytest.approx(objective[0], rel=1e-4)
+        assert np.abs(bound - objective).min() > 1e-4 * objective[0]  # so that the shares are unambiguous
+        assert found["minimised"] == pytest.approx(100 * np.mean(bound <= objective))
+        assert found["descended"] == pytest.approx(100 * np.mean(reached <= objective))
+        assert found["minimised"] == found["descended"] == share and found["majorised"] == 100
 
 
 def test_an_invalid_majoriser_is_detected(monkeypatch):
@@ -129,13 +136,11 @@ def test_an_invalid_majoriser_is_detected(monkeypatch):
         return curriculum.latent_objective(strategy, losses_ref, lam) + slope * (losses - losses_ref)
 
     monkeypatch.setattr(curriculum, "majoriser", as_printed)
-    problem = _problem(1.0)
-    assert _diagnostic(problem, updates=1)(_state(problem))["majorised"] == 0
+    assert _diagnostic(updates=1)(_state(1.0))["majorised"] == 0
 
 
 def test_without_weights_the_bound_is_the_loss():
-    problem = _problem(0.1)
-    found = _diagnostic(problem, updates=1, strategy="none")(_state(problem))
+    found = _diagnostic(updates=1, strategy="none")(_state(0.1))
     assert found["minimised"] == found["descended"] and jnp.isfinite(found["latent_objective"])
 
 
