@@ -12,11 +12,10 @@ import numpy as np
 import pytest
 from pages import PAGES, README, ROOT, blocks, commands, text_of
 
-from cudfkd_jax import main, models
+from cudfkd_jax import main
 from cudfkd_jax.config import access, build, files
 from cudfkd_jax.evaluation import summary
 from cudfkd_jax.methods import METHODS
-from cudfkd_jax.models.classifier import Classifier
 from cudfkd_jax.runs import stages
 from cudfkd_jax.storage import formats, records, weights
 
@@ -143,10 +142,8 @@ def test_program_distils_the_teacher_of_the_demo(finished_run, tmp_path, monkeyp
 
 def test_program_gives_logits_of_a_saved_student(tmp_path, monkeypatch):
     (program,) = blocks(_OWN["outputs"], "python")
-    net = weights.NetworkSpec("wrn10_1", 10, (16, 16, 1), (0.5,), (0.5,), {})
-    module = Classifier(models.build_classifier(net.arch, net.num_classes), net.mean, net.std)
-    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), net.image_shape))
-    variables = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), shapes)
+    net = weights.NetworkSpec("nets:TinyNet", 10, (16, 16, 1), (0.5,), (0.5,), {})
+    variables = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), net.abstract_variables())
     weights.save_net(tmp_path / "runs/digits/student", net, variables)
     monkeypatch.chdir(tmp_path)
     scope = {"images": np.zeros((2, 16, 16, 1), np.float32)}

@@ -79,15 +79,15 @@ def of_test_images(teacher_logits: np.ndarray, student_logits: np.ndarray, label
         JSON-ready: `loyalty` and `loyalty_released`, counts in `LOYALTY_BINS` equal bins of [0, 1]; and per class
         the number of `images`, and of correct predictions by `student` and `teacher`.
     """
-    pair = jnp.asarray(student_logits), jnp.asarray(teacher_logits)
+    loyalty, released = _loyalties(student_logits, teacher_logits)
     count = labels.astype(np.int64)
 
     def by_class(chosen: np.ndarray) -> list[int]:
         return np.bincount(count[chosen], minlength=teacher_logits.shape[1]).tolist()
 
     return {
-        "loyalty": _histogram(metrics.probability_loyalty(*pair)),
-        "loyalty_released": _histogram(metrics.probability_loyalty_released(*pair)),
+        "loyalty": _histogram(loyalty),
+        "loyalty_released": _histogram(released),
         "images": by_class(np.ones(len(labels), bool)),
         "student": by_class(student_logits.argmax(-1) == labels),
         "teacher": by_class(teacher_logits.argmax(-1) == labels),
@@ -106,6 +106,12 @@ def save_classes(path: Path, images: np.ndarray, teacher_logits: np.ndarray) -> 
         of_class = images[classes == row][:_COLUMNS]
         shown[row, : len(of_class)] = of_class
     samples.save_grid(path, shown.reshape(-1, *images.shape[1:]), columns=_COLUMNS)
+
+
+@jax.jit  # operation by operation, it would be thirty programs
+def _loyalties(student_logits: jax.Array, teacher_logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+    pair = student_logits, teacher_logits
+    return metrics.probability_loyalty(*pair), metrics.probability_loyalty_released(*pair)
 
 
 def _histogram(values: jax.Array) -> list[int]:

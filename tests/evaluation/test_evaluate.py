@@ -18,11 +18,16 @@ def _test_set():
     return Split(random.integers(0, 256, (37, *nets.IMAGE_SHAPE), np.uint8), random.integers(0, 10, 37, np.int32))
 
 
+@jax.jit
+def _logits(variables, images):
+    return nets.classifier(8)(variables, images).value
+
+
 @pytest.mark.parametrize("batch_size", [1, 7, 37, 64])
 def test_predictions_do_not_depend_on_the_batch_size(test_set, batch_size):
     variables = nets.teacher_variables()
     logits = make_predict(nets.classifier(8), local_devices(1), batch_size)(variables, test_set.images)()
-    expected = nets.classifier(8)(variables, test_set.images.astype(np.float32) / 255).value
+    expected = _logits(variables, test_set.images.astype(np.float32) / 255)
     assert logits.shape == (37, 10)
     np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
 
