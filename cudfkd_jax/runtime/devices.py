@@ -157,7 +157,7 @@ def _options(platform: str, bfloat16: bool) -> dict[str, bool | str]:
     """Returns XLA's compiler options for a platform, without any that it does not support."""
     if platform != "cpu":
         return {}
-    if bfloat16 and onednn.available():
+    if onednn.available("bfloat16" if bfloat16 else "float32"):
         return dict(onednn.OPTIONS)
     # Eigen's convolutions, not YNNPACK's (the default of jaxlib 0.10), which take up to twice as long
     # (docs/performance.md) and whose compiler crashed on some networks.
