@@ -9,6 +9,7 @@ import nets
 import numpy as np
 import optax
 import pytest
+from rounds import copy
 from scipy.integrate import quad
 
 from cudfkd_jax.config.methods import method_settings
@@ -16,10 +17,11 @@ from cudfkd_jax.evaluation.convergence import MajoriseMinimise
 from cudfkd_jax.objectives import curriculum
 from cudfkd_jax.objectives.losses import l1_distance
 from cudfkd_jax.runs import stages
-from cudfkd_jax.runtime.devices import SINGLE, local_devices
+from cudfkd_jax.runtime.devices import local_devices
 from cudfkd_jax.runtime.errors import UserError
 from cudfkd_jax.storage import records
 from cudfkd_jax.training import distill_steps
+from cudfkd_jax.training.loops import distillation_steps
 from cudfkd_jax.training.state import HELD_OUT, purpose_key
 
 UPDATES, BATCH_SIZE, _LAMBDA_0 = 3, 12, 12.0
@@ -79,7 +81,7 @@ def _by_hand():
         return images, problem.teacher(teacher, images).value
 
     images, teacher_logits = fixed(_initial_state(), nets.teacher_variables())
-    step = jax.jit(functools.partial(distill_steps.student_step, problem=problem, axis=SINGLE))
+    step = distillation_steps(problem).compile(local_devices(1)).student
 
     @jax.jit
     def sample_losses(variables):
@@ -93,7 +95,7 @@ def _by_hand():
         return (1 + np.exp(-lam)) / (1 + np.exp(loss - lam))
 
     def compute(state):
-        found = []
+        state, found = local_devices(1).replicate(copy(state)), []
         for update in range(UPDATES):
             lam = _LAMBDA_0 + 1e-4 * (int(state.step))
             before = losses(state)
