@@ -191,7 +191,6 @@ def _part(config: ConfigDict, keys: Iterable[str]) -> ConfigDict:
     part: dict[str, Any] = {}
     for key in keys:
         *sections, name = key.split(".")
-        functools.reduce(lambda node, section: node.setdefault(section, {}), sections, part)[name] = access.get(
-            config, key
-        )
+        section = functools.reduce(lambda node, each: node.setdefault(each, {}), sections, part)
+        section[name] = access.get(config, key)
     return ConfigDict(part)

@@ -160,6 +160,7 @@ def _make_measure(
         found = network(variables, images, train=train, capture=(BN,), key=key)
         return found.value, found.bn
 
+    @np.errstate(all="ignore")  # of a teacher whose statistics are not finite
     def measure(images: jax.Array | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         parts = np.array_split(np.asarray(images), _passes(images.shape))
         found = (jax.device_get(outputs(variables, part)) for part in parts)
