@@ -206,7 +206,7 @@ def test_two_rounds_run_and_resume_with_the_same_bits(float64):
     assert int(state.aux.rounds) == 2 and int(state.aux.pool.pushes) == 2
 
 
-@pytest.mark.slow  # the pool and its batches are those of test_contrastive
+@pytest.mark.slow  # batches of the pool are shared in test_ring, synthetic ones in test_contrastive
 def test_two_devices_compute_what_one_computes():
     found = rounds.device_differences(__file__)
     assert {"meta", "fast", "slope", "best", "pool", "remembered", "student", "tallies"} <= found.keys()

@@ -243,7 +243,7 @@ def test_pixels_get_better_in_a_round(teacher, parts):
     assert np.mean(seen[-5:]) < 0.7 * np.mean(seen[:5])
 
 
-@pytest.mark.slow  # the pool is that of test_contrastive
+@pytest.mark.slow  # batches of the pool are shared in test_ring
 def test_two_devices_compute_what_one_computes():
     found = rounds.device_differences(__file__)
     assert {"pixels", "targets", "best", "pool", "student", "tallies"} == found.keys()

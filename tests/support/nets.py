@@ -77,10 +77,15 @@ def variables(network: Classifier, image_shape: tuple[int, int, int] = IMAGE_SHA
 
 
 def drawn(shapes):
-    """Returns variables none of which is 0 or 1, so that no term vanishes; NumPy compiles nothing for them."""
+    """Returns variables none of which is 0 or 1, so that no term vanishes; NumPy compiles nothing for them.
+
+    Collections of a module's own begin with zeros.
+    """
     random = np.random.default_rng(7)
 
     def draw(path, leaf):
+        if path[0].key not in ("params", "batch_stats"):
+            return np.zeros(leaf.shape, leaf.dtype)
         if path[-1].key == "kernel":
             return random.normal(0.15, np.prod(leaf.shape[:-1]) ** -0.5, leaf.shape).astype(np.float32)
         start = 1 if path[-1].key in ("scale", "var") else 0

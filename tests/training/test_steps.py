@@ -34,7 +34,7 @@ def _run():
         return lambda state, teacher: step(rounds.copy(state), teacher)
 
     compiled = steps.compile(rounds.ONE_DEVICE)
-    kept = {"synthesis": keeping(compiled.synthesis), "student": keeping(compiled.student), "all": steps}
+    kept = {"synthesis": keeping(compiled.synthesis), "student": keeping(compiled.student), "uncompiled": steps}
     return config, problem, nets.teacher_variables(), nets.initial_state(problem), kept
 
 
@@ -266,7 +266,7 @@ EPOCH = Epoch(rounds=3, synthesis_steps=1, student_steps=2)
 
 @pytest.fixture(scope="module", name="loops")
 def _loops(run):
-    parts = run[-1]["all"]
+    parts = run[-1]["uncompiled"]
     return {kind: make_epoch_function(kind, EPOCH, rounds.ONE_DEVICE, parts) for kind in ("python", "scan")}
 
 
