@@ -154,7 +154,7 @@ def test_a_workdir_resumes_only_with_the_same_networks(tmp_path):
             cudfkd_jax.distill(**_arguments(workdir=tmp_path, **changes))
 
 
-@pytest.mark.long
+@pytest.mark.slow  # as far as to its first step in test_a_teacher_is_verified_on_the_test_images
 def test_a_function_of_jax_numpy_is_a_teacher():
     _, variables = _teacher()
 

@@ -42,6 +42,7 @@ def test_small_digits(tmp_path):
     config.data.update(image_shape=(8, 8, 1), padding=1)
     config.generator.update(width=16, latent_dim=32)
     config.teacher.epochs, config.distill.epochs = 8, 9
+    config.log.report = False
     summary = _run(config, tmp_path)
     assert summary["teacher"]["acc1"] >= 95
     assert summary["student"]["acc1_last"] >= 35

@@ -278,8 +278,8 @@ def test_the_same_written_by_other_versions_is_the_same(run_copy):
 
 @pytest.mark.parametrize("damage", ["another student", "flipped byte", "no description", "noise", "empty folder"])
 def test_something_else_is_never_overwritten(run_copy, format_, damage):
-    if format_ == "stablehlo" and damage in ("no description", "noise", "empty folder"):
-        pytest.skip("the same for every format, and a second of tracing for this one")
+    if format_ == "stablehlo" and damage != "flipped byte":
+        pytest.skip("the same for every format, and seconds of tracing for this one")
     _export(run_copy, format_)
     place = run_copy / "export" / format_
     if damage == "another student":

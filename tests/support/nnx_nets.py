@@ -100,6 +100,7 @@ def small(*, rngs: nnx.Rngs):
     return Net((4, 8), rngs=rngs)
 
 
+@nnx.jit
 def ready():
     return Net(rngs=nnx.Rngs(jax.random.key(7)))
 
