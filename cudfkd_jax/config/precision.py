@@ -16,9 +16,9 @@ from cudfkd_jax.runtime.devices import Devices
 from cudfkd_jax.storage import workdir
 
 _CPU_INFO = Path("/proc/cpuinfo")
-# Speed-ups of whole rounds by CPU flag: those measured over XLA's own float32 convolutions, divided by the 1.4
+# Speed-ups of whole rounds by CPU flag: those measured over XLA's own float32 convolutions, divided by the 1.3
 # that oneDNN gains in float32 (docs/performance.md).
-_GAINS = {"amx_bf16": "about twice", "avx512_bf16": "some 1.4 times"}
+_GAINS = {"amx_bf16": "about twice", "avx512_bf16": "some 1.5 times"}
 _NEWER_PYTHON = (3, 12)  # required by jaxlib 0.11
 
 
