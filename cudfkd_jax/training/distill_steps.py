@@ -85,10 +85,8 @@ def student_batch(
     aux: Any, key: jax.Array, step: jax.Array, teacher_variables: Variables, *, problem: Problem, axis: Axis
 ) -> Batch:
     """Returns the batch of student step `step`; `aux` and the root `key` are those of any state in its round."""
-    batch: Batch = traced_once(_student_batch, problem, axis)(
-        aux, purpose_key(key, STUDENT, step), teacher_variables
-    )
-    return batch
+    make = traced_once(_student_batch, problem, axis)
+    return make(aux, purpose_key(key, STUDENT, step), teacher_variables)
 
 
 def _student_batch(
@@ -158,8 +156,7 @@ def _synthesise(
 ) -> tuple[Any, Metrics]:
     key = purpose_key(state.key, SYNTHESIS, state.synthesis_step)
     synthesise = traced_once(_synthesis, problem, axis)
-    aux, metrics = synthesise(state.aux, teacher_variables, state.student.variables, key, state.step)
-    return aux, metrics
+    return synthesise(state.aux, teacher_variables, state.student.variables, key, state.step)
 
 
 def _synthesis(
@@ -180,8 +177,7 @@ def _synthesis(
 def _train(state: RunState, batch: Batch, problem: Problem, axis: Axis) -> tuple[TrainState, Metrics]:
     dropout_key = purpose_key(state.key, DROPOUT, state.step)
     train = traced_once(_update, problem, axis)
-    student, metrics = train(state.student, state.aux, state.step, dropout_key, batch)
-    return student, metrics
+    return train(state.student, state.aux, state.step, dropout_key, batch)
 
 
 def _update(

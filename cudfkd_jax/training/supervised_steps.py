@@ -100,8 +100,7 @@ def _train(
     axis: Axis,
 ) -> tuple[TrainState, Metrics]:
     train = traced_once(_update, problem, axis)
-    student, metrics = train(state.student, state.key, state.step, images, labels, *teacher_variables)
-    return student, metrics
+    return train(state.student, state.key, state.step, images, labels, *teacher_variables)
 
 
 def _update(

@@ -187,6 +187,15 @@ def test_a_number_of_steps_without_learning_rates_is_refused():
     assert fastdfkd.learning_rates(dataclasses.replace(own, latents_learning_rate=0.2), 7) == (0.1, 0.2)
 
 
+def test_the_learning_rate_of_other_generators_is_refused():
+    generator = SimpleNamespace(learning_rate=0.01)
+    settings = SimpleNamespace(own=Settings(), distill=SimpleNamespace(synthesis_steps=5), generator=generator)
+    with pytest.raises(UserError, match=r"generator\.learning_rate=0\.01 is not read by fastdfkd; leave it out"):
+        fastdfkd.check(settings)
+    generator.learning_rate = 1e-3
+    fastdfkd.check(settings)
+
+
 def test_the_adversarial_term_is_the_divergence_where_both_agree():
     """In float64, against NumPy, at the temperature of the method."""
     random = np.random.default_rng(1)
