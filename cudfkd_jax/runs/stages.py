@@ -10,6 +10,7 @@ Each process reads the data itself.
 """
 
 import contextlib
+import dataclasses
 import functools
 import shlex
 from collections.abc import Callable, Iterator, Sequence
@@ -22,7 +23,7 @@ from ml_collections import ConfigDict
 from cudfkd_jax import data, report
 from cudfkd_jax.config import access, budget, build, from_folder, identity, jobs, networks, precision, validate
 from cudfkd_jax.config.budget import Pace
-from cudfkd_jax.config.jobs import DistillJob, SupervisedJob
+from cudfkd_jax.config.jobs import DistillJob, Job, SupervisedJob
 from cudfkd_jax.config.networks import Pair
 from cudfkd_jax.data import Dataset, Split
 from cudfkd_jax.evaluation.summary import DAMAGED, SUMMARY, describe, read_summary
@@ -75,14 +76,14 @@ def run(config: ConfigDict, stage: str, folder: Path, say: Callable[[str], None]
     parts, teacher = found["parts"], found["teacher"] and weights.unpack(found["teacher"])
     if not parts:
         return
-    dataset = processes.together(lambda: _prepare(config, parts, teacher, say))
+    dataset, checked = processes.together(lambda: _prepare(config, parts, teacher, say))
     processes.from_first(lambda: _check_test_images(parts, folder, dataset))
     processes.from_first(lambda: _verify(config, parts, folder, dataset, teacher, say))
     _advise(config, say)
     with _locked(folder, say):
         for part in parts:
             with enough_memory(part, build.memory_settings(config, part)):
-                teacher = _run_part(config, part, folder, dataset, teacher, say)
+                teacher = _run_part(config, part, checked[part], folder, dataset, teacher, say)
             processes.from_first(functools.partial(_say_results, _folder(folder, part), say))
 
 
@@ -128,13 +129,12 @@ def _look(config: ConfigDict, stage: str, folder: Path, say: Callable[[str], Non
 
 def _prepare(
     config: ConfigDict, parts: list[str], teacher: Trained | None, say: Callable[[str], None]
-) -> Dataset | None:
-    """Loads the data that the parts need and checks that all networks accept them."""
+) -> tuple[Dataset | None, dict[str, Job]]:
+    """Loads the data that the parts need and builds their jobs, whose networks accept the data."""
     dataset = None
     if access.has_images(config):
         dataset = build.dataset(config, ("test",) if parts == ["distill"] else ("train", "test"), say)
-    _check_shapes(config, parts, dataset, teacher, say)
-    return dataset
+    return dataset, {part: _checked_job(config, part, dataset, teacher, say) for part in parts}
 
 
 def _check_test_images(parts: list[str], folder: Path, dataset: Dataset | None) -> None:
@@ -245,15 +245,20 @@ def run_pair(
 def _run_part(
     config: ConfigDict,
     part: str,
+    job: Job,
     folder: Path,
     dataset: Dataset | None,
     teacher: Trained | None,
     say: Callable[[str], None],
 ) -> Trained | None:
     part_folder, test = _folder(folder, part), dataset.splits["test"] if dataset else None
-    pair = networks.pair(config, teacher.net, teacher.variables) if part == "distill" and teacher else None
-    if pair:
-        _shorten(config, folder, pair, say)
+    if isinstance(job, DistillJob):
+        assert teacher
+        pair = job.pair._replace(teacher_net=teacher.net, teacher_variables=teacher.variables)
+        # The problem is the one that was checked: its steps need not be traced again.
+        job = dataclasses.replace(job, pair=pair)
+        if _shorten(config, folder, pair, say):
+            job = jobs.distill_job(config, pair, job.description.classes)
     settings = _settings(config, part, teacher)
 
     def begin() -> None:
@@ -263,12 +268,11 @@ def _run_part(
         workdir.write_config(part_folder, settings, _found_from_anywhere(config), digest)
 
     processes.from_first(begin)
-    if pair:
-        job = jobs.distill_job(config, pair, dataset.classes if dataset else ())
+    if isinstance(job, DistillJob):
         _distill(job, part_folder, test, say)
         return teacher
-    assert dataset
-    supervised.train(_supervised_job(config, part, dataset, teacher), part_folder, dataset)
+    assert dataset and isinstance(job, SupervisedJob)
+    supervised.train(job, part_folder, dataset)
     if part != "teacher":
         return teacher
     return weights.unpack(
@@ -330,23 +334,22 @@ def _say_nothing(text: str) -> None:
     pass
 
 
-def _check_shapes(
-    config: ConfigDict,
-    parts: list[str],
-    dataset: Dataset | None,
-    teacher: Trained | None,
-    say: Callable[[str], None],
-) -> None:
-    for part in parts:
-        if part != "distill":
-            assert dataset
-            supervised.check_shapes(_supervised_job(config, part, dataset, teacher), dataset)
-        else:
-            net = teacher.net if teacher else networks.described(config, "teacher")
-            variables = teacher.variables if teacher else net.abstract_variables()
-            pair = networks.pair(config, net, variables)
-            _checked(jobs.distill_job(config, pair))
-            _compare_sizes(pair, say)
+def _checked_job(
+    config: ConfigDict, part: str, dataset: Dataset | None, teacher: Trained | None, say: Callable[[str], None]
+) -> Job:
+    """Builds the job of a part; a data-free one has the shapes of a teacher that is still to be trained."""
+    if part == "distill":
+        net = teacher.net if teacher else networks.described(config, "teacher")
+        variables = teacher.variables if teacher else net.abstract_variables()
+        pair = networks.pair(config, net, variables)
+        job = _checked(jobs.distill_job(config, pair, dataset.classes if dataset else ()))
+        _compare_sizes(pair, say)
+        return job
+    assert dataset
+    images = len(dataset.splits["train"].labels)
+    training = jobs.supervised_job(config, part, images, teacher, dataset.classes)
+    supervised.check_shapes(training, dataset)
+    return training
 
 
 def _compare_sizes(pair: Pair, say: Callable[[str], None]) -> None:
@@ -363,10 +366,6 @@ def _compare_sizes(pair: Pair, say: Callable[[str], None]) -> None:
 def _checked(job: DistillJob) -> DistillJob:
     distill.check_shapes(job)
     return job
-
-
-def _supervised_job(config: ConfigDict, part: str, dataset: Dataset, teacher: Trained | None) -> SupervisedJob:
-    return jobs.supervised_job(config, part, len(dataset.splits["train"].labels), teacher, dataset.classes)
 
 
 def _settings(config: ConfigDict, part: str, teacher: Trained | None) -> dict[str, Any]:

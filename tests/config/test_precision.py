@@ -87,7 +87,7 @@ def test_a_run_keeps_its_dtype_on_another_machine(monkeypatch, finished_run, tin
     def stop(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(stages, "_check_shapes", lambda *_: None)  # takes seconds
+    monkeypatch.setattr(stages.distill, "check_shapes", lambda *_: None)  # takes seconds
     monkeypatch.setattr(stages.distill, "distill", stop)
     tiny_config.teacher.checkpoint = str(finished_run)
     monkeypatch.setattr(precision, "_suited", lambda devices: "bfloat16")

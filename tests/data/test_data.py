@@ -73,12 +73,14 @@ def test_digits_split_is_stratified_and_always_the_same():
 
 
 def test_digits_are_scaled_and_resized_bilinearly():
+    """They are those of scikit-learn, whose file is read directly."""
     from sklearn.datasets import load_digits
 
     original = digits(image_shape=(8, 8, 1))
-    images = np.concatenate([split.images for split in original.splits.values()])[..., 0]
+    splits = original.splits.values()
+    found = [(bytes(image), label) for split in splits for image, label in zip(*split, strict=True)]
     expected = np.floor(load_digits().images * 255 / 16 + 0.5).astype(np.uint8)
-    assert sorted(map(bytes, images)) == sorted(map(bytes, expected))
+    assert sorted(found) == sorted(zip(map(bytes, expected), load_digits().target, strict=True))
 
     # Bilinear doubling by hand: weights 3/4 and 1/4, edges repeated.
     small = original.splits["test"].images[:, :, :, 0].astype(float)

@@ -244,7 +244,7 @@ def test_what_is_found_is_said(tmp_path, monkeypatch, found, text):
 
 def test_weights_that_fit_by_name_and_guess_stop_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr(verification, "verify", lambda *_, **__: RIGHT._replace(accuracy=10.0, deviation=0.5))
-    monkeypatch.setattr(stages, "_check_shapes", lambda *_: None)  # takes seconds
+    monkeypatch.setattr(stages.distill, "check_shapes", lambda *_: None)  # takes seconds
     config, said = tiny.get_config(), []
     config.teacher.update(arch="wrn10_1", checkpoint=str(tmp_path / "teacher.safetensors"), verify=True)
     shapes = teacher_source(config).net.abstract_variables()
