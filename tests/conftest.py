@@ -59,6 +59,7 @@ def _memory():
         jax.clear_caches()
 
 
+@pytest.hookimpl(trylast=True)  # after -m has dropped what is not run
 def pytest_collection_modifyitems(items):
     """Files with the most long tests first, so that workers, which take one file at a time, end together."""
     long = Counter(item.path for item in items if {"long", "slow"} & {mark.name for mark in item.iter_markers()})

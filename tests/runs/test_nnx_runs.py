@@ -17,9 +17,11 @@ from helpers import outcome
 
 import cudfkd_jax
 from cudfkd_jax import main
+from cudfkd_jax.config.jobs import teacher_source
 from cudfkd_jax.data import load
 from cudfkd_jax.models import nnx_module
 from cudfkd_jax.runs import api
+from cudfkd_jax.runs.teacher import find_teacher
 from cudfkd_jax.runtime.errors import StoppedError, UserError
 from cudfkd_jax.storage import weights
 
@@ -54,33 +56,61 @@ class _Stop(cudfkd_jax.Callback):
         return ()
 
 
+@pytest.fixture(scope="module", name="first")
+def _first(request, tmp_path_factory):
+    """A run that trains its teacher, by import path, as long as `_distill`'s."""
+    folder, tiny_file = tmp_path_factory.mktemp("first") / "run", request.config.rootpath / "tests/support/tiny.py"
+    length = ("--config.distill.epochs=2", "--config.distill.rounds_per_epoch=1")
+    own = ("--config.teacher.module=nnx:nnx_nets:Net", "--config.student.module=nnx:nnx_nets:small")
+    assert main.main([f"--config={tiny_file}", f"--workdir={folder}", *length, *own]) == 0
+    return folder
+
+
+@pytest.fixture(name="net")
+def _net(first):
+    """Its teacher as an object."""
+    net = nnx_nets.Net(rngs=nnx.Rngs(0))
+    nnx.update(net, nnx.from_flat_state(_trained(net, weights.load_net(first / "teacher/net").variables)))
+    return net
+
+
 @pytest.mark.long
-def test_a_run_that_is_stopped_resumes_and_is_exported(tmp_path):
-    """Between, nothing depends on the objects: the same bits, from a function, dropout and BatchNorm included."""
+def test_a_run_by_import_path_is_evaluated_and_its_teacher_read_as_nnx_saves_it(first, net, tmp_path):
+    assert json.loads((first / "student/net.json").read_text())["arch"] == "nnx:nnx_nets:small"
+    assert main.main(["--stage=evaluate", f"--workdir={first}"]) == 0
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "saved", nnx.state(net))
+    config = tiny.get_config()
+    config.teacher.update(module="nnx:nnx_nets:Net", checkpoint=str(tmp_path / "saved"))
+    found = find_teacher(teacher_source(config), tmp_path / "run")
+    assert found.sha256 == weights.load_net(first / "teacher/net").sha256
+
+
+@pytest.mark.long
+def test_a_run_of_objects_that_is_stopped_resumes_with_the_same_bits_and_is_exported(first, net, tmp_path):
+    """Nothing depends on the objects: they give the bits of their import paths, dropout and BatchNorm included."""
     test = load("digits", name="digits", directory="", image_shape=SHAPE, num_classes=10, splits=["test"])
-    split = tuple(test.splits["test"])
-    whole = _distill(workdir=tmp_path / "whole", test=split)
+    arguments = {"teacher": net, "test": tuple(test.splits["test"]), "workdir": tmp_path / "run"}
     with pytest.raises(StoppedError):
-        _distill(workdir=tmp_path / "stopped", test=split, callbacks=[_Stop()])
-    resumed = _distill(workdir=tmp_path / "stopped", test=split)
-    assert outcome(tmp_path / "whole") == outcome(tmp_path / "stopped")
+        _distill(**arguments, callbacks=[_Stop()])
+    result = _distill(**arguments)
+    assert outcome(first)[:2] == outcome(tmp_path / "run")[:2]
 
-    images = split[0][:5]
-    logits = whole.predict(images)
-    np.testing.assert_array_equal(resumed.predict(images), logits)
-    net = nnx_nets.small(rngs=nnx.Rngs(0))
-    nnx.update(net, nnx.from_flat_state(_trained(net, whole.student.variables)))
-    net.eval()
-    np.testing.assert_allclose(net((images / np.float32(255) - 0.3) / 0.3), logits, rtol=1e-4, atol=1e-4)
+    images = arguments["test"][0][:5]
+    logits = result.predict(images)
+    student = nnx_nets.small(rngs=nnx.Rngs(0))
+    nnx.update(student, nnx.from_flat_state(_trained(student, result.student.variables)))
+    student.eval()
+    np.testing.assert_allclose(student((images / np.float32(255) - 0.3) / 0.3), logits, rtol=1e-4, atol=1e-4)
 
-    assert whole.student.net.arch == "nnx:nnx_nets:small"
-    program = jax.export.deserialize(bytearray(whole.export("stablehlo").read_bytes()))
+    assert result.student.net.arch == "nnx:nnx_nets:small"
+    program = jax.export.deserialize(bytearray(result.export("stablehlo").read_bytes()))
     np.testing.assert_allclose(program.call(images / np.float32(255)), logits, rtol=1e-4, atol=1e-4)
     with ocp.StandardCheckpointer() as checkpointer:
-        found = checkpointer.restore(whole.export("orbax").absolute())
-    jax.tree.map(np.testing.assert_array_equal, found, whole.student.variables)
+        found = checkpointer.restore(result.export("orbax").absolute())
+    jax.tree.map(np.testing.assert_array_equal, found, result.student.variables)
     with pytest.raises(UserError, match="no names in PyTorch"):
-        whole.export("safetensors")
+        result.export("safetensors")
 
 
 def _trained(net, variables):
@@ -118,29 +148,6 @@ def test_a_student_with_weights_starts_from_them():
 def test_what_is_no_network_is_refused(changes, text):
     with pytest.raises(UserError, match=text):
         _distill(**changes)
-
-
-# As long as `_distill`'s, whose compiled steps it finds.
-RUN = ("--config=tests/support/tiny.py", "--config.distill.epochs=2", "--config.distill.rounds_per_epoch=1")
-
-
-@pytest.mark.long
-def test_a_run_by_import_path(tmp_path, capsys):
-    """Trains, distils, evaluates and exports, then distils again from the teacher as NNX saves it with Orbax."""
-    own = ("--config.teacher.module=nnx:nnx_nets:Net", "--config.student.module=nnx:nnx_nets:small")
-    first, second = tmp_path / "first", tmp_path / "second"
-    assert main.main([*RUN, f"--workdir={first}", *own]) == 0
-    assert json.loads((first / "student/net.json").read_text())["arch"] == "nnx:nnx_nets:small"
-    assert main.main(["--stage=evaluate", f"--workdir={first}"]) == 0
-    assert main.main(["--stage=export", "--format=stablehlo", f"--workdir={first}"]) == 0
-
-    net = nnx_nets.Net(rngs=nnx.Rngs(0))
-    nnx.update(net, nnx.from_flat_state(_trained(net, weights.load_net(first / "teacher/net").variables)))
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(tmp_path / "saved", nnx.state(net))
-    arguments = (*RUN, f"--workdir={second}", *own, f"--config.teacher.checkpoint={tmp_path / 'saved'}")
-    assert main.main(arguments) == 0
-    assert weights.load_net(first / "student").sha256 == weights.load_net(second / "student").sha256
 
 
 _ON_DEVICES = """

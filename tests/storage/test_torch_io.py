@@ -159,13 +159,14 @@ def test_pytorch_loads_safetensors_strictly(tmp_path):
 @pytest.mark.long
 @pytest.mark.skipif(not (SHARED / "teachers").exists(), reason="the teacher is not available")
 def test_a_real_teacher_has_the_accuracy_that_it_came_with():
+    """On a fifth of the images: within two points, more than twice the deviation of such a sample."""
     path = SHARED / "teachers" / "cifar10_wrn16_2.pth"
     known = json.loads(path.with_suffix(".json").read_text())
     variables, module = _read(path, known["arch"]), build_classifier(known["arch"], 10)
     apply = jax.jit(lambda x: module.apply(variables, (x / 255.0 - MEAN) / STD, train=False).argmax(1))
-    images, labels = _cifar(10_000)
-    right = sum((apply(images[i : i + 500]) == labels[i : i + 500]).sum() for i in range(0, 10_000, 500))
-    assert right / 100 == pytest.approx(known["acc1"], abs=0.05)
+    images, labels = _cifar(2_000)
+    right = sum((apply(images[i : i + 500]) == labels[i : i + 500]).sum() for i in range(0, 2_000, 500))
+    assert right / 20 == pytest.approx(known["acc1"], abs=2)
 
 
 @pytest.mark.parametrize(("size", "warned"), [(32, False), (64, False), (96, True)])
