@@ -4,6 +4,8 @@ Most runs use the whole command line, in float32, on two-layer networks. Losses 
 value; those that are small differences of large numbers (KL divergences of nearly equal logits) to 1e-6.
 """
 
+import contextlib
+import io
 import json
 import os
 import re
@@ -66,11 +68,11 @@ def _address() -> str:
         return f"localhost:{free.getsockname()[1]}"
 
 
-def _slurm(count: int) -> list[dict[str, str]]:
-    """Returns SLURM's environment of each task on this machine."""
-    job = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": str(count)}
+def _slurm() -> list[dict[str, str]]:
+    """Returns SLURM's environment of each of two tasks on this machine."""
+    job = {"SLURM_JOB_ID": "7", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
     job["JAX_COORDINATOR_PORT"] = _address().rpartition(":")[2]  # the job number's port might be in use
-    return [job | {"SLURM_PROCID": str(index), "SLURM_LOCALID": str(index)} for index in range(count)]
+    return [job | {"SLURM_PROCID": str(index), "SLURM_LOCALID": str(index)} for index in range(2)]
 
 
 def _run_all(commands: list[list], logs: Path, own=None, **environment) -> list[Process]:
@@ -99,25 +101,24 @@ def _run_all(commands: list[list], logs: Path, own=None, **environment) -> list[
     return [Process(process.returncode, *text) for process, text in zip(running, texts, strict=True)]
 
 
-def _run(count: int, workdir: Path, *arguments: str, own=None, signalled=None, slurm=False) -> list[Process]:
-    """Runs a configuration on some processes.
+def _run_two(workdir: Path, *arguments: str, own=None, signalled=None, slurm=False) -> list[Process]:
+    """Runs the configuration on two processes.
 
     Args:
-        count: number of processes.
-        workdir: the first process's; the others get folders that do not exist.
+        workdir: the first process's; the second gets a folder that does not exist.
         arguments: for all processes, added to `SETTINGS`.
         own: further arguments, by process.
         signalled: (process, stage, number) of a signal at the end of the process's first epoch of the stage.
         slurm: whether processes find each other through SLURM's environment and not through arguments.
     """
     address, commands = _address(), []
-    for index in range(count):
+    for index in range(2):
         program = ["-m", "cudfkd_jax.main"]
         if signalled and signalled[0] == index:
             program = ["-c", _SIGNALLED.format(signalled[1], int(signalled[2]))]
         folder = workdir if index == 0 else workdir.with_name(f"{workdir.name}_of_{index}")
-        joined = [f"--config.distributed.{name}" for name in (f"processes={count}", f"process={index}")]
-        joined = [f"--config.distributed.coordinator={address}", *joined] if count > 1 else []
+        joined = [f"--config.distributed.{name}" for name in ("processes=2", f"process={index}")]
+        joined = [f"--config.distributed.coordinator={address}", *joined]
         joined = ["--config.distributed.detect=true"] if slurm else joined
         commands.append(
             [
@@ -125,17 +126,24 @@ def _run(count: int, workdir: Path, *arguments: str, own=None, signalled=None, s
                 *(*SETTINGS, *joined, *arguments, *(own or {}).get(index, ())),
             ]
         )
-    environments = _slurm(count) if slurm else None
+    environments = _slurm() if slurm else None
     done = _run_all(commands, workdir.with_name(f"{workdir.name}_logs"), environments)
     assert not list(workdir.parent.glob(f"{workdir.name}_of_*")), "a process other than the first has written"
     return done
+
+
+def _run_here(workdir: Path) -> Process:
+    """Runs the configuration on one process, this one."""
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        status = main.main([f"--config={SUPPORT / 'tiny.py'}", f"--workdir={workdir}", *SETTINGS])
+    return Process(status, out.getvalue(), "")
 
 
 @pytest.fixture(scope="module", name="one")
 def _one(tmp_path_factory):
     """A completed run of one process."""
     folder = tmp_path_factory.mktemp("one") / "run"
-    assert main.main([f"--config={SUPPORT / 'tiny.py'}", f"--workdir={folder}", *SETTINGS]) == 0
+    assert _run_here(folder).status == 0
     return folder
 
 
@@ -144,9 +152,9 @@ def _other(tmp_path_factory):
     """Begins the same on two processes under SLURM and continues on one; returns the outcomes."""
     folder = tmp_path_factory.mktemp("other") / "run"
     # Only the second process gets the signal.
-    first = _run(2, folder, signalled=(1, "distill", signal.SIGTERM), slurm=True)
+    first = _run_two(folder, signalled=(1, "distill", signal.SIGTERM), slurm=True)
     epochs = len(_records(folder))
-    return folder, [first, _run(1, folder)], epochs
+    return folder, [first, [_run_here(folder)]], epochs
 
 
 def _records(folder: Path) -> list[dict[str, float]]:
@@ -181,7 +189,7 @@ def test_a_signal_to_one_process_saves_the_state_and_ends_all(other):
 
 @pytest.mark.long
 def test_only_the_first_process_writes_and_prints(one, other):
-    """The second process gets a separate folder, which is never created (see `_run`)."""
+    """The second process gets a separate folder, which is never created (see `_run_two`)."""
     folder, runs, _ = other
 
     def names(workdir):
@@ -206,7 +214,7 @@ def test_a_run_does_not_record_its_place(other):
 @pytest.mark.long
 def test_a_process_that_is_killed_takes_the_other_with_it(tmp_path):
     longer = ("--stage=teacher", "--config.teacher.epochs=2")
-    first, second = _run(2, tmp_path / "run", *longer, signalled=(1, "teacher", signal.SIGKILL))
+    first, second = _run_two(tmp_path / "run", *longer, signalled=(1, "teacher", signal.SIGKILL))
     assert second.status == -signal.SIGKILL
     assert first.status not in (0, -signal.SIGKILL)  # the process's own error, or termination by JAX
 
@@ -228,7 +236,7 @@ def test_an_error_of_one_process_is_one_line_and_ends_all(tmp_path, arguments, o
         source = ("--config.data.source=npz", f"--config.data.dir={tmp_path / 'data.npz'}")
         arguments = (*source, "--config.teacher.batch_size=40")
     folder = tmp_path / "runs" / "run"
-    done = _run(2, folder, *arguments, own=own)
+    done = _run_two(folder, *arguments, own=own)
     assert [process.status for process in done] == [2, 2], done
     (line,) = [line for line in done[0].err.splitlines() if "[Gloo]" not in line]
     assert line.startswith("cudfkd: error: ") and re.search(text, line), line
