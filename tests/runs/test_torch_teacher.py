@@ -1,5 +1,7 @@
 """Tests of runs whose teacher is a PyTorch module: its files, the command line, Python, resuming."""
 
+import contextlib
+import io
 import json
 
 import jax
@@ -97,27 +99,38 @@ def test_a_state_dict_of_another_module_is_refused_in_one_line(change, text, tmp
 # The command line
 
 
-@pytest.mark.long
-def test_a_run_with_a_pytorch_teacher(tmp_path, capsys):
-    """Distils from a state dict and again from the module's own weights: the same student; then evaluates."""
-    torch.save(torch_nets.make().state_dict(), tmp_path / "net.pth")
-    first, second = tmp_path / "first", tmp_path / "second"
-    assert _run(first, f"--config.teacher.checkpoint={tmp_path / 'net.pth'}") == 0
-    out = capsys.readouterr().out
-    assert "BatchNorm statistics deviate by" in out
-    record, *_ = map(json.loads, (first / "metrics.jsonl").read_text().splitlines())
-    assert record["bn_loss"] > 0 and "agree1" in record
-    summary = json.loads((first / "summary.json").read_text())
-    assert summary["teacher"]["arch"] == "torch:torch_nets:make" and not (first / "teacher").exists()
+@pytest.fixture(scope="module", name="first")
+def _first(request, tmp_path_factory):
+    """A run whose teacher is read from a state dict, and what it said."""
+    folder, tiny_file = tmp_path_factory.mktemp("first"), request.config.rootpath / "tests/support/tiny.py"
+    torch.save(torch_nets.make().state_dict(), folder / "net.pth")
+    given = (f"--config.teacher.checkpoint={folder / 'net.pth'}", "--config.teacher.module=torch:torch_nets:make")
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        arguments = (f"--config={tiny_file}", *given, "--config.distill.epochs=2", f"--workdir={folder / 'run'}")
+        assert main.main(arguments) == 0
+    return folder / "run", out.getvalue()
 
-    assert _run(second) == 0
-    assert "the weights that torch:torch_nets:make holds" in capsys.readouterr().out
-    students = [weights.load_net(folder / "student").sha256 for folder in (first, second)]
-    assert students[0] == students[1]
-    assert main.main(["--stage=evaluate", f"--workdir={first}"]) == 0
+
+@pytest.mark.long
+def test_a_run_with_a_pytorch_teacher(first, capsys):
+    folder, said = first
+    assert "BatchNorm statistics deviate by" in said
+    record, *_ = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    assert record["bn_loss"] > 0 and "agree1" in record
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["teacher"]["arch"] == "torch:torch_nets:make" and not (folder / "teacher").exists()
+    assert main.main(["--stage=evaluate", f"--workdir={folder}"]) == 0
     assert "teacher" in capsys.readouterr().out
-    assert main.main(["--stage=export", "--format=stablehlo", f"--workdir={first}"]) == 0
-    assert main.main(["--stage=report", f"--workdir={first}"]) == 0
+    assert main.main(["--stage=export", "--format=stablehlo", f"--workdir={folder}"]) == 0
+    assert main.main(["--stage=report", f"--workdir={folder}"]) == 0
+
+
+def test_without_a_file_a_module_has_its_own_weights(first, tmp_path):
+    said, config = [], tiny.get_config()
+    config.teacher.module = "torch:torch_nets:make"
+    found = find_teacher(teacher_source(config), tmp_path, said.append)
+    assert "the weights that torch:torch_nets:make holds" in " ".join(said)
+    assert found.sha256 == _find(first[0].parent / "net.pth").sha256
 
 
 def test_its_own_weights_must_recognise_the_test_images(tmp_path, capsys):
@@ -167,7 +180,7 @@ def test_every_method_takes_it(method):
 def _arguments(**changes):
     config = tiny.get_config()
     config.distill.epochs = 2
-    arguments = {"teacher": torch_nets.make(), "student": "wrn10_1", "image_shape": SHAPE, "num_classes": 10}
+    arguments = {"teacher": torch_nets.make(), "student": tiny.NET, "image_shape": SHAPE, "num_classes": 10}
     return arguments | {"mean": 0.3, "std": 0.3, "config": config} | changes
 
 
@@ -177,7 +190,8 @@ class _Stop(cudfkd_jax.Callback):
 
 
 @pytest.mark.long
-def test_a_module_is_a_teacher_in_python_and_its_run_resumes(tmp_path):
+def test_a_module_is_a_teacher_in_python_and_its_run_resumes(first, tmp_path):
+    """To the bits of a run that was never stopped and whose teacher came from a file."""
     teacher = torch_nets.make()
     teacher.train()
     config = _arguments()["config"]
@@ -186,8 +200,7 @@ def test_a_module_is_a_teacher_in_python_and_its_run_resumes(tmp_path):
         stopped = _arguments(teacher=teacher, config=config, workdir=tmp_path / "run", callbacks=[_Stop()])
         cudfkd_jax.distill(**stopped)
     resumed = cudfkd_jax.distill(**_arguments(config=config, workdir=tmp_path / "run"))
-    whole = cudfkd_jax.distill(**_arguments(config=config))
-    assert resumed.student.sha256 == whole.student.sha256 and teacher.training
+    assert resumed.student.sha256 == weights.load_net(first[0] / "student").sha256 and teacher.training
     assert resumed.summary["teacher"]["arch"] == "torch:torch_nets:Small"
     with pytest.raises(UserError, match="teacher"):  # other weights
         cudfkd_jax.distill(**_arguments(teacher=torch_nets.make(OTHER), config=config, workdir=tmp_path / "run"))
