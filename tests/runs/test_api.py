@@ -54,15 +54,23 @@ def _digits():
     return data.splits["test"]
 
 
+@pytest.fixture(scope="module", name="without_data")
+def _without_data(tmp_path_factory):
+    """A result without test images and without a workdir, and the folder for temporary files."""
+    folder = tmp_path_factory.mktemp("temporary")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tempfile.tempdir", str(folder))
+        return cudfkd_jax.distill(**_arguments()), folder
+
+
 @pytest.mark.long
-def test_without_data_the_student_is_measured_on_synthetic_images_and_nothing_is_left(tmp_path, monkeypatch):
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    result = cudfkd_jax.distill(**_arguments())
+def test_without_data_the_student_is_measured_on_synthetic_images_and_nothing_is_left(without_data):
+    result, folder = without_data
     logits = user_nets.Training().apply(result.student.variables, jnp.zeros((3, *SHAPE)), training=False)
     assert logits.shape == (3, 10)
     assert "agree1_synthetic" in result.metrics and not {"acc1_last", "agree1"} & result.metrics.keys()
     assert result.summary["student"] == result.metrics
-    assert list(tmp_path.iterdir()) == []
+    assert list(folder.iterdir()) == []
 
 
 class _Epochs(cudfkd_jax.Callback):
@@ -127,31 +135,41 @@ def test_the_package_shows_its_public_names():
     assert all(getattr(cudfkd_jax, name) is not None for name in cudfkd_jax.__all__)
 
 
-@pytest.mark.long
-def test_test_images_only_measure(digits, tmp_path):
-    arguments = _arguments(workdir=tmp_path / "run")
+@pytest.fixture(scope="module", name="measured")
+def _measured(digits, tmp_path_factory):
+    """A run in a workdir with test images: its arguments and its result."""
     epochs = _Epochs()
-    with_data = cudfkd_jax.distill(**arguments, test=digits, callbacks=[epochs])
+    arguments = _arguments(workdir=tmp_path_factory.mktemp("measured") / "run", test=digits)
+    result = cudfkd_jax.distill(**arguments, callbacks=[epochs])
     assert epochs.seen == [1]
+    return arguments, result
+
+
+@pytest.mark.long
+def test_test_images_only_measure(measured, digits, without_data):
+    arguments, with_data = measured
     assert {"acc1_last", "agree1", "loyalty"} <= with_data.metrics.keys()
-    without = cudfkd_jax.distill(**_arguments())
+    without, _ = without_data
     jax.tree.map(np.testing.assert_array_equal, with_data.student.variables, without.student.variables)
-    before = snapshot(tmp_path)
-    again = cudfkd_jax.distill(**arguments, test=digits)  # already complete
-    assert again.student.sha256 == with_data.student.sha256 and snapshot(tmp_path) == before
-    assert json.loads((tmp_path / "run/summary.json").read_text()) == again.summary
-    _check_result(again, digits, tmp_path)
+    workdir = arguments["workdir"]
+    before = snapshot(workdir)
+    again = cudfkd_jax.distill(**arguments)  # already complete
+    assert again.student.sha256 == with_data.student.sha256 and snapshot(workdir) == before
+    assert json.loads((workdir / "summary.json").read_text()) == again.summary
+    _check_result(again, digits, workdir.parent)
     images, labels = digits
-    cudfkd_jax.distill(**arguments, test=[images, labels[:, None].astype(np.int64)])
+    cudfkd_jax.distill(**arguments | {"test": [images, labels[:, None].astype(np.int64)]})
     with pytest.raises(UserError, match="holds a run that began with other test images"):
-        cudfkd_jax.distill(**arguments, test=(images[::-1], labels))
+        cudfkd_jax.distill(**arguments | {"test": (images[::-1], labels)})
 
 
-def test_a_workdir_resumes_only_with_the_same_networks(tmp_path):
-    cudfkd_jax.distill(**_arguments(workdir=tmp_path))
+def test_a_workdir_resumes_only_with_the_same_networks(measured):
+    arguments, _ = measured
+    before = snapshot(arguments["workdir"])
     for changes in ({"student": user_nets.NoMode()}, {"teacher": _teacher(user_nets.Training())}):
         with pytest.raises(UserError, match="holds a run of another configuration"):
-            cudfkd_jax.distill(**_arguments(workdir=tmp_path, **changes))
+            cudfkd_jax.distill(**arguments | changes)
+    assert snapshot(arguments["workdir"]) == before
 
 
 @pytest.mark.slow  # as far as to its first step in test_a_teacher_is_verified_on_the_test_images
