@@ -97,7 +97,9 @@ class Devices:
         """
         if self.axis.name is None:
             return jax.device_put(tree, self.devices[0])
-        return jax.device_put(_copies(tree, len(self.local)), self._sharding())
+        sharding = self._sharding()
+        # To each device its copy: a stack of all may not fit into the memory of the first.
+        return _stacked(sharding)(jax.device_put(tree, NamedSharding(sharding.mesh, PartitionSpec())))
 
     def unreplicate(self, tree: Tree) -> Tree:
         """Returns one copy of a replicated tree, on the first local device."""
@@ -170,9 +172,14 @@ def _options(platform: str, bfloat16: bool) -> dict[str, bool | str]:
 
 
 # On whole trees: one call per leaf would compile one program per shape.
-@functools.partial(jax.jit, static_argnames="count")
-def _copies(tree: Tree, count: int) -> Tree:
-    return jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *x.shape)), tree)
+@functools.cache
+def _stacked(sharding: NamedSharding) -> Callable[[Tree], Tree]:
+    """Returns a function that stacks what every device has, `[...] -> [N, ...]`, without moving it."""
+
+    def stack(tree: Tree) -> Tree:
+        return jax.tree.map(lambda x: jnp.broadcast_to(x, (sharding.mesh.size, *x.shape)), tree)
+
+    return jax.jit(stack, out_shardings=sharding)
 
 
 @jax.jit
