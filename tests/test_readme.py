@@ -128,7 +128,7 @@ def test_program_distils_the_teacher_of_the_demo(finished_run, tmp_path, monkeyp
     _be_tiny(tmp_path, monkeypatch)
     seen = []
 
-    def copy(settings, folder, pair, test, callbacks):
+    def copy(settings, folder, pair, *more, **options):
         seen.append(pair)
         shutil.copytree(finished_run, folder, dirs_exist_ok=True)
 

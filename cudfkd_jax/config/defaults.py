@@ -135,7 +135,7 @@ def get_config() -> ConfigDict:
     # The images that enter CuDFKD's Eq. 4: those on which teacher and student predict the same class ("agreement",
     # as in the authors' first release), or all ("none", as in Eq. 4 and their later code).
     synthesis.adversarial_mask = "agreement"
-    synthesis.adversarial_temperature = 3.0  # CuDFKD, ADI, CMI
+    synthesis.adversarial_temperature = 3.0  # CuDFKD, ADI, CMI, AdaDFKD, FastDFKD
     synthesis.adversarial_weight = 1.0  # for the other methods; CuDFKD uses α_adv(t)
     synthesis.bn_weight = 1.0  # α_bn of Eq. 5
     synthesis.class_weight = 1.0  # α_oh of Eq. 5
@@ -143,7 +143,7 @@ def get_config() -> ConfigDict:
     synthesis.activation_weight = 0.0  # of the teacher's mean |feature| (DAFL, MB-DFKD, PRE-DFKD)
 
     memory = config.memory = ConfigDict()  # past synthetic images, replayed with each student batch
-    memory.capacity = 0  # in images (CuDFKD, MB-DFKD), batch_size // 8 per slot; 0: no memory
+    memory.capacity = 0  # in images, batch_size // 8 per slot, for methods that train one generator; 0: no memory
     memory.every_epochs = 5  # a slot is stored after the first epoch, then at this interval
 
     for method in METHODS.values():  # a method's own settings, described in its module

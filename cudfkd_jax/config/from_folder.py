@@ -12,7 +12,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from cudfkd_jax import data
-from cudfkd_jax.config import validate
+from cudfkd_jax.config import access, validate
 from cudfkd_jax.config.access import FOLDER, from_folder
 from cudfkd_jax.runtime import processes
 from cudfkd_jax.runtime.errors import UserError
@@ -68,11 +68,12 @@ def _recorded(folder: Path) -> dict[str, Any] | None:
 
 def _of_folder(config: ConfigDict, missing: Sequence[str]) -> dict[str, Any]:
     """Reads the settings from the folder: from its names and some headers and, for mean and std, all of train/."""
-    checkpoint, d = config.teacher.checkpoint, config.data
+    d = config.data
     for key in _OF_TRAINING:
-        if key in missing and checkpoint:
+        if key in missing and access.gives_teacher(config):
+            origin = config.teacher.checkpoint or config.teacher.module
             raise UserError(
-                f"{key} is () and the teacher comes from {checkpoint}; expected the mean and std of its training, "
+                f"{key} is () and the teacher comes from {origin}; expected the mean and std of its training, "
                 "for torchvision's networks (0.485, 0.456, 0.406) and (0.229, 0.224, 0.225). Set "
                 "--config.data.mean and --config.data.std"
             )

@@ -26,7 +26,7 @@ def settle(config: ConfigDict, folder: Path | None = None) -> None:
     """Replaces `compute_dtype="auto"` by a dtype, in place.
 
     Args:
-        run: its settings.
+        config: the settings of a run.
         folder: the run's workdir; a run already in it keeps its dtype.
 
     Raises:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from cudfkd_jax.config import identity, loading, validate
+from cudfkd_jax.config import access, identity, loading, validate
 from cudfkd_jax.experiments import paper_numbers, plan
 from cudfkd_jax.experiments.display import Cell
 from cudfkd_jax.experiments.launcher import Outcome
@@ -68,7 +68,7 @@ def compare(
         loading.load_checked(named, overrides)
     workdir.check_writable(folder)
     teacher = None
-    if not base.teacher.checkpoint:
+    if not access.gives_teacher(base):
         teacher = Cell(
             "teacher", folder / "teacher", (f"--config={file}", "--stage=teacher", *overrides), "teacher"
         )

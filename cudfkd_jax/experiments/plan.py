@@ -137,7 +137,7 @@ def _check_here(wanted: Sequence[RunSpec]) -> None:
     read: set[str] = set()
     for each in wanted:
         config = load(each)
-        with_data = [each.stage] * (each.stage != "distill") + ["teacher"] * (not config.teacher.checkpoint)
+        with_data = [each.stage] * (each.stage != "distill") + ["teacher"] * (not access.gives_teacher(config))
         validate.check_devices(config, ["distill", *with_data] if each.stage == "distill" else with_data)
         if config.data.source == access.NO_DATA:
             if with_data:

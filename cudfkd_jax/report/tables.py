@@ -6,6 +6,7 @@ from typing import Any
 
 from cudfkd_jax.evaluation.summary import BEST, COLUMNS
 from cudfkd_jax.report.read import Run, is_finite, is_number, printable
+from cudfkd_jax.runtime.imports import is_import_path
 from cudfkd_jax.storage import records
 
 Row = tuple[str, ...]
@@ -84,20 +85,29 @@ def settings(run: Run) -> list[Row]:
 
 
 def configuration_file(run: Run) -> str:
-    """Returns a configuration file for `--config` that sets all settings of the run."""
+    """Returns a configuration file for `--config` that sets all settings of the run, whose length is settled."""
+    held = run.config | ({"distill.budget": ""} if "distill.budget" in run.config else {})
     lines = [
         f"    {key!r}: {tuple(value) if isinstance(value, list) else value!r},\n"
-        for key, value in sorted(run.config.items())
+        for key, value in sorted(held.items())
     ]
     return (
         '"""Every setting of a run."""\n\n'
         "from cudfkd_jax import defaults\n\n"
         f"SETTINGS = {{\n{''.join(lines)}}}\n\n\n"
         "def get_config():\n"
-        "    config = defaults.get_config()\n"
+        f"    config = defaults.{_base(held)}\n"
         "    config.update_from_flattened_dict(SETTINGS)\n"
         "    return config\n"
     )
+
+
+def _base(held: dict[str, Any]) -> str:
+    """Returns a call that gives a configuration with all sections, that of a method of the user's own included."""
+    if is_import_path(method := held.get("method", "")):
+        teacher, student = held["teacher.arch"], held["student.arch"]
+        return f"with_arguments({teacher!r}, {student!r}, {{'method': {method!r}}})"
+    return "get_config()"
 
 
 def _classes(names: Any) -> list[Row]:

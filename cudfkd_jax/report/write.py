@@ -15,6 +15,7 @@ from cudfkd_jax.report.page import Section
 from cudfkd_jax.report.plot import Picture
 from cudfkd_jax.report.read import Run, is_finite, read, read_config
 from cudfkd_jax.runtime.errors import UserError
+from cudfkd_jax.runtime.imports import is_torch_path
 from cudfkd_jax.storage.files import write_bytes
 
 _SETTINGS = "config.py"
@@ -173,7 +174,8 @@ def _synthetic_images(run: Run) -> str:
 
 
 def _repeat(run: Run) -> str:
-    if run.config.get("data.source") == "none" and not run.config.get("teacher.checkpoint"):
+    given = run.config.get("teacher.checkpoint") or is_torch_path(run.config.get("teacher.module", ""))
+    if run.config.get("data.source") == "none" and not given:
         return "<p>It was started from Python: call <code>cudfkd_jax.distill</code> with the settings below.</p>\n"
     file = shlex.quote(str(run.folder / FOLDER / _SETTINGS))
     again = shlex.quote(f"{run.folder}_again")

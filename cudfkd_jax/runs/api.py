@@ -15,7 +15,7 @@ from flax import traverse_util
 from flax.core import unfreeze
 from ml_collections import ConfigDict
 
-from cudfkd_jax.config import access, jobs, networks, validate
+from cudfkd_jax.config import access, jobs, networks, precision, validate
 from cudfkd_jax.config.loading import from_settings
 from cudfkd_jax.config.networks import Pair
 from cudfkd_jax.data import Split
@@ -88,7 +88,9 @@ def distill(
         OutOfMemoryError: names the settings to lower.
     """
     settings = _settings(config, image_shape, num_classes, mean, std, student)
-    pair = Pair(*processes.together(lambda: _teacher(teacher, settings)), *_student(student, settings))
+    precision.settle(settings, None if workdir is None else Path(workdir).expanduser())
+    say: Callable[[str], None] = print if processes.is_first() else lambda text: None
+    pair = Pair(*processes.together(lambda: _teacher(teacher, settings, say)), *_student(student, settings))
     settings.data.update(source=access.NO_DATA, name="" if test is None else "test images")
     if test is None:
         validate.check_normalisation(settings)
@@ -97,7 +99,8 @@ def distill(
         settings.log.update(report=False, samples_every_epochs=0, tensorboard=False)
     split = None if test is None else _split(test, settings)
     with _folder(workdir) as folder:
-        stages.run_pair(settings, folder, pair, split, callbacks=callbacks)
+        file = str(teacher) if isinstance(teacher, str | Path) else ""
+        stages.run_pair(settings, folder, pair, split, say, callbacks, teacher_file=file)
         found = processes.from_first(lambda: _result(folder))
     return Result(
         student=weights.unpack(found["student"]),
@@ -150,9 +153,11 @@ def _per_channel(name: str, given: float | Sequence[float], channels: int) -> tu
     return (float(values),) * channels if values.ndim == 0 else tuple(values.tolist())
 
 
-def _teacher(teacher: Teacher, config: ConfigDict) -> tuple[Classifier, NetworkSpec, dict[str, Any]]:
+def _teacher(
+    teacher: Teacher, config: ConfigDict, say: Callable[[str], None]
+) -> tuple[Classifier, NetworkSpec, dict[str, Any]]:
     if isinstance(teacher, str | Path):
-        found = find_teacher(jobs.teacher_source(config)._replace(checkpoint=str(teacher)), Path())
+        found = find_teacher(jobs.teacher_source(config)._replace(checkpoint=str(teacher)), Path(), say)
         assert found
         return networks.classifier(config, found.net), found.net, found.variables
     module: Any

@@ -163,11 +163,11 @@ def _verify(
 
 
 def _verify_pair(
-    config: ConfigDict, pair: Pair, folder: Path, test: Split | None, say: Callable[[str], None]
+    config: ConfigDict, pair: Pair, file: str, folder: Path, test: Split | None, say: Callable[[str], None]
 ) -> None:
-    """Verifies a teacher passed as an object before the first step."""
+    """Verifies a teacher passed as an object or read from a file before the first step."""
     if test is not None and not (folder / workdir.CONFIG).exists():
-        source = jobs.teacher_source(config)._replace(checkpoint="")
+        source = jobs.teacher_source(config)._replace(checkpoint=file)
         verify_teacher(source, pair.teacher, Trained(pair.teacher_net, pair.teacher_variables, ""), test, say)
 
 
@@ -186,6 +186,8 @@ def run_pair(
     test: Split | None,
     say: Callable[[str], None] = print,
     callbacks: Sequence[Callback] = (),
+    *,
+    teacher_file: str = "",
 ) -> None:
     """Starts or resumes distillation of networks passed as objects, as `run` does for configured networks.
 
@@ -196,6 +198,7 @@ def run_pair(
         test: used only for evaluation; None without data.
         say: receives messages for the user.
         callbacks: further hooks into the training.
+        teacher_file: what the teacher was read from; "": it is an object of the caller's.
 
     Raises:
         UserError: before anything is compiled or written.
@@ -232,7 +235,7 @@ def run_pair(
     say = say if processes.is_first() else _say_nothing
     job = processes.together(lambda: _checked(jobs.distill_job(config, pair)))
     _compare_sizes(pair, say)
-    processes.from_first(lambda: _verify_pair(config, pair, folder, test, say))
+    processes.from_first(lambda: _verify_pair(config, pair, teacher_file, folder, test, say))
     _advise(config, say)
     with _locked(folder, say):
         if _shorten(config, folder, pair, say):

@@ -40,9 +40,11 @@ class Parser(argparse.ArgumentParser):
         """Parses the command's options and returns them with the rest, in which the only options are settings.
 
         Raises:
-            UserError: another option is given; the message suggests the nearest.
+            UserError: another option is given, and the message suggests the nearest; or `--workdir` is empty.
         """
         namespace, rest = super().parse_known_args(args, namespace)
+        if getattr(namespace, "workdir", None) == "":
+            raise UserError("--workdir is empty; expected a folder")
         for argument in rest:
             if match := _OPTION.match(argument):
                 name, key = match[1], match[2] or ""

@@ -171,7 +171,7 @@ def _options(platform: str, bfloat16: bool) -> dict[str, bool | str]:
     return options
 
 
-# On whole trees: one call per leaf would compile one program per shape.
+# These take whole trees: one call per leaf would compile one program per shape.
 @functools.cache
 def _stacked(sharding: NamedSharding) -> Callable[[Tree], Tree]:
     """Returns a function that stacks what every device has, `[...] -> [N, ...]`, without moving it."""

@@ -84,13 +84,15 @@ def test_a_test_part_is_enough_for_a_teacher_from_elsewhere(tmp_path):
     assert (tuple(config.data.image_shape), config.data.num_classes) == ((9, 10, 3), 3)
 
 
+@pytest.mark.parametrize("origin", [("checkpoint", "teacher.pth"), ("module", "torch:mine:make")])
 @pytest.mark.parametrize("missing", GIVEN)
-def test_mean_and_std_of_a_teacher_from_elsewhere_must_be_given(missing, tmp_path, monkeypatch):
+def test_mean_and_std_of_a_teacher_from_elsewhere_must_be_given(missing, origin, tmp_path, monkeypatch):
     _write(tmp_path)
     monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("an image was opened"))
-    config = _config(tmp_path, **{**GIVEN, missing: (), "teacher.checkpoint": "teacher.pth"})
+    key, name = origin
+    config = _config(tmp_path, **{**GIVEN, missing: (), f"teacher.{key}": name})
     text = _refused(from_folder.settle, config)
-    assert text.startswith(f"{missing} is () and the teacher comes from teacher.pth; expected the mean and std")
+    assert text.startswith(f"{missing} is () and the teacher comes from {name}; expected the mean and std")
     assert text.endswith("Set --config.data.mean and --config.data.std")
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tiny
 
+import cudfkd_jax
 from cudfkd_jax import main
 from cudfkd_jax.config import build
 from cudfkd_jax.config.budget import Pace
@@ -254,6 +255,11 @@ def test_weights_that_fit_by_name_and_guess_stop_the_run(tmp_path, monkeypatch):
         UserError, match=r"10\.0 % of 360 .* near chance; .* Set --config\.teacher\.verify=false to go on"
     ):
         stages.run(config, "distill", tmp_path / "run", said.append)
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1), np.uint8)
+    arguments = {"image_shape": (8, 8, 1), "num_classes": 10, "mean": 0.3, "std": 0.3}
+    arguments |= {"test": (images, np.arange(40) % 10), "workdir": tmp_path / "run"}
+    with pytest.raises(UserError, match="near chance"):
+        cudfkd_jax.distill(teacher=config.teacher.checkpoint, student="wrn10_1", config=config, **arguments)
     assert not (tmp_path / "run").exists()
     config.teacher.verify = False
     monkeypatch.setattr(stages, "_run_part", lambda *_: said.append("it goes on"))

@@ -102,6 +102,7 @@ def test_numbers_of_the_paper():
         (["--seeds=1,1"], "--seeds names 1 twice"),
         (["--seeds=-1"], "--seeds=-1 must not be negative"),
         (["--jobs=0"], "--jobs=0 must be at least 1"),
+        (["--workdir="], "--workdir is empty; expected a folder"),
         (["--config=nowhere.py"], "no configuration file 'nowhere.py'"),
         (["--config.distill.epoch=1"], "unknown configuration key 'distill.epoch'"),
         (["--config.seed=3"], "--config.seed=3: methods are given by --methods, seeds by --seeds"),

@@ -3,8 +3,10 @@
 import json
 import os
 import re
+import runpy
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +20,7 @@ from cudfkd_jax.experiments.reproduce import catalogue
 from cudfkd_jax.experiments.reproduce.entry import with_method
 from cudfkd_jax.methods.base import Method, MethodSpec
 from cudfkd_jax.objectives.terms import Metrics
+from cudfkd_jax.report import tables
 from cudfkd_jax.runs import stages
 from cudfkd_jax.runtime.errors import UserError
 
@@ -79,6 +82,15 @@ def test_its_settings_are_checked_and_identify_its_runs():
     given = loading.from_settings({"method": _OWN, "boundary.margin_weight": 0.5})
     assert given.boundary.margin_weight == 0.5 and given.distill.temperature == 4.0
     assert "boundary.margin_weight" not in access.flatten(loading.load(tiny.__file__))
+
+
+def test_its_run_is_repeated_from_the_report(tmp_path):
+    config = loading.load(f"{tiny.__file__}:method={_OWN}")
+    loading.override(config, ["--config.boundary.margin_weight=0.3"])
+    file = tmp_path / "config.py"
+    file.write_text(tables.configuration_file(SimpleNamespace(config=access.flatten(config))))
+    again = runpy.run_path(str(file))["get_config"]()
+    assert access.flatten(again) == access.flatten(config) and again.boundary.margin_weight == 0.3
 
 
 def test_it_is_another_row_of_a_table():

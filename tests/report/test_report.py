@@ -222,6 +222,24 @@ def test_the_configuration_file_repeats_the_run(finished_run):
     assert "--config=" in _Page(finished_run / "report.html").text
 
 
+def test_a_run_that_was_fitted_into_a_budget_is_repeated_at_its_length(made):
+    held = json.loads((made / "config.json").read_text())
+    held["config"] |= {"distill.budget": "2h", "distill.epochs": 7}
+    (made / "config.json").write_text(json.dumps(held))
+    _report(made)
+    config = runpy.run_path(str(made / "report/config.py"))["get_config"]()
+    assert (config.distill.budget, config.distill.epochs) == ("", 7)
+
+
+def test_without_images_a_pytorch_module_is_a_teacher_from_the_command_line(made):
+    held = json.loads((made / "config.json").read_text())
+    held["config"] |= {"data.source": "none", "teacher.checkpoint": ""}
+    for module, python in (("torch:package:make", False), ("", True)):
+        held["config"]["teacher.module"] = module
+        (made / "config.json").write_text(json.dumps(held))
+        assert ("It was started from Python" in _report(made).text) == python
+
+
 def test_an_older_run_without_observations_says_what_is_missing(made):
     shutil.rmtree(made / "report")
     shutil.rmtree(made / "samples")

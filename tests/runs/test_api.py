@@ -13,7 +13,7 @@ import user_nets
 from helpers import snapshot
 
 import cudfkd_jax
-from cudfkd_jax.config import loading
+from cudfkd_jax.config import loading, precision
 from cudfkd_jax.data import load
 from cudfkd_jax.models.classifier import Classifier
 from cudfkd_jax.runs import api, stages
@@ -119,7 +119,7 @@ def test_a_finished_run_is_reported_and_exported(run_copy):
 def test_a_teacher_is_read_from_the_path_of_a_run_or_a_file(finished_run):
     config = tiny.get_config()
     for path in (finished_run, str(finished_run / "teacher/net")):
-        network, net, variables = api._teacher(path, config)
+        network, net, variables = api._teacher(path, config, print)
         assert weights.digest(variables) == weights.load_net(finished_run / "teacher/net").sha256
         assert (net.arch, network.mean) == (tiny.NET, (0.3,)) and config.teacher.checkpoint == ""
 
@@ -133,6 +133,24 @@ def test_a_teacher_that_is_not_there_is_refused_before_anything_is_written(tmp_p
 def test_the_package_shows_its_public_names():
     assert dir(cudfkd_jax) == sorted(cudfkd_jax.__all__)
     assert all(getattr(cudfkd_jax, name) is not None for name in cudfkd_jax.__all__)
+
+
+def test_networks_are_built_with_the_dtype_that_auto_stands_for(monkeypatch):
+    """As from the command line; the dtype is recorded, so that a resumed run has the same networks."""
+    begun = []
+
+    def run_pair(config, folder, pair, *more, **options):
+        begun.append((config.compute_dtype, pair))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(precision, "_suited", lambda devices: "bfloat16")
+    monkeypatch.setattr(stages, "run_pair", run_pair)
+    config = _settings()
+    config.compute_dtype = "auto"
+    with pytest.raises(KeyboardInterrupt):
+        cudfkd_jax.distill(**_arguments(student="wrn10_1", config=config))
+    ((dtype, pair),) = begun
+    assert dtype == "bfloat16" and pair.student.module.dtype == jnp.bfloat16
 
 
 @pytest.fixture(scope="module", name="measured")

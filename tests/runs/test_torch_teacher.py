@@ -13,6 +13,7 @@ import cudfkd_jax
 from cudfkd_jax import main
 from cudfkd_jax.config import jobs, networks, validate
 from cudfkd_jax.config.jobs import teacher_source
+from cudfkd_jax.experiments import compare, plan
 from cudfkd_jax.methods import METHODS
 from cudfkd_jax.models import torch_module
 from cudfkd_jax.runs import distill
@@ -156,6 +157,21 @@ def test_it_is_not_trained(arguments, text, tmp_path, capsys):
     assert _run(tmp_path / "run", *arguments) == 2
     error = capsys.readouterr().err
     assert text in error and error.count("\n") == 1 and not (tmp_path / "run").exists()
+
+
+def test_a_comparison_does_not_train_it(tmp_path, monkeypatch):
+    planned = []
+
+    def run(runs, **options):
+        planned.extend(runs)
+        return []
+
+    monkeypatch.setattr(plan, "check_surroundings", lambda runs: plan._check_here([each.wanted for each in runs]))
+    monkeypatch.setattr(plan, "run", run)
+    monkeypatch.setattr(compare, "write_table", lambda *arguments: None)
+    own = ("--config.teacher.module=torch:torch_nets:make", "--config.data.source=none")
+    compare.compare(CONFIG.removeprefix("--config="), ["dafl"], [0], tmp_path, own)
+    assert [each.teacher for each in planned] == [None]
 
 
 def test_attention_transfer_needs_stages(tmp_path, capsys):

@@ -19,9 +19,9 @@ The arguments are names of tables and figures, or `all`.
 --config.KEY=VALUE  a setting of all runs, such as --config.data.dir
 
 Runs that several entries share are executed once. Rerun the same command to
-resume. Runs of cifar10_cpu recorded in results/ count as completed. Each entry
-is written to WORKDIR/<entry>/. docs/reproducing.md describes the entries and
-their durations.
+resume. What is recorded of cifar10_cpu in results/ counts as completed. Each
+entry is written to WORKDIR/<entry>/. docs/reproducing.md describes the entries
+and their durations.
 """
 
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ from pathlib import Path
 from cudfkd_jax.config import files
 from cudfkd_jax.experiments.reproduce import catalogue, reproduce
 from cudfkd_jax.runtime import cli
-from cudfkd_jax.runtime.errors import RunFailedError, UserError
+from cudfkd_jax.runtime.errors import RunFailedError
 
 # The results of earlier runs; only a checkout has them.
 _RECORDED = {"cifar10_cpu": files.FOLDER.parent / "results/cifar10_compare"}
@@ -55,8 +55,6 @@ def _run(arguments: Sequence[str]) -> None:
     if options.list:
         print(catalogue.listing())
         return
-    if options.workdir == "":
-        raise UserError("--workdir is empty; expected a folder. Set --workdir=…, or leave it out")
     folder = Path(options.workdir or f"runs/reproduce-{options.scale}").expanduser()
     jobs = cli.parse_jobs(options.jobs)
     results = reproduce(

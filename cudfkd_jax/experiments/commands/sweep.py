@@ -21,7 +21,6 @@ from pathlib import Path
 
 from cudfkd_jax.experiments import launcher, sweep
 from cudfkd_jax.runtime import cli
-from cudfkd_jax.runtime.errors import UserError
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -40,8 +39,6 @@ def _run(arguments: Sequence[str]) -> None:
     options, overrides = parser.parse_known_args(arguments)
     axes = [sweep.parse_axis(text) for text in options.set]
     seeds, jobs = cli.parse_seeds(options.seeds), cli.parse_jobs(options.jobs)
-    if options.workdir == "":
-        raise UserError("--workdir is empty; expected a folder. Set --workdir=…, or leave it out")
     folder = Path(options.workdir or sweep.default_workdir(options.config, axes, overrides)).expanduser()
     outcomes = sweep.sweep(options.config, axes, seeds, folder, overrides, jobs=jobs, say=cli.say)
     print((folder / f"{sweep.NAME}.md").read_text(encoding="utf-8") + f"written: {folder}/{sweep.NAME}.md, .csv")

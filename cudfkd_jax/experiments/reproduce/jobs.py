@@ -117,6 +117,6 @@ def _check_overrides(entry: Entry, setting: Setting, configs: Path, overrides: S
     changed = loading.override(loading.load(file), overrides)
     for key in changed:
         if key in (*_OWN, *entry.varies):
-            raise UserError(f"--config.{key}: {entry.name} decides it; leave it out, or see scripts/sweep.py")
+            raise UserError(f"--config.{key}: {entry.name} decides it; leave it out, or use cudfkd sweep")
     if "teacher.checkpoint" in changed and any("noisy" in run.config for run in setting.runs):
         raise UserError(f"--config.teacher.checkpoint: {entry.name} trains its noisy teacher itself; leave it out")
