@@ -153,7 +153,8 @@ def _listed(names: Sequence[str]) -> str:
 def _load_split(request: Request, root: Path, split: str, classes: list[str], unread: _Unread) -> Split:
     folder = _split_folder(root, split)
     files = _list(folder, classes, unread)
-    identity = f"{folder}\0{request.image_shape[-1]}" + "\0resized" * request.resize
+    height, width, channels = request.image_shape
+    identity = f"{folder}\0{channels}" + f"\0{height}×{width}" * request.resize
     version = hashlib.sha256()
     for file in files:
         version.update(f"{file.path}\0{file.size}\0{file.mtime_ns}\n".encode(errors="surrogateescape"))

@@ -7,7 +7,8 @@ from cudfkd_jax.storage.records import Record
 
 _SPREAD = 0.02  # standard deviation over images of pixels in [0, 1]; a working generator reaches 0.1 or more
 _ONE_CLASS = 0.9  # share of the images
-_AFTER, _CHANCE = 3, 1.5  # evaluated epochs; multiple of chance that still counts as chance
+_AFTER = 3  # evaluated epochs
+_CHANCE, _MARGIN = 1.5, 5  # what still counts as chance: the lower of a multiple, and of points above it
 _ACCURACY = {"acc1": "acc@1", "agree1_synthetic": "synthetic agree@1"}
 
 
@@ -41,7 +42,7 @@ def of_student(history: Sequence[Record], num_classes: int) -> list[str]:
     chance = 100 / num_classes
     for key, label in _ACCURACY.items():
         measured = [record[key] for record in history if key in record]
-        if len(measured) >= _AFTER and max(measured) < min(_CHANCE * chance, 100):
+        if len(measured) >= _AFTER and max(measured) < min(_CHANCE * chance, chance + _MARGIN):
             return [
                 f"the student is at chance: {label} {max(measured):.2f} % at best after {len(history)} epochs, "
                 f"{chance:.2f} % is chance"

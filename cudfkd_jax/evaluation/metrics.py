@@ -15,6 +15,7 @@ import numpy as np
 from clu import metrics
 from jax import Array
 
+from cudfkd_jax.models.layers import at_least_float32
 from cudfkd_jax.objectives import losses
 
 
@@ -185,6 +186,5 @@ def _against_teacher(kind: type[Mean], per_example) -> type[metrics.Metric]:
 
 
 def _smoothed(logits: Array) -> Array:
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    p = jax.nn.softmax(logits, axis=-1) + 1e-8
+    p = jax.nn.softmax(at_least_float32(logits), axis=-1) + 1e-8
     return jnp.log(p / jnp.sum(p, axis=-1, keepdims=True))

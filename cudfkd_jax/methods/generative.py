@@ -12,6 +12,7 @@ which changes more slowly than the generator and so reduces forgetting in the st
 Adversarial Distillation", NeurIPS 2022, where such an average generates part of the student's images).
 """
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -119,12 +120,15 @@ def generator(settings: MethodSettings) -> Generator:
 
 
 def generator_optimiser(settings: MethodSettings) -> optax.GradientTransformation:
-    """Returns Adam for the generator, at a constant learning rate or with a cosine schedule over the epochs."""
+    """Returns Adam for the generator, at a constant learning rate or with a cosine over the epochs."""
     g, d = settings.generator, settings.distill
-    learning_rate: optax.ScalarOrSchedule = g.learning_rate
-    if g.schedule == "cosine":
-        learning_rate = cosine_learning_rate(g.learning_rate, d.epochs, d.rounds_per_epoch * d.synthesis_steps)
-    return optax.adam(learning_rate, b1=g.beta1, b2=g.beta2)
+    adam = functools.partial(optax.adam, b1=g.beta1, b2=g.beta2)
+    if g.schedule != "cosine":
+        return adam(g.learning_rate)
+    # The rounds of the warm-up are no part of the epochs.
+    cosine = cosine_learning_rate(g.learning_rate, d.epochs, d.rounds_per_epoch * d.synthesis_steps)
+    warmup = d.warmup_rounds * d.synthesis_steps
+    return adam(lambda count: cosine(jnp.maximum(count - warmup, 0)))
 
 
 def generative_method(

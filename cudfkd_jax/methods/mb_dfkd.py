@@ -44,7 +44,6 @@ from cudfkd_jax.objectives import losses, terms
 from cudfkd_jax.objectives.student import StudentLoss
 from cudfkd_jax.objectives.terms import STUDENT, Synthetic, Term
 from cudfkd_jax.runtime.devices import SINGLE, Axis
-from cudfkd_jax.runtime.errors import UserError
 
 _TEMPERATURE = 3.0  # of JS
 
@@ -119,11 +118,7 @@ def mb_dfkd_method(
     Raises:
         UserError: the batch size is not a multiple of 8, or another number is not positive.
     """
-    if batch_size < 8 or batch_size % 8:
-        raise UserError(
-            f"batch_size={batch_size} has no eighth to remember, as MB-DFKD does; set it to a multiple of 8"
-        )
-    rows = batch_size // 8
+    rows = replayed_rows(batch_size)
     method = generative_method(
         generator=generator,
         optimiser=optimiser,

@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
+from cudfkd_jax.models.layers import at_least_float32
+
 # (teacher_logits [B, C], student_logits [B, C], temperature) -> [B]
 Divergence = Callable[[Array, Array, float], Array]
 
@@ -65,7 +67,7 @@ def l1_distance(teacher_logits: Array, student_logits: Array) -> Array:
     Returns:
         `[B]`, non-negative.
     """
-    return jnp.mean(jnp.abs(_at_least_float32(teacher_logits) - _at_least_float32(student_logits)), axis=-1)
+    return jnp.mean(jnp.abs(at_least_float32(teacher_logits) - at_least_float32(student_logits)), axis=-1)
 
 
 def js_divergence(teacher_logits: Array, student_logits: Array, temperature: float) -> Array:
@@ -174,7 +176,7 @@ def class_balance_loss(mean_probabilities: Array) -> Array:
     Returns:
         `[]` in [−ln C, 0], up to the 1e-8 that keeps an absent class out of ln 0.
     """
-    p = _at_least_float32(mean_probabilities)
+    p = at_least_float32(mean_probabilities)
     return jnp.sum(p * jnp.log(p + 1e-8))
 
 
@@ -201,16 +203,12 @@ def cross_entropy(logits: Array, labels: Array) -> Array:
     Returns:
         `[B]`, non-negative.
     """
-    return optax.softmax_cross_entropy_with_integer_labels(_at_least_float32(logits), labels)
+    return optax.softmax_cross_entropy_with_integer_labels(at_least_float32(logits), labels)
 
 
 def _norm(a: Array, b: Array) -> Array:
-    return optax.safe_norm(_at_least_float32(a) - _at_least_float32(b), min_norm=0.0)
+    return optax.safe_norm(at_least_float32(a) - at_least_float32(b), min_norm=0.0)
 
 
 def _log_softmax(logits: Array, temperature: float) -> Array:
-    return jax.nn.log_softmax(_at_least_float32(logits) / temperature, axis=-1)
-
-
-def _at_least_float32(x: Array) -> Array:
-    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    return jax.nn.log_softmax(at_least_float32(logits) / temperature, axis=-1)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from cudfkd_jax.models.capture import BN, FEATURES, Outputs
+from cudfkd_jax.models.layers import at_least_float32
 from cudfkd_jax.objectives import losses
 from cudfkd_jax.runtime.devices import Axis
 
@@ -65,24 +66,18 @@ class StatefulTerm(NamedTuple):
     needs: tuple[str, ...] = ()
 
 
-def adversarial_term(
-    divergence: SampleLoss, weight: optax.Schedule, *, weight_name: str = "", detach_teacher: bool = False
-) -> Term:
+def adversarial_term(divergence: SampleLoss, weight: optax.Schedule, *, weight_name: str = "") -> Term:
     """Returns −1/B Σ_i D(f_t(x_i), f_s(x_i)), which rewards images on which the student differs.
 
     Args:
         divergence: D, one value per image.
         weight: a schedule of the student step.
         weight_name: see `Term`.
-        detach_teacher: stops the gradient through the teacher.
     """
 
     def value(synthetic: Synthetic, axis: Axis) -> jax.Array:
         assert synthetic.student is not None
-        teacher_logits = synthetic.teacher.value
-        if detach_teacher:
-            teacher_logits = jax.lax.stop_gradient(teacher_logits)
-        return -axis.mean(jnp.mean(divergence(teacher_logits, synthetic.student.value)))
+        return -axis.mean(jnp.mean(divergence(synthetic.teacher.value, synthetic.student.value)))
 
     return Term("adversarial_loss", value, weight, (STUDENT,), weight_name)
 
@@ -110,7 +105,7 @@ def balance_term(weight: float, temperature: float = 1.0) -> Term:
     """Returns Σ_c p̄_c ln(p̄_c + 1e-8), p̄ the batch mean of softmax(z_t / T): minimal for balanced classes."""
 
     def value(synthetic: Synthetic, axis: Axis) -> jax.Array:
-        probabilities = jax.nn.softmax(synthetic.teacher.value / temperature)
+        probabilities = jax.nn.softmax(at_least_float32(synthetic.teacher.value) / temperature)
         return losses.class_balance_loss(axis.mean(jnp.mean(probabilities, axis=0)))
 
     return Term("balance_loss", value, optax.constant_schedule(weight))
@@ -121,6 +116,6 @@ def feature_term(weight: float) -> Term:
 
     def value(synthetic: Synthetic, axis: Axis) -> jax.Array:
         assert synthetic.teacher.features is not None
-        return -axis.mean(jnp.mean(jnp.abs(synthetic.teacher.features)))
+        return -axis.mean(jnp.mean(jnp.abs(at_least_float32(synthetic.teacher.features))))
 
     return Term("feature_loss", value, optax.constant_schedule(weight), (FEATURES,))

@@ -1,5 +1,6 @@
 """TensorBoard events of a stage: the values of its records in groups, and pictures; see `docs/tensorboard.md`."""
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -30,7 +31,9 @@ class Events:
 
     def __init__(self, folder: Path, first_epoch: int):
         """Opens a new file in which TensorBoard drops earlier events from `first_epoch` on."""
-        self._writer = SummaryWriter(str(folder), purge_step=first_epoch)
+        # The writer's own names tell seconds apart, and a file of the same name would be overwritten.
+        suffix = f".{time.time_ns()}"
+        self._writer = SummaryWriter(str(folder), purge_step=first_epoch, filename_suffix=suffix)
 
     def scalars(self, record: Record) -> None:
         """Writes the values of an epoch's record."""

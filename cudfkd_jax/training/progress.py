@@ -60,9 +60,9 @@ class Progress:
         self._ended = threading.Event()
         if shown:
             self._bar = self._make_bar()
+        self._tensorboard = tensorboard if shown else None
         self._events: Events | None = None
-        if shown and tensorboard is not None:
-            self._events = _events(tensorboard, first_step // steps_per_epoch + 1)
+        self.rewind(first_step // steps_per_epoch)
 
     def _make_bar(self) -> tqdm | None:
         """Returns a widget in a notebook that has widgets, tqdm's bar in a terminal, None elsewhere."""
@@ -90,6 +90,13 @@ class Progress:
                 self._bar.close()
         if self._events is not None:
             self._events.close()
+
+    def rewind(self, epochs: int) -> None:
+        """Begins events after this number of epochs; TensorBoard drops earlier ones of later epochs."""
+        if self._events is not None:
+            self._events.close()
+        if self._tensorboard is not None:
+            self._events = _events(self._tensorboard, epochs + 1)
 
     def step(self, step: int) -> None:
         """Moves the bar to a step counted from the start of the run."""

@@ -188,6 +188,7 @@ def run(stage: Stage, options: TrainerOptions) -> tuple[RunState, list[Record]]:
                 )
             except _NotFiniteError as error:
                 one, history = _roll_back(stage, options, error.state, saver, progress)
+                progress.rewind(len(history))
                 state, begun = stage.devices.replicate(one), None
                 continue
             history.append(record)
@@ -265,15 +266,17 @@ class _Saver:
         return (every > 0 or at_epoch_end) and time.monotonic() - self._saved_at >= every
 
     def save(self, state: RunState) -> None:
-        """Writes one copy of a state, between the two callback hooks, in the first process only."""
-        if processes.is_first():
-            folder = self._stage.folder / CHECKPOINTS
-            for callback in self._stage.callbacks:
-                callback.before_checkpoint()
-            checkpoint.save(folder, int(state.step + state.synthesis_step), state, keep=self._options.keep)
-            for callback in self._stage.callbacks:
-                callback.after_checkpoint()
+        """Writes one copy of a state, between the two callback hooks, in the first process; all fail with it."""
+        processes.from_first(lambda: self._write(state))
         self._saved_at = time.monotonic()
+
+    def _write(self, state: RunState) -> None:
+        folder = self._stage.folder / CHECKPOINTS
+        for callback in self._stage.callbacks:
+            callback.before_checkpoint()
+        checkpoint.save(folder, int(state.step + state.synthesis_step), state, keep=self._options.keep)
+        for callback in self._stage.callbacks:
+            callback.after_checkpoint()
 
 
 def _run_epoch(

@@ -422,6 +422,8 @@ def test_resize_has_a_cache_of_its_own(root, cache):
     load(root, ("test",))
     assert len(list(cache.iterdir())) == 2
     assert len(load(root, ("test",), resize=True).splits["test"].images) == len(resized) - 1
+    load(root, ("test",), resize=True, image_shape=(8, 8, 3))
+    assert len(list(cache.iterdir())) == 3  # of another size
 
 
 @pytest.mark.parametrize(

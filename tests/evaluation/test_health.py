@@ -37,7 +37,8 @@ def test_images(classes, spread, expected):
         ([9.0, 30.0, 10.0], 10, False),  # and forgotten it, which the curve shows
         ([9.0, 11.0], 10, False),  # too early to tell
         ([1.2, 0.9, 1.4], 100, True),
-        ([50.0, 60.0, 74.0], 2, True),
+        ([50.0, 54.0, 54.9], 2, True),
+        ([50.0, 54.0, 55.0], 2, False),  # half as much again is no chance where there are few classes
         ([], 10, False),
     ],
 )

@@ -169,6 +169,10 @@ def test_a_generator_slows_down_with_the_student_where_that_is_set():
         steps = _updates(generator_optimiser(methods.method_settings(config)), [[1.0, -1.0]] * 4 * per_epoch)
         rates = [-step[0] / config.generator.learning_rate for step in steps[::per_epoch]]
         np.testing.assert_allclose(rates, expected, rtol=1e-4)  # Adam's step along a constant gradient
+    config.distill.update(warmup_rounds=2, rounds_per_epoch=1, synthesis_steps=1)
+    steps = _updates(generator_optimiser(methods.method_settings(config)), [[1.0, -1.0]] * 6)
+    rates = [-step[0] / config.generator.learning_rate for step in steps]
+    np.testing.assert_allclose(rates, [1, 1, *expected], rtol=1e-4)  # after the warm-up
 
 
 def test_the_students_optimiser_is_sgd_or_adam_and_clips():

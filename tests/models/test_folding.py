@@ -15,6 +15,7 @@ from cudfkd_jax.config import validate
 from cudfkd_jax.models.capture import BN, FEATURES, STAGES
 from cudfkd_jax.models.classifier import Classifier
 from cudfkd_jax.models.vgg import VGG
+from cudfkd_jax.runtime import processes
 from cudfkd_jax.runtime.errors import UserError
 from cudfkd_jax.training import batching
 from cudfkd_jax.training.loops import Epoch, distillation_steps, make_epoch_function
@@ -114,7 +115,7 @@ def _devices(memory):
     return types.SimpleNamespace(local=(device,), devices=(device,))
 
 
-def test_as_many_batches_at_once_as_memory_allows():
+def test_as_many_batches_at_once_as_memory_allows(monkeypatch):
     problem, teacher = nets.problem(nets.config()), nets.teacher_variables()
 
     def found(memory, steps=10):
@@ -126,6 +127,9 @@ def test_as_many_batches_at_once_as_memory_allows():
     step = 4 * (16 * 8 * 8 * 8) * 4 + (16 * 8 * 8 * 3 + 16 * 10) * 4
     assert found({"bytes_limit": 4 * 10 * step}) == 10 and found({"bytes_limit": 4 * 10 * step - 8}) == 5
     assert found({"bytes_limit": 1}) == 1 and found({"bytes_limit": 1 << 40}, steps=7) == 7
+    # Another process, whose devices have room for two.
+    monkeypatch.setattr(processes, "largest", lambda value: max(value, -2))
+    assert found({"bytes_limit": 4 * 10 * step}) == 2 and found({"bytes_limit": 1}) == 1
 
 
 def test_batches_at_once_divide_a_round():

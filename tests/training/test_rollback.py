@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import tensorboard_events
 
 from cudfkd_jax.runs import stages
 from cudfkd_jax.runtime.devices import local_devices
@@ -104,10 +105,14 @@ def test_a_run_rolls_back_to_its_newest_checkpoint_with_another_key(tmp_path, ca
 
 def test_epochs_that_no_checkpoint_has_are_undone(tmp_path):
     run = _Run(bad=10, times=1)
-    _, history = run(tmp_path, "rollback", checkpoint_seconds=1e6)
+    _, history = run(tmp_path, "rollback", checkpoint_seconds=1e6, tensorboard=True)
     assert run.epochs == [1, 2, 1, 2, 3, 4]  # only the final state is saved
     assert [record["epoch"] for record in history] == [1, 2, 3, 4]
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 4
+    events = tensorboard_events(tmp_path / "tensorboard")
+    assert [event.step for event in events if event.HasField("session_log")] == [1, 1]  # dropped from there on
+    losses = [event.step for event in events for value in event.summary.value if value.tag == "train/loss"]
+    assert losses == run.epochs
 
 
 def test_a_rollback_is_reproducible(tmp_path):
