@@ -91,7 +91,7 @@ def get_config() -> ConfigDict:
     generator.initialisation = "normal"  # N(0, 0.02), CuDFKD's; or "torch", PyTorch's default
     generator.ema_decay = 0.0  # of the weight average that makes the student's images; 0: no averaging
     generator.learning_rate = 1e-3  # Adam
-    generator.schedule = "constant"  # or "cosine": to 0 over the epochs, like the student's
+    generator.schedule = "constant"  # or "cosine": to 0 over the epochs, for generators that last a run
     generator.beta1 = 0.9  # of Adam
     generator.beta2 = 0.99  # of Adam
 

@@ -78,6 +78,7 @@ _CHOICES: dict[str, Sequence[str]] = {
 # Settings that only some methods read (`MethodSpec.reads`), with the values at which they have no effect.
 _READ_BY_SOME: dict[str, Any] = {
     "synthesis.adversarial_mask": "agreement",
+    "generator.schedule": "constant",
     "generator.ema_decay": 0.0,
     "memory.capacity": 0,
     "log.majorise_minimise_updates": 0,

@@ -34,7 +34,7 @@ from cudfkd_jax.objectives.terms import STUDENT, STUDENT_FEATURES, Metrics, Stat
 from cudfkd_jax.runtime.devices import SINGLE, Axis
 from cudfkd_jax.runtime.errors import UserError
 
-READS = ("generator.ema_decay", "memory.capacity")  # by every method that `build` makes
+READS = ("generator.schedule", "generator.ema_decay", "memory.capacity")  # by every method that `build` makes
 SCHEDULES = ("constant", "cosine")  # of the generator's learning rate
 
 

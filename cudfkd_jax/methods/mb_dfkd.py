@@ -218,6 +218,6 @@ SPEC = MethodSpec(
     label="MB-DFKD",
     build=build,
     recipe={**SHARED_RECIPE, "memory": {"capacity": 1280, "every_epochs": 5}},
-    reads=("memory.capacity",),
+    reads=("generator.schedule", "memory.capacity"),
     replays=True,
 )

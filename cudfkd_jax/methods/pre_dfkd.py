@@ -191,5 +191,6 @@ SPEC = MethodSpec(
     build=build,
     recipe=mb_dfkd.SHARED_RECIPE,
     settings=Settings,
+    reads=("generator.schedule",),
     replays=True,
 )

@@ -137,14 +137,20 @@ def _pair(config):
     return networks.pair(config, net, net.abstract_variables())
 
 
-@pytest.mark.parametrize("key", ["memory.capacity", "generator.ema_decay"])
-@pytest.mark.parametrize("method", ["cmi", "pre_dfkd", "mb_dfkd"])
-def test_they_are_refused_where_nothing_would_look_at_them(method, key):
+@pytest.mark.parametrize(
+    ("key", "value"), [("memory.capacity", 8), ("generator.ema_decay", 0.5), ("generator.schedule", "cosine")]
+)
+@pytest.mark.parametrize("method", ["cmi", "fastdfkd", "adi", "pre_dfkd", "mb_dfkd"])
+def test_they_are_refused_where_nothing_would_look_at_them(method, key, value):
     from cudfkd_jax.config import validate
 
     config = tiny.get_config(f"method={method}")
-    config.update_from_flattened_dict({key: 8 if key == "memory.capacity" else 0.5})
-    if (method, key) == ("mb_dfkd", "memory.capacity"):
+    config.update_from_flattened_dict({key: value})
+    if key in METHODS[method].reads:
+        assert (method, key) in {
+            ("mb_dfkd", "memory.capacity"),
+            *((name, "generator.schedule") for name in ("mb_dfkd", "pre_dfkd")),
+        }
         validate.check(config)
     else:
         with pytest.raises(UserError, match=f"{key}=.* is for cudfkd, dafl"):
