@@ -70,7 +70,8 @@ def from_first(function: Callable[[], Any]) -> Any:
     """Calls `function()` in the first process and returns its result in all.
 
     Args:
-        function: returns dictionaries with string keys and lists of NumPy arrays, numbers, strings and None.
+        function: returns dictionaries with string keys and lists of NumPy arrays, numbers, strings and None;
+            arrays above a gigabyte in dictionaries alone.
 
     Raises:
         UserError, RunFailedError: the function failed; the first process raises the original error.

@@ -214,12 +214,14 @@ def _start(stage: Stage) -> tuple[RunState, list[Record], list[str]]:
         state = initialise(stage.init) if state is None else state
         return {
             "history": records.cut_back(stage.folder / METRICS, int(state.step) // stage.steps_per_epoch),
-            "state": jax.tree.leaves(checkpoint.to_host(state)),
+            # A dictionary, of which arrays above a gigabyte are sent in pieces.
+            "state": {str(n): leaf for n, leaf in enumerate(jax.tree.leaves(checkpoint.to_host(state)))},
             "damaged": [str(path) for path in damaged],
         }
 
     found = processes.from_first(read)
-    state = checkpoint.with_keys(jax.tree.unflatten(jax.tree.structure(like), found["state"]), like)
+    leaves = [found["state"][str(n)] for n in range(len(found["state"]))]
+    state = checkpoint.with_keys(jax.tree.unflatten(jax.tree.structure(like), leaves), like)
     return state, found["history"], found["damaged"]
 
 
