@@ -50,7 +50,7 @@ def get_config() -> ConfigDict:
     # Per channel, of images in [0, 1]; (): those of a folder's training images, if networks are trained on them.
     data.mean = (0.4914, 0.4822, 0.4465)
     data.std = (0.2023, 0.1994, 0.2010)  # per channel, of the same images
-    data.padding = 4  # for random crops in training with data or on image pools (ADI, CMI); 0: none
+    data.padding = 4  # for random crops in training with data, and of methods with a pool of images; 0: none
     data.flip = True  # random mirroring, in the same cases
 
     teacher = config.teacher = ConfigDict()  # the network that is distilled, and its training on the data
@@ -130,12 +130,12 @@ def get_config() -> ConfigDict:
     curriculum.none_keeps_ramp = True  # False: strategy "none" also holds α_adv at its initial value
 
     synthesis = config.synthesis = ConfigDict()  # the objective of the images
-    synthesis.batch_size = 0  # of synthesis steps (ADI, CMI, FastDFKD), over all devices; 0: distill.batch_size
+    synthesis.batch_size = 0  # of synthesis steps of methods with a pool, over all devices; 0: distill.batch_size
     synthesis.adversarial_loss = "kl"  # D of CuDFKD's Eq. 4: "kl" or "js"
     # The images that enter CuDFKD's Eq. 4: those on which teacher and student predict the same class ("agreement",
     # as in the authors' first release), or all ("none", as in Eq. 4 and their later code).
     synthesis.adversarial_mask = "agreement"
-    synthesis.adversarial_temperature = 3.0  # CuDFKD, ADI, CMI, AdaDFKD, FastDFKD
+    synthesis.adversarial_temperature = 3.0  # T of the adversarial terms that have one
     synthesis.adversarial_weight = 1.0  # for the other methods; CuDFKD uses α_adv(t)
     synthesis.bn_weight = 1.0  # α_bn of Eq. 5
     synthesis.class_weight = 1.0  # α_oh of Eq. 5
