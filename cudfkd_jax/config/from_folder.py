@@ -12,8 +12,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from cudfkd_jax import data
-from cudfkd_jax.config import access, validate
-from cudfkd_jax.config.access import FOLDER, from_folder
+from cudfkd_jax.config import validate
+from cudfkd_jax.config.access import FOLDER, from_folder, gives_teacher
 from cudfkd_jax.runtime import processes
 from cudfkd_jax.runtime.errors import UserError
 from cudfkd_jax.storage import workdir
@@ -70,7 +70,7 @@ def _of_folder(config: ConfigDict, missing: Sequence[str]) -> dict[str, Any]:
     """Reads the settings from the folder: from its names and some headers and, for mean and std, all of train/."""
     d = config.data
     for key in _OF_TRAINING:
-        if key in missing and access.gives_teacher(config):
+        if key in missing and gives_teacher(config):
             origin = config.teacher.checkpoint or config.teacher.module
             raise UserError(
                 f"{key} is () and the teacher comes from {origin}; expected the mean and std of its training, "

@@ -192,7 +192,7 @@ def run_pair(
     """Starts or resumes distillation of networks passed as objects, as `run` does for configured networks.
 
     Args:
-        config: checked.
+        config: checked, with a settled dtype, in which the networks were built.
         folder: the run's workdir.
         pair: teacher and student.
         test: used only for evaluation; None without data.
@@ -204,7 +204,6 @@ def run_pair(
         UserError: before anything is compiled or written.
         OutOfMemoryError: names the settings to lower.
     """
-    precision.settle(config, folder)
     budget.settle(config, folder)
     digest = _digest(test)
 
